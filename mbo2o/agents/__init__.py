@@ -1,0 +1,12 @@
+"""Learners from batches, one file each; they know no environment, dataset, phase or logger."""
+
+import importlib
+import pkgutil
+
+from .base import Agent, make_agent
+
+# importing a sibling registers it: a new method is a new file, and nothing else changes
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Agent", "make_agent"]

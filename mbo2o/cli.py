@@ -1,0 +1,316 @@
+"""The command line. Errors of the user's are one line and exit code 2; divergence is 3; a run that was stopped is 143."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# before torch is imported: threads that spin while they wait starve each other on busy cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from .types import Diverged, UserError
+
+HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `mbo2o`."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
+    sys.exit(_guarded(lambda: _dispatch(args)))
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    from .run.run import Stopped
+
+    try:
+        return work()
+    except UserError as e:
+        print(f"mbo2o: {e}", file=sys.stderr)
+        return 2
+    except Diverged as e:
+        print(f"mbo2o: diverged: {e}", file=sys.stderr)
+        return 3
+    except Stopped as e:
+        print(f"mbo2o: {e}", file=sys.stderr)
+        return 143
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args:
+        # the main job: MOPO offline, MOORe online, on the Hopper data that ships with the repo
+        return _train(["experiment=hopper-small"])
+    if args[0] == "train" and not {"-h", "--help"} & set(args):
+        return _train(args[1:])
+    options = _parser().parse_args(args)
+    result = options.run(options)
+    return int(result or 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- train
+
+
+def conf_folder() -> Path:
+    """The YAML tree: in the repository, or inside an installed package."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def store_schemas() -> None:
+    """Tell Hydra of the dataclasses behind the YAML."""
+    from hydra.core.config_store import ConfigStore
+
+    from . import recipes  # noqa: F401  registers
+    from .registry import RECIPES
+    from .train import Config
+
+    store = ConfigStore.instance()
+    store.store(name="config_base", node=Config)
+    for entry in RECIPES.values():
+        store.store(group="recipe", name=f"{entry.name}_base", node=entry.config)
+
+
+def to_config(node: Any) -> Any:
+    """A composed tree as dataclasses, once; nothing below sees OmegaConf. UserError for what is missing or ill-typed."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as e:
+        raise UserError(_first_line(e)) from e
+
+
+def _train(args: list[str]) -> int:
+    import hydra
+
+    from .train import train
+
+    store_schemas()
+    _check_overrides(args)
+    codes: list[int] = []
+
+    def job(node: Any) -> None:
+        def work() -> int:
+            train(to_config(node))
+            return 0
+
+        codes.append(_guarded(work))
+
+    sys.argv = ["mbo2o train", *args]
+    hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(job)()
+    return max(codes, default=0)
+
+
+def _check_overrides(args: list[str]) -> None:
+    """Compose once, so that a mistake is one line that names the nearest key, instead of Hydra's page."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    flags = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
+    overrides = [a for i, a in enumerate(args) if not a.startswith("-") and (i == 0 or args[i - 1] not in flags)]
+    for a in args:
+        if a.startswith("-") and a not in HYDRA_FLAGS.split():
+            raise UserError(f"train: unknown option {a!r}; settings are given as KEY=VALUE, e.g. recipe.horizon=1")
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            # of a sweep a=1,2 the first choice stands for all
+            first = [str(p.input_line).split("=")[0] + f"={_first(p)}" if p.is_sweep_override() else p.input_line for p in parsed]
+            compose("config", overrides=[x or "" for x in first])
+        except (HydraException, OmegaConfBaseException) as e:
+            base = compose("config", overrides=[o for o in overrides if re.match(r"(recipe|experiment)=[^,]*$", o)][:0])
+            raise UserError(_explain(e, base)) from e
+
+
+def _first(override: Any) -> str:
+    return next(iter(override.sweep_string_iterator()))
+
+
+def _explain(error: Exception, base: Any) -> str:
+    from omegaconf import OmegaConf
+
+    causes = [str(e) for e in (error, error.__cause__, error.__cause__ and error.__cause__.__cause__) if e]
+    text = " ".join(causes)
+    if m := re.search(r"Could not override '([\w.@/]+)'", text):
+        *path, leaf = m[1].split(".")
+        node = OmegaConf.select(base, ".".join(path)) if path else base
+        known = [str(k) for k in node] if OmegaConf.is_dict(node) else []
+        if leaf not in known:
+            near = difflib.get_close_matches(leaf, known, 1, 0.5)
+            where = ".".join(path) or "the config"
+            hint = f"did you mean {'.'.join([*path, near[0]])!r}? " if near else ""
+            return f"{m[1]!r} is not a setting; {hint}{where} has: {', '.join(k for k in known if k != 'hydra')}"
+    if m := re.search(r"Could not find '([\w-]+)/([\w-]+)'", text):
+        folder = conf_folder() / m[1]
+        choices = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(m[2], choices, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"no {m[1]} is called {m[2]!r}; {hint}choices: {', '.join(choices)}"
+    return " ".join(causes[-1].split())
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+# ------------------------------------------------------------------------------------------------------- other commands
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from .run.evaluate import Evaluator, normalised_score
+    from .train import restore
+
+    run, recipe = restore(Path(options.run_dir))
+    agent = recipe.agent
+    episodes, seed = options.episodes, options.seed
+    evaluator = Evaluator(run.env_id, run.spec.seeds, episodes, seed, agent.cfg.gamma)
+    result = evaluator(agent.act, agent.value)
+    score = normalised_score(result["return"], run.env_id, run.cfg.reference)
+    rows = {name: x.tolist() for name, x in {**result, "score": score}.items()}
+    if options.json:
+        print(json.dumps(rows))
+        return
+    print(f"{run.env_id}, {episodes} episodes per seed, deterministic policy, starts drawn from seed {seed}")
+    for k in range(len(rows["return"])):
+        ret, std, length = rows["return"][k], rows["return_std"][k], rows["length"][k]
+        print(
+            f"  seed {k}: return {ret:8.1f} ± {std:.1f}  score {rows['score'][k]:6.1f} ({run.cfg.reference})  length {length:.0f}"
+        )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .report.page import write_report
+
+    print(write_report(Path(options.run_dir)))
+
+
+def _methods(options: argparse.Namespace) -> None:
+    from . import recipes  # noqa: F401  registers
+    from .registry import AGENTS, RECIPES
+
+    print("recipes (mbo2o train recipe=NAME):")
+    for entry in RECIPES.values():
+        data = "needs a dataset" if entry.cls.needs_dataset else "no dataset"  # type: ignore[attr-defined]
+        print(f"  {entry.name:<8} {_idea(entry.cls)}\n{'':11}{entry.cls.paper}; {data}")  # type: ignore[attr-defined]
+    print("agents:")
+    for entry in AGENTS.values():
+        print(f"  {entry.name:<8} {_idea(entry.cls)}")
+
+
+def _idea(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+
+
+def _data_list(options: argparse.Namespace) -> None:
+    from .data import schema
+    from .train import data_folders
+
+    for folder in data_folders():
+        for path in sorted(folder.glob("*.hdf5")):
+            fields, attrs = schema.read(path)
+            print(f"{path.stem:<28} {len(fields['rewards']):>8} rows  {attrs.get('env_id', '?'):<16} {path}")
+        for path in sorted((folder / "actors").glob("*.safetensors")):
+            print(f"{path.stem:<28} {'actor':>13}  {'':<16} {path}")
+
+
+def _data_inspect(options: argparse.Namespace) -> None:
+    from .train import find_dataset
+
+    summary = find_dataset(options.dataset).summary()
+    if options.json:
+        print(json.dumps(summary))
+        return
+    attrs = summary.pop("attrs", {})
+    for key, value in [*summary.items(), *attrs.items()]:
+        print(f"{key:<22} {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def _data_collect(options: argparse.Namespace) -> None:
+    from . import collect
+
+    if options.policy is None:
+        collect.collect_with_training(options)
+    else:
+        collect.collect_with_policy(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .bench.dynamics import print_bench
+
+    print_bench(rounds=options.rounds)
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("mbo2o", description="Model-based offline-to-online RL. Without a command: the main job.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(to: Any, name: str, run: Callable[..., Any], text: str, example: str) -> argparse.ArgumentParser:
+        epilog = textwrap.dedent(f"example:\n  {example}")
+        formatter = argparse.RawDescriptionHelpFormatter
+        p = to.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
+        p.set_defaults(run=run)
+        return p
+
+    p = add(
+        commands,
+        "train",
+        lambda o: None,
+        "Train a recipe; the same command again goes on where it stopped. KEY=VALUE override settings (--cfg job shows them).",
+        "mbo2o train recipe=moore dataset=hopper-medium-replay-v5 seeds=3 recipe.sampling=half\n"
+        "  mbo2o train experiment=hopper-small --cfg job\n  mbo2o train -m experiment=hopper-small seed=0,10,20",
+    )
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+
+    p = add(commands, "eval", _eval, "Evaluate a run's policy on fresh episodes.", "mbo2o eval runs/moore-... --episodes 20")
+    p.add_argument("run_dir", metavar="RUN")
+    p.add_argument("--episodes", type=int, default=10)
+    p.add_argument("--seed", type=int, default=12345, help="of the episodes' starts")
+    p.add_argument("--json", action="store_true")
+
+    p = add(commands, "report", _report, "Draw a run: RUN/report/index.html and PNGs.", "mbo2o report runs/moore-...")
+    p.add_argument("run_dir", metavar="RUN")
+
+    add(commands, "methods", _methods, "List recipes and agents.", "mbo2o methods")
+
+    p = add(commands, "bench", _bench, "Measure speed against peers, as ratios in one run.", "mbo2o bench dynamics")
+    p.add_argument("what", choices=["dynamics"])
+    p.add_argument("--rounds", type=int, default=5)
+
+    data = commands.add_parser("data", help="List, inspect and collect datasets.").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    add(data, "list", _data_list, "Datasets and actors known by name.", "mbo2o data list")
+    p = add(data, "inspect", _data_inspect, "What a dataset holds.", "mbo2o data inspect hopper-medium-replay-v5")
+    p.add_argument("dataset", help="file, name or minari:ID")
+    p.add_argument("--json", action="store_true")
+    p = add(
+        data,
+        "collect",
+        _data_collect,
+        "Make datasets: train SAC and keep what it saw and became, or play a policy that was kept.",
+        "mbo2o data collect --env Hopper-v5 --steps 150000 --out my-hopper\n"
+        "  mbo2o data collect --policy data/actors/hopper-medium-v5.safetensors --rows 100000 --out hopper-medium.hdf5\n"
+        "  mbo2o data collect --policy random --env Hopper-v5 --rows 20000 --out hopper-random.hdf5",
+    )
+    p.add_argument("--policy", help="an actor's file, or `random`; without it SAC is trained")
+    p.add_argument("--env", help="gymnasium id (an actor knows its own)")
+    p.add_argument("--out", required=True, type=Path, help="a .hdf5 file for --policy, a folder otherwise")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--rows", type=int, default=100_000, help="rows of random, medium and expert")
+    p.add_argument("--steps", type=int, default=150_000, help="environment steps of training")
+    p.add_argument("--hidden", type=int, default=128, help="width of SAC's two hidden layers")
+    p.add_argument("--medium", type=float, default=1 / 3, help="medium is the first policy at this share of the best return")
+    p.add_argument("--deterministic", action="store_true", help="play the mean action instead of a sample")
+    return top

@@ -1,0 +1,197 @@
+"""Making datasets here: train SAC in the real environment, keep what it saw and what it became.
+
+Tiers as D4RL means them (arXiv 2004.07219): `random` acts uniformly; `medium` is a policy at a fraction of its final return,
+sampled (not its mean action); `medium-replay` is the true replay buffer up to that point; `expert` is the best policy, sampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from .agents.sac import SAC, SACConfig
+from .data import schema
+from .data.buffer import ReplayBuffer
+from .data.dataset import TransitionDataset
+from .ensemble.mlp import MLPConfig
+from .nn.policy import TanhGaussian
+from .run.evaluate import Evaluator
+from .run.lanes import Lane, Lanes
+from .types import Spec, UserError
+
+
+@dataclass
+class Actor:
+    """A policy on its own, with where it came from."""
+
+    policy: TanhGaussian
+    info: dict[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file whose metadata is all that `load` needs."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # an actor trained in one lane loses its seed axis here, so the file is one policy
+        tensors = {k: v.detach().reshape(v.shape[-2:]).clone() for k, v in self.policy.state_dict().items()}
+        save_file(tensors, path, self.info)
+
+    @classmethod
+    def load(cls, path: Path) -> Actor:
+        """Read a file of `save`; UserError when it is missing or something else."""
+        try:
+            with safe_open(path, "pt") as f:
+                info, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as e:
+            raise UserError(f"{path}: no actor can be read from it ({e}); expected a safetensors file of `data collect`") from e
+        if missing := {"env_id", "obs_dim", "act_dim", "hidden"} - set(info):
+            raise UserError(f"{path}: not an actor of `data collect`, its metadata lacks {', '.join(sorted(missing))}")
+        cfg = MLPConfig(hidden=json.loads(info["hidden"]))
+        policy = TanhGaussian((), int(info["obs_dim"]), int(info["act_dim"]), cfg)
+        policy.load_state_dict(tensors)
+        return cls(policy, info)
+
+
+def train(
+    env_id: str,
+    out: Path,
+    *,
+    steps: int,
+    seed: int,
+    hidden: list[int],
+    start: int = 5000,
+    eval_every: int = 5000,
+    episodes: int = 10,
+) -> None:
+    """Train SAC for `steps` in `env_id`; writes `out/actors/STEP.safetensors`, `out/evals.csv` and `out/replay.hdf5`.
+
+    The first `start` actions are uniform. One update per step.
+    """
+    torch.manual_seed(seed)
+    lanes = Lanes(env_id, (1,), seed)
+    obs_dim, act_dim = lanes.obs_dim, lanes.act_dim
+    spec = Spec(obs_dim, act_dim, (1,))
+    cfg = SACConfig(actor=MLPConfig(hidden=hidden), critic=MLPConfig(hidden=hidden))
+    agent, buffer = SAC(spec, cfg), ReplayBuffer(spec, steps)
+    evaluate = Evaluator(env_id, (1,), episodes, seed, cfg.gamma)
+    info = {"env_id": env_id, "obs_dim": str(obs_dim), "act_dim": str(act_dim), "hidden": json.dumps(cfg.actor.hidden)}
+    evals: list[tuple[int, float, float]] = []
+    bar = tqdm(range(1, steps + 1), desc=f"SAC on {env_id}", unit="step", mininterval=5)
+    for t in bar:
+        act = torch.rand(1, 1, act_dim) * 2 - 1 if t <= start else agent.act(lanes.obs(), explore=True)
+        transition, truncated, _ = lanes.step(act)
+        buffer.add(transition, truncated)
+        if t >= start:
+            agent.update(buffer.sample(256))
+        if t % eval_every == 0:
+            result = evaluate(agent.act, agent.value)
+            evals.append((t, float(result["return"]), float(result["return_std"])))
+            bar.set_postfix(evaluation=f"{evals[-1][1]:.0f}")
+            about = {"seed": str(seed), "step": str(t), "return": f"{evals[-1][1]:.1f}", "episodes": str(episodes)}
+            Actor(agent.actor, info | about).save(out / "actors" / f"{t}.safetensors")
+            with open(out / "evals.csv", "w", newline="") as f:
+                csv.writer(f).writerows([("step", "return_mean", "return_std"), *evals])
+    buffer.save(out / "replay.hdf5", 0, {"env_id": env_id, "tier": "replay", "behaviour": f"SAC seed {seed}, {steps} steps"})
+
+
+def collect_with_training(options: argparse.Namespace) -> None:
+    """`data collect --env`: train, then write actors and one file per tier into `options.out`."""
+    if not options.env:
+        raise UserError("data collect: give --env ID, or --policy FILE")
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "evals.csv").exists():
+        raise UserError(f"{out}: holds a collection already; choose another --out")
+    start = min(5000, options.steps // 5)
+    eval_every = max(1, min(5000, options.steps // 10))
+    hidden = [options.hidden, options.hidden]
+    train(options.env, out, steps=options.steps, seed=options.seed, hidden=hidden, start=start, eval_every=eval_every)
+    write_tiers(out, rows=options.rows, seed=options.seed, medium=options.medium)
+
+
+def write_tiers(out: Path, *, rows: int, seed: int, medium: float) -> None:
+    """Write the four tiers from a folder of `train`, and name its medium and best actors.
+
+    `medium` is the first policy whose evaluation reached that share of the way from the first to the best one.
+    """
+    with open(out / "evals.csv", newline="") as f:
+        evals = [(int(r["step"]), float(r["return_mean"])) for r in csv.DictReader(f)]
+    best = max(evals, key=lambda x: x[1])
+    bar = evals[0][1] + medium * (best[1] - evals[0][1])
+    medium_step = next(step for step, ret in evals if ret >= bar)
+    actors = {"medium": medium_step, "expert": best[0]}
+    task = ""
+    for tier, step in actors.items():
+        actor = Actor.load(out / "actors" / f"{step}.safetensors")
+        task = actor.info["env_id"].lower().replace("-", f"-{tier}-", 1)
+        Actor(actor.policy, actor.info | {"tier": tier}).save(out / f"{task}.safetensors")
+        _write(out / f"{task}.hdf5", actor.info["env_id"], actor.policy, rows, seed, f"{tier}: SAC step {step}, sampled")
+    env_id = actor.info["env_id"]
+    name = env_id.lower().replace("-", "-{}-", 1)
+    _write(out / f"{name.format('random')}.hdf5", env_id, None, rows, seed, "random: uniform actions")
+    fields, attrs = schema.read(out / "replay.hdf5")
+    head = {key: x[:medium_step].copy() for key, x in fields.items()}
+    head["timeouts"][-1] |= not head["terminals"][-1]
+    about = {"behaviour": f"medium-replay: SAC's replay buffer up to step {medium_step}", "tier": "medium-replay"}
+    schema.write(out / f"{name.format('medium-replay')}.hdf5", head, attrs | about)
+
+
+def collect_with_policy(options: argparse.Namespace) -> None:
+    """`data collect --policy`: play a kept actor, or `random`, into one file."""
+    if options.policy == "random":
+        if not options.env:
+            raise UserError("data collect: --policy random needs --env ID")
+        _write(options.out, options.env, None, options.rows, options.seed, "random: uniform actions")
+        return
+    actor = Actor.load(Path(options.policy))
+    policy, env_id = actor.policy, options.env or actor.info["env_id"]
+    how = "mean action" if options.deterministic else "sampled"
+    about = f"{actor.info.get('tier', 'actor')}: SAC step {actor.info.get('step')}, {how}"
+    _write(options.out, env_id, policy, options.rows, options.seed, about, options.deterministic)
+
+
+def _write(
+    path: Path, env_id: str, policy: TanhGaussian | None, rows: int, seed: int, about: str, deterministic: bool = False
+) -> None:
+    if rows < 1:
+        raise UserError(f"--rows {rows} must be at least 1")
+    act: Callable[[Tensor], Tensor] | None = None
+    if policy is not None:
+        act = torch.no_grad()(policy.mode if deterministic else lambda obs: policy.sample(obs)[0])
+    fields = roll(env_id, act, rows, seed)
+    versions = {f"{m.__name__}_version": m.__version__ for m in (gymnasium, mujoco, torch)}
+    schema.write(path, fields, {"env_id": env_id, "behaviour": about, "tier": about.split(":")[0], "seed": seed, **versions})
+    summary = TransitionDataset.load(path).summary()
+    returns = f"return {summary['return_mean']:.0f} ± {summary['return_std']:.0f}"
+    print(f"{path}: {rows} rows, {summary['complete_episodes']} episodes, {returns}")
+
+
+def roll(env_id: str, policy: Callable[[Tensor], Tensor] | None, rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Play `rows` transitions with a policy `(B, D)` → `(B, A)` in [-1, 1], or uniformly at random; fields of the schema."""
+    torch.manual_seed(seed)
+    steps = zip(*_steps(Lane(env_id, seed), policy, rows), strict=True)
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+    fields = {name: np.asarray(x) for name, x in zip(names, steps, strict=True)}
+    fields["timeouts"][-1] |= not fields["terminals"][-1]
+    return fields
+
+
+def _steps(lane: Lane, policy: Callable[[Tensor], Tensor] | None, rows: int) -> Iterator[tuple]:
+    for _ in tqdm(range(rows), desc="collect", unit="step", mininterval=2):
+        obs = lane.obs
+        act = torch.rand(lane.act_dim) * 2 - 1 if policy is None else policy(torch.from_numpy(obs)[None])[0]
+        rew, next_obs, terminated, truncated = lane.step(act.numpy())
+        yield obs, act.numpy(), np.float32(rew), next_obs, terminated, truncated
+        if terminated or truncated:
+            lane.reset()

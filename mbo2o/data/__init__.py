@@ -1,0 +1,1 @@
+"""Where batches come from: datasets, buffers, and sources made of sources."""

@@ -1,0 +1,159 @@
+"""The probabilistic dynamics ensemble: what happens next, and how sure each member is (PETS, MBPO, MOPO)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mbo2o.ensemble.gaussian import GaussianEnsemble
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.nn.normalizer import Normalizer
+from mbo2o.types import Spec, UserError
+
+FORMAT = "mbo2o-dynamics-1"
+CHUNK = 2048
+"""Rows, over all members and seeds, that go through the networks at a time on a CPU."""
+
+
+@dataclass
+class DynamicsConfig:
+    """Defaults: MOPO's network (mopo/models/constructor.py) unless said."""
+
+    members: int = 7
+    elites: int = 5  # members with the smallest holdout error; rollouts draw from these
+    net: MLPConfig = field(default_factory=lambda: MLPConfig(hidden=[200, 200, 200, 200], activation="silu"))
+    # Regress (Δobs, reward) in units of their standard deviations; MOPO does not. Then a dimension of large scale neither
+    # rules the fit nor sits at the variance's cap, and holdout errors of tasks compare. Predictions are in raw units.
+    normalize_targets: bool = True
+
+
+class GaussianDynamics(nn.Module):
+    """M Gaussian networks over (Δobs, reward) given (obs, act). Knows nothing of RL.
+
+    obs `(*S, B, D)` and act `(*S, B, A)` are raw; statistics of inputs and targets travel inside. With `seeds=()` there is no
+    seed axis: one model, `(B, D)` in and `(B, D)` out, as planning wants it.
+    """
+
+    inputs: Normalizer
+    targets: Normalizer
+    net: GaussianEnsemble
+    elites: Tensor
+    bootstrap: Tensor
+    fitted: Tensor
+
+    def __init__(self, spec: Spec, cfg: DynamicsConfig):
+        super().__init__()
+        if not 1 <= cfg.elites <= cfg.members:
+            raise UserError(f"dynamics.elites={cfg.elites} must lie between 1 and dynamics.members={cfg.members}")
+        self.spec, self.cfg = spec, cfg
+        n_in, n_out = spec.obs_dim + spec.act_dim, spec.obs_dim + 1
+        with torch.device(spec.device):
+            self.inputs = Normalizer(spec.seeds, n_in)
+            self.targets = Normalizer(spec.seeds, n_out)
+            self.net = GaussianEnsemble((*spec.seeds, cfg.members), n_in, n_out, cfg.net)
+            self.register_buffer("elites", torch.arange(cfg.elites).expand(*spec.seeds, -1).clone())
+            # which rows each member never trains on follows from this; fixed for the model's life (see fit)
+            self.register_buffer("bootstrap", torch.randint(1 << 31, (*spec.seeds, cfg.members)))
+            self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def predict(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of (Δobs, reward) by every member, in raw units: `(*S, M, B, D+1)`, reward last."""
+        mean, log_var = _in_chunks(self.net, self.inputs(torch.cat([obs, act], -1)), self.bootstrap.numel())
+        return self.targets.inverse(mean), torch.exp(0.5 * log_var) * self.targets.std.unsqueeze(-3)
+
+    def step(self, obs: Tensor, act: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """A draw of next observation `(*S, B, D)` and reward `(*S, B)`, each row from one random elite (TS1).
+
+        Rows are dealt to the elites in equal shares at random, and each member computes its share only. Randomness comes from
+        `generator`, else from torch's own.
+        """
+        x = self.inputs(torch.cat([obs, act], -1))
+        b, k = x.shape[-2], self.elites.shape[-1]
+        share = -(-b // k)
+        # places ≥ b only fill up the shares
+        order = torch.rand(*x.shape[:-2], share * k, generator=generator, device=x.device).argsort(-1)
+        dealt = _take_rows(x, order.clamp(max=b - 1)).unflatten(-2, (k, share))
+        parameters = self._elite_parameters()
+        mean, log_var = _in_chunks(lambda x: functional_call(self.net, parameters, (x,)), dealt, self.elites.numel())
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        draw = self.targets.inverse(mean + torch.exp(0.5 * log_var) * noise).flatten(-3, -2)
+        draw = torch.empty_like(draw).scatter(-2, order.unsqueeze(-1).expand_as(draw), draw)[..., :b, :]
+        return obs + draw[..., :-1], draw[..., -1]
+
+    def draw(self, obs: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The same draw as `step`, out of a prediction `(*S, M, B, D+1)` that is at hand already."""
+        place = torch.randint(self.elites.shape[-1], mean.shape[:-3] + mean.shape[-2:-1], device=mean.device)
+        member = self.elites.gather(-1, place)[..., None, :, None].expand(*mean.shape[:-3], 1, *mean.shape[-2:])
+        mean, std = mean.gather(-3, member).squeeze(-3), std.gather(-3, member).squeeze(-3)
+        y = mean + std * torch.randn_like(mean)
+        return obs + y[..., :-1], y[..., -1]
+
+    def elite_mean(self, mean: Tensor) -> Tensor:
+        """The elites' average of a prediction `(*S, M, B, D+1)` → `(*S, B, D+1)`."""
+        member = self.elites[..., None, None].expand(*self.elites.shape, *mean.shape[-2:])
+        return mean.gather(-3, member).mean(-3)
+
+    def _elite_parameters(self) -> dict[str, Tensor]:
+        def take(p: Tensor, name: str) -> Tensor:
+            if not name.startswith("net."):
+                return p  # the log-variance's bounds are shared by the members
+            e = self.elites.reshape(*self.elites.shape, *[1] * (p.dim() - self.elites.dim()))
+            return p.gather(self.elites.dim() - 1, e.expand(*self.elites.shape, *p.shape[self.elites.dim() :]))
+
+        return {name: take(p, name) for name, p in self.net.named_parameters()}
+
+    def seed(self, k: int) -> GaussianDynamics:
+        """Seed k's model on its own, without the seed axis."""
+        spec = Spec(self.spec.obs_dim, self.spec.act_dim, (), self.spec.device)
+        alone = GaussianDynamics(spec, self.cfg)
+        # everything but the scalar flag `fitted` leads with seeds
+        alone.load_state_dict({n: x[k] if x.dim() else x for n, x in self.state_dict().items()})
+        return alone
+
+    def save(self, path: str | Path, info: dict[str, Any] | None = None) -> None:
+        """Write `path` (a new or existing folder): `model.safetensors` and `model.json`; `info` is kept in the latter."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        spec = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim, "seeds": list(self.spec.seeds)}
+        about = {"format": FORMAT, **spec, "config": asdict(self.cfg), "info": info or {}}
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors")
+        (path / "model.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> GaussianDynamics:
+        """Read what `save` wrote; needs no run and no config. UserError when it is missing or something else."""
+        path = Path(path)
+        try:
+            about = json.loads((path / "model.json").read_text())
+            if about.get("format") != FORMAT:
+                raise UserError(f"{path}: holds format {about.get('format')!r}, expected {FORMAT!r}")
+            cfg = dict(about["config"])
+            cfg["net"] = MLPConfig(**cfg["net"])
+            model = cls(Spec(about["obs_dim"], about["act_dim"], tuple(about["seeds"]), device), DynamicsConfig(**cfg))
+            model.load_state_dict(load_file(path / "model.safetensors", device=device))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
+            reason = " ".join(str(e).split())
+            raise UserError(f"{path}: no dynamics model can be read from it ({reason}); expected a folder of `save`") from e
+        return model
+
+
+def _take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `(*S, B', F)` of `(*S, B, F)` at `(*S, B')`."""
+    return x.gather(-2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
+
+
+def _in_chunks(net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, networks: int) -> tuple[Tensor, Tensor]:
+    """`net(x)`, on a CPU some rows at a time, so that activations stay in its cache: twice as fast for 10 000 rows or more."""
+    if x.device.type != "cpu":
+        return net(x)
+    mean, log_var = zip(*(net(part) for part in x.split(max(128, CHUNK // networks), -2)), strict=True)
+    return torch.cat(mean, -2), torch.cat(log_var, -2)

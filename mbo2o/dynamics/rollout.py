@@ -1,0 +1,92 @@
+"""Branched rollouts in the learned model, under a penalty for what it does not know (MBPO, MOPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mbo2o.ensemble.uncertainty import PENALTIES, Penalty, aleatoric_std
+from mbo2o.types import Batch, Metrics, RewardFn, TerminationFn
+
+from .model import GaussianDynamics
+
+
+class Sink(Protocol):
+    """Where imagined transitions go."""
+
+    def add(self, batch: Batch, truncated: Tensor | None = None, keep: Tensor | None = None) -> None:
+        """Append the rows that `keep` marks."""
+
+
+@torch.no_grad()
+def rollout(
+    model: GaussianDynamics,
+    policy: Callable[[Tensor], Tensor],
+    starts: Tensor,
+    into: Sink,
+    *,
+    horizon: int,
+    termination: TerminationFn,
+    penalty: Penalty,
+    coef: float,
+    reward: RewardFn | None = None,
+) -> Metrics:
+    """Branch from `starts` `(*S, B, D)` for up to `horizon` steps; transitions go `into` the buffer with r - coef·u(s, a).
+
+    Each step draws its next state from one random elite (TS1). Nothing is imagined past a termination, nor past a state, reward or
+    penalty that is not finite, whose transition is left out. All seeds roll B rows to the end and keep what counts, so that random draws do not
+    depend on when another seed's rollouts end. `coef=0` evaluates one member per row instead of all.
+
+    Returns means over the kept transitions, `(*S,)`: `penalty`, `reward` (before the penalty), `penalty_share`
+    = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated.
+    """
+    obs, alive = starts, torch.ones(starts.shape[:-1], dtype=torch.bool, device=starts.device)
+    ended = torch.zeros_like(alive)
+    count = torch.zeros(starts.shape[:-2], device=starts.device)
+    u_sum, r_sum, r_abs = torch.zeros_like(count), torch.zeros_like(count), torch.zeros_like(count)
+    for _ in range(horizon):
+        act = policy(obs)
+        if coef:
+            mean, std = model.predict(obs, act)
+            u = penalty(mean, std)
+            next_obs, rew = model.draw(obs, mean, std)
+        else:
+            u = torch.zeros_like(alive, dtype=obs.dtype)
+            next_obs, rew = model.step(obs, act)
+        if reward is not None:
+            rew = reward(obs, act, next_obs)
+        done = termination(obs, act, next_obs)
+        penalised = rew - coef * u
+        alive = alive & next_obs.isfinite().all(-1) & penalised.isfinite()
+        into.add(Batch(obs, act, penalised, next_obs, done.to(obs.dtype)), keep=alive)
+        for total, x in ((count, torch.ones_like(u)), (u_sum, u), (r_sum, rew), (r_abs, rew.abs())):
+            total += torch.where(alive, x, 0.0).sum(-1)
+        ended = ended | (alive & done)
+        alive = alive & ~done
+        obs = torch.where(alive.unsqueeze(-1), next_obs, obs)  # a finished branch stands still, away from infinities
+    n = count.clamp(min=1)
+    return {
+        "penalty": u_sum / n,
+        "reward": r_sum / n,
+        "penalty_share": coef * u_sum / r_abs.clamp(min=1e-8),
+        "ended": ended.to(count.dtype).mean(-1),
+    }
+
+
+@torch.no_grad()
+def uncertainty(model: GaussianDynamics, batch: Batch) -> Metrics:
+    """How unsure the model is on a batch `(*S, B, ...)`: the mean of each penalty and of the aleatoric spread, `(*S,)`."""
+    mean, std = model.predict(batch.obs, batch.act)
+    measures = {**PENALTIES, "aleatoric_std": aleatoric_std}
+    return {name: f(mean, std).mean(-1) for name, f in measures.items()}
+
+
+@torch.no_grad()
+def one_step_error(model: GaussianDynamics, batch: Batch) -> Tensor:
+    """The true one-step error of the elites' mean next state: root mean square over dimensions, batch mean, `(*S,)`."""
+    mean, _ = model.predict(batch.obs, batch.act)
+    error = model.elite_mean(mean)[..., :-1] - (batch.next_obs - batch.obs)
+    return error.square().mean(-1).sqrt().mean(-1)

@@ -1,0 +1,201 @@
+"""Where an imagined episode ends: the task's own rule, read off the next observation.
+
+A dynamics model predicts observations, so a rollout needs a function that says which of them end the episode. Every
+function here is a `TerminationFn`: `obs (*S, B, D)`, `act (*S, B, A)`, `next_obs (*S, B, D)`, raw units → bool
+`(*S, B)`, without a host read. Ranges are those of gymnasium's v5 tasks with default arguments (v2 to v4 share them),
+where the root's x (for ant, humanoid and swimmer also y) is left out of the observation.
+
+Two things differ from the environments on purpose; neither shows on observations that those emit. Non-finite rows end
+in every function but `none`, because a model can produce them. Tasks whose observations stay far inside ±100 also end
+outside it (the guard of OfflineRL-Kit), so that an exploding rollout does not fill the buffer. Published code writes
+the guard as `abs(x < 100)`, which lets -1e6 pass; ours is `abs(x) < 100`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbo2o.types import RewardFn, TerminationFn, UserError
+
+EXPLODED = 100.0
+"""Bound of the guard, raw units: hopper's `healthy_state_range`, far beyond the others' reach."""
+
+
+def none(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Never, not even on non-finite rows."""
+    return torch.zeros(next_obs.shape[:-1], dtype=torch.bool, device=next_obs.device)
+
+
+def non_finite(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Only where the model broke: for tasks without an ending whose observations may be large (forces, speeds)."""
+    return ~next_obs.isfinite().all(-1)
+
+
+def exploded(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Any `|x| >= 100`, or not finite: for tasks without an ending whose observations the simulator keeps far below."""
+    return ~_within(next_obs)
+
+
+def hopper(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Healthy: z > 0.7, |angle| < 0.2, and everything but z inside ±100.
+
+    The simulator reads raw velocities for the ±100 and the observation clips them at ±10, so for real rows that part of
+    the rule is invisible; it has not been seen to decide.
+    """
+    z, angle = next_obs[..., 0], next_obs[..., 1]
+    return ~((z > 0.7) & z.isfinite() & (angle.abs() < 0.2) & _within(next_obs[..., 1:]))
+
+
+def walker2d(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Healthy: 0.8 < z < 2 and |angle| < 1. The guard cannot touch real rows: limited joints, velocities cut at ±10."""
+    z, angle = next_obs[..., 0], next_obs[..., 1]
+    return ~((z > 0.8) & (z < 2.0) & (angle.abs() < 1.0) & _within(next_obs))
+
+
+def ant(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Healthy: 0.2 <= z <= 1 and a finite state. Holds with v5's contact forces in the observation and without."""
+    z = next_obs[..., 0]
+    return ~((z >= 0.2) & (z <= 1.0) & next_obs.isfinite().all(-1))
+
+
+def humanoid(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Healthy: 1 < z < 2. No guard: actuator and contact forces in the observation exceed 100 in ordinary use."""
+    z = next_obs[..., 0]
+    return ~((z > 1.0) & (z < 2.0) & next_obs.isfinite().all(-1))
+
+
+def inverted_pendulum(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Healthy: |angle| <= 0.2 and a finite observation."""
+    return ~((next_obs[..., 1].abs() <= 0.2) & next_obs.isfinite().all(-1))
+
+
+def inverted_double_pendulum(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """Healthy: the tip of two 0.6 m links stands above 1 m. Observed: x, sines, cosines, velocities, force.
+
+    The simulator reads the tip from the last stage of its integrator, not from the state it returns, so rows at the
+    very threshold may differ: 2 in 54 000 did (random, sinusoidal and bang-bang actions).
+    """
+    sin1, sin2, cos1, cos2 = next_obs[..., 1:5].unbind(-1)
+    y = 0.6 * cos1 + 0.6 * (cos1 * cos2 - sin1 * sin2)
+    return ~((y > 1.0) & next_obs.isfinite().all(-1))
+
+
+def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """The goal of MountainCarContinuous: position >= 0.45 with velocity >= 0."""
+    return ((next_obs[..., 0] >= 0.45) & (next_obs[..., 1] >= 0)) | non_finite(obs, act, next_obs)
+
+
+def _within(x: Tensor) -> Tensor:
+    # NaN compares false, so this also asks for finite entries.
+    return (x.abs() < EXPLODED).all(-1)
+
+
+TERMINATIONS: dict[str, TerminationFn] = {
+    "none": none,
+    "non_finite": non_finite,
+    "exploded": exploded,
+    "halfcheetah": exploded,
+    "hopper": hopper,
+    "walker2d": walker2d,
+    "ant": ant,
+    "humanoid": humanoid,
+    "humanoid_standup": non_finite,
+    "inverted_pendulum": inverted_pendulum,
+    "inverted_double_pendulum": inverted_double_pendulum,
+    "swimmer": exploded,
+    "reacher": non_finite,
+    "pusher": non_finite,
+    "pendulum": exploded,
+    "mountain_car": mountain_car,
+    "point_maze": exploded,
+}
+
+# PointMaze: gymnasium-robotics' default `continuing_task=True` never ends. AntMaze is absent: where it ends, it ends at
+# a goal that the observation need not contain, and never by the ant's height.
+_MAZES = [f"PointMaze_{m}" for m in ("UMaze", "Open", "Medium", "Large")]
+_MAZES += [f"{m}_Diverse_{goals}" for m in _MAZES[1:] for goals in ("G", "GR")]
+_BY_ENV: dict[str, str] = {
+    "Hopper": "hopper",
+    "Walker2d": "walker2d",
+    "HalfCheetah": "halfcheetah",
+    "Ant": "ant",
+    "Humanoid": "humanoid",
+    "HumanoidStandup": "humanoid_standup",
+    "InvertedPendulum": "inverted_pendulum",
+    "InvertedDoublePendulum": "inverted_double_pendulum",
+    "Swimmer": "swimmer",
+    "Reacher": "reacher",
+    "Pusher": "pusher",
+    "Pendulum": "pendulum",
+    "MountainCarContinuous": "mountain_car",
+    **{f"{m}{reward}": "point_maze" for m in _MAZES for reward in ("", "Dense")},
+}
+
+
+def resolve(name: str | TerminationFn, env_id: str | None = None) -> TerminationFn:
+    """Turn a config's `termination` into a function.
+
+    Args:
+        name: `auto` (by `env_id`), a key of `TERMINATIONS`, `package.module:function`, or a callable, returned as is.
+        env_id: Gymnasium id; `auto` compares its base name exactly, so that `AntMaze_UMaze-v5` is not an ant.
+
+    Raises:
+        UserError: No such name, no rule for this environment, or nothing callable at the dotted path.
+        ValueError: `learned`, which needs data: call `LearnedTermination.fit` instead.
+    """
+    if not isinstance(name, str):
+        return name
+    if name == "learned":
+        raise ValueError("termination 'learned' is fitted, not resolved: use LearnedTermination.fit(obs, act, ...)")
+    if name == "auto":
+        # A version is all that may follow the base name, a module to import all that may precede it.
+        base = re.fullmatch(r"(?:[\w.]+:)?(\w+?)(?:-v\d+)?", env_id or "")
+        if base is None or base[1] not in _BY_ENV:
+            raise UserError(f"termination=auto: no rule known for environment {env_id!r}; {_choices()}")
+        name = _BY_ENV[base[1]]
+    if name in TERMINATIONS:
+        return TERMINATIONS[name]
+    if ":" in name:
+        return load_callable(name, "termination")
+    raise UserError(f"termination={name}: no such rule; {_choices()}")
+
+
+def resolve_reward(name: str | RewardFn | None) -> RewardFn | None:
+    """Turn a config's `reward` into a function: `package.module:function`, a callable, or None (the model predicts it).
+
+    Raises:
+        UserError: The path does not lead to a callable.
+    """
+    return load_callable(name, "reward") if isinstance(name, str) else name
+
+
+def load_callable(path: str, option: str) -> Callable[..., Any]:
+    """Import `package.module:function`, named in the config by `option`.
+
+    Raises:
+        UserError: Not such a path, a module that cannot be imported, a missing attribute, or one that is not callable.
+    """
+    module, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+        raise UserError(f"{option}={path}: expected package.module:function")
+    try:
+        found = attrgetter(attribute)(importlib.import_module(module))
+    except ImportError as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{option}={path}: cannot import {module} ({reason}); is its folder on PYTHONPATH?") from e
+    except AttributeError as e:
+        raise UserError(f"{option}={path}: module {module} has no {attribute}") from e
+    if not callable(found):
+        raise UserError(f"{option}={path}: {attribute} is a {type(found).__name__}, not a function")
+    return found
+
+
+def _choices() -> str:
+    return f"choose one of {', '.join(TERMINATIONS)}, or learned, or your own as package.module:function"

@@ -1,0 +1,80 @@
+"""Multi-layer perceptrons with leading member axes: one class for actors, critics and dynamics models of any seed count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
+    "gelu": F.gelu,
+}
+
+
+@dataclass
+class MLPConfig:
+    """Shape of one member."""
+
+    hidden: list[int] = field(default_factory=lambda: [256, 256])
+    activation: str = "relu"
+    layer_norm: bool = False  # after each hidden layer, before the activation (RLPD, WSRL, DroQ)
+    dropout: float = 0.0  # before the LayerNorm (DroQ); active in training mode only
+
+
+class EnsembleLinear(nn.Module):
+    """`members` independent affine maps; each starts as `nn.Linear` would: U(±1/sqrt(n_in)), weights and biases."""
+
+    def __init__(self, members: tuple[int, ...], n_in: int, n_out: int):
+        super().__init__()
+        bound = 1 / math.sqrt(n_in)
+        self.weight = nn.Parameter(torch.empty(*members, n_in, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(*members, 1, n_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(*members, B, n_in)`, or `(*members[:-1], B, n_in)` shared by the last axis's members → `(*members, B, n_out)`."""
+        w, b = self.weight, self.bias
+        if w.dim() == 2:
+            return torch.addmm(b, x, w)
+        if x.dim() < w.dim():
+            x = x.unsqueeze(-3).expand(*w.shape[:-2], *x.shape[-2:])
+        if w.dim() == 3:
+            return torch.baddbmm(b, x, w)
+        y = torch.baddbmm(b.flatten(0, -3), x.flatten(0, -3), w.flatten(0, -3))
+        return y.unflatten(0, w.shape[:-2])
+
+
+class EnsembleMLP(nn.Module):
+    """Independent MLPs, evaluated together. `members` is `(S,)` for an actor, `(S, N)` for critics, `(S, M)` for models."""
+
+    def __init__(self, members: tuple[int, ...], n_in: int, n_out: int, cfg: MLPConfig):
+        super().__init__()
+        if cfg.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {cfg.activation!r} is not one of {sorted(ACTIVATIONS)}")
+        self.members, self.cfg = members, cfg
+        self.activation = ACTIVATIONS[cfg.activation]
+        sizes = [n_in, *cfg.hidden, n_out]
+        self.layers = nn.ModuleList(EnsembleLinear(members, i, o) for i, o in pairwise(sizes))
+        norms = cfg.hidden if cfg.layer_norm else []
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(*members, 1, n)) for n in norms)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(*members, 1, n)) for n in norms)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        """Inputs `(*S, B, n_i)`, joined along the features and shared by members, or with the members' axis → `(*members, B, n_out)`."""
+        x = torch.cat(xs, -1) if len(xs) > 1 else xs[0]
+        for i, layer in enumerate(self.layers[:-1]):
+            x = layer(x)
+            if self.cfg.dropout:
+                x = F.dropout(x, self.cfg.dropout, self.training)
+            if self.cfg.layer_norm:
+                x = F.layer_norm(x, x.shape[-1:]) * self.scales[i] + self.shifts[i]
+            x = self.activation(x)
+        return self.layers[-1](x)

@@ -1,0 +1,1 @@
+"""Policies, optimisers and normalisers built on the ensemble."""

@@ -1,0 +1,47 @@
+"""Input statistics as buffers of the network that needs them: they travel with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalizer(nn.Module):
+    """Maps x to (x - mean) / std with statistics `(*S, 1, D)`, broadcast over members and batch."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, seeds: tuple[int, ...], dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(*seeds, 1, dim))
+        self.register_buffer("std", torch.ones(*seeds, 1, dim))
+
+    def _like(self, stat: Tensor, x: Tensor) -> Tensor:
+        return stat if x.dim() <= stat.dim() else stat.unsqueeze(-3)  # x has a member axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(*S, B, D)` or `(*S, M, B, D)`, raw → normalised."""
+        return (x - self._like(self.mean, x)) / self._like(self.std, x)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Normalised → raw."""
+        return x * self._like(self.std, x) + self._like(self.mean, x)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the batch, `(*S, B, D)` → `(*S, 1, D)`; a constant dimension gets 1 (MOPO)."""
+    return mixture_statistics([x], [1.0])
+
+
+def mixture_statistics(parts: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
+    """`statistics` of a mixture, in which part i has weight i whatever its size."""
+
+    def average(xs: list[Tensor]) -> Tensor:
+        means = [x.mean(-2, keepdim=True) * (w / sum(weights)) for x, w in zip(xs, weights, strict=True)]
+        return torch.stack(means).sum(0)
+
+    mean = average(parts)
+    std = average([(x - mean).square() for x in parts]).sqrt()  # E[x²] - E[x]² would cancel
+    rounding = 1e-6 * (1 + mean.abs())  # float32 cannot tell less from a constant
+    return mean, torch.where(std < rounding, torch.ones_like(std), std)

@@ -1,0 +1,1 @@
+"""Planning with the learned dynamics, and the bridge to mbrl."""

@@ -1,0 +1,12 @@
+"""Methods as three short phases: offline, switch, online."""
+
+import importlib
+import pkgutil
+
+from .base import Recipe, make_recipe
+
+# importing a sibling registers it: a new method is a new file, and nothing else changes
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Recipe", "make_recipe"]

@@ -1,0 +1,157 @@
+"""What MOPO, MOORe and MBPO share: a model, what is imagined in it, and an agent that learns from that."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+
+from mbo2o.agents import make_agent
+from mbo2o.agents.sac import SACConfig
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.data.sources import Aged, Mix
+from mbo2o.dynamics.fit import FitConfig, fit
+from mbo2o.dynamics.learned_termination import LearnedTermination
+from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
+from mbo2o.dynamics.rollout import one_step_error, rollout, uncertainty
+from mbo2o.dynamics.termination import resolve, resolve_reward
+from mbo2o.ensemble.uncertainty import PENALTIES
+from mbo2o.registry import find
+from mbo2o.run.run import Run
+from mbo2o.types import Metrics, Source, TerminationFn, UserError
+
+from .base import Recipe
+
+PROBE = 1000
+"""Rows on which the model's uncertainty is looked at."""
+
+
+@dataclass
+class ModelBasedConfig:
+    """Defaults: MOPO's code (mopo/algorithms/mopo.py, examples/config/d4rl) unless said."""
+
+    agent: SACConfig = field(default_factory=SACConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    termination: str = "auto"  # by the environment's name; or one of the named, `learned`, `none`, `module:function`
+    reward: str | None = None  # `module:function` instead of the learned reward
+    penalty: str = "max_aleatoric"  # u(s, a): see mbo2o/ensemble/uncertainty.py; coefficients do not transfer between them
+    coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
+    horizon: int = 5  # steps of an imagined branch; 1 or 5 by task in MOPO
+    real: float = 0.05  # share of real rows in the agent's batches; their reward carries no penalty
+    batch: int = 256
+
+
+@dataclass
+class OnlineConfig:
+    """Learning in the environment with a model that is refitted. Defaults: MBPO (mbpo/algorithms/mbpo.py) unless said."""
+
+    online_steps: int = 100_000  # environment steps per seed
+    epoch: int = 1000  # environment steps
+    model_every: int = 250  # environment steps between refits, each followed by rollouts
+    refit: FitConfig = field(
+        default_factory=lambda: FitConfig(min_updates=200, max_updates=2000, epoch_updates=100, patience=3)
+    )  # starts from the current weights, hence shorter than the first fit (ours)
+    online_rollouts: int = 50_000  # branches after each refit (MBPO 100 000)
+    online_retain: int = 1  # epochs whose imagined data stay
+    utd: int = 1  # whole updates of the agent per environment step (MBPO 20 to 40; the notes on MOORe say nothing)
+
+
+class ModelBased(Recipe):
+    """The parts of a model-based method; subclasses say in which order."""
+
+    imagined: ReplayBuffer
+
+    def make(self, run: Run) -> None:
+        """The networks, and what ends an imagined episode."""
+        cfg = self.cfg
+        self.penalty = find(PENALTIES, cfg.penalty, "penalty")
+        self.reward = resolve_reward(cfg.reward)
+        self.agent, self.model = make_agent(cfg.agent, run.spec), GaussianDynamics(run.spec, cfg.dynamics)
+        run.track(agent=self.agent, model=self.model)
+        self.termination = self._learn_termination(run) if cfg.termination == "learned" else self._named_termination(run)
+
+    def _named_termination(self, run: Run) -> TerminationFn:
+        rule = resolve(self.cfg.termination, run.env_id)
+        if self.needs_dataset:
+            b = run.dataset.rows(run.dataset.index)
+            wrong = int((rule(b.obs, b.act, b.next_obs) != (b.done > 0)).sum())
+            if wrong > len(b.done) / 1000:
+                text = f"termination {self.cfg.termination!r} disagrees with {wrong} of the dataset's {len(b.done)} transitions"
+                warnings.warn(f"{text}; recipe.termination=learned fits one to the data", stacklevel=2)
+        return rule
+
+    def _learn_termination(self, run: Run) -> TerminationFn:
+        if not self.needs_dataset:
+            raise UserError("recipe.termination=learned needs a dataset to learn from; name a rule instead")
+        head = LearnedTermination(run.spec.obs_dim, run.spec.act_dim).to(run.spec.device)
+        run.track(termination=head)
+        for _ in run.once("termination"):
+            b = run.dataset.rows(run.dataset.index)
+            head.load_state_dict(LearnedTermination.fit(b.obs, b.act, b.next_obs, b.done).state_dict())
+        return head
+
+    def imagine(self, starts: Source, n: int, coef: float) -> Metrics:
+        """Roll `n` branches out of real states into the imagined buffer."""
+        result = rollout(
+            self.model,
+            lambda obs: self.agent.act(obs, explore=True),
+            starts.sample(n).obs,
+            self.imagined,
+            horizon=self.cfg.horizon,
+            termination=self.termination,
+            penalty=self.penalty,
+            coef=coef,
+            reward=self.reward,
+        )
+        return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
+
+    def probe(self, run: Run) -> Metrics:
+        """The model's uncertainty and true one-step error on offline, imagined and the latest online states."""
+        batches = {"imagined": self.imagined.latest(PROBE), "online": run.online.latest(PROBE)}
+        if self.needs_dataset:
+            index = run.dataset.index
+            some = index[torch.linspace(0, len(index) - 1, PROBE, device=index.device).long()]
+            batches["offline"] = run.dataset.rows(some.expand(*run.spec.seeds, -1))
+        metrics: Metrics = {}
+        for where, batch in batches.items():
+            if batch.rew.shape[-1]:
+                metrics |= {f"{name}/{where}": x for name, x in uncertainty(self.model, batch).items()}
+                if where != "imagined":
+                    metrics[f"error/{where}"] = one_step_error(self.model, batch)
+        return metrics
+
+    def learn_online(self, run: Run, coef: float) -> None:
+        """Act, remember; at intervals refit and imagine; learn from what was imagined (MBPO's loop)."""
+        cfg = self.cfg
+        for t in run.interact(self.agent, cfg.online_steps):
+            real = self.real(run, t)
+            if (t + 1) % cfg.model_every == 0:
+                seen = self.probe(run)  # before the refit: the latest online rows are news to the model
+                refit = fit(self.model, real.parts, cfg.refit)
+                share = sum(p for rows, p in real.parts if rows is not run.online)
+                run.write("model", {**refit, "share_offline": torch.full(run.spec.seeds, share)})
+                run.write("uncertainty", seen | self.imagine(real, cfg.online_rollouts, coef))
+            if len(self.imagined):
+                batches = Mix((real, cfg.real), (self.imagined, 1 - cfg.real))
+                for _ in range(cfg.utd):
+                    run.log(self.agent.update(batches.sample(cfg.batch)))
+        self.keep_model(run)
+
+    def make_online_buffer(self, run: Run) -> None:
+        """An empty buffer for what will be imagined online."""
+        cfg = self.cfg
+        times = cfg.online_retain * max(1, cfg.epoch // cfg.model_every)
+        self.imagined = ReplayBuffer(run.spec, times * cfg.horizon * cfg.online_rollouts)
+        run.track(imagined=self.imagined)
+
+    def real(self, run: Run, t: int) -> Aged | Mix:
+        """Real data as turn t draws them, for the model, for starts, and for the agent's real share."""
+        raise TypeError(f"{type(self).__name__} learns offline only")
+
+    def keep_model(self, run: Run) -> None:
+        """Keep the dynamics on their own, for planning and for notebooks."""
+        for _ in run.once("keep"):
+            info = {"env_id": run.env_id, "termination": self.cfg.termination, "phase": run.phase}
+            self.model.save(run.directory / "dynamics" / run.phase, info)

@@ -1,0 +1,165 @@
+"""One page that says what a run did: a table, the figures, the configuration; a single HTML file and its PNGs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from mbo2o.report import plots
+from mbo2o.report.read import RunLog, read_run
+from mbo2o.report.statistics import Array, bootstrap_interval, summarise
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure, the metric without which it has nothing to show, and what to look for."""
+
+    name: str
+    heading: str
+    draw: Callable[[RunLog], Figure]
+    needs: tuple[str, str]
+    caption: str
+
+
+SECTIONS = [
+    Section(
+        "return", "Return", plots.return_curve, ("eval", "return"),
+        "Look at the switch: a curve that falls there unlearns what the offline phase gave it. The last point "
+        "offline and the first online are the same policy; their gap is the noise of an evaluation.",
+    ),
+    Section(
+        "uncertainty", "Model uncertainty", plots.uncertainty, ("uncertainty", "epistemic_std/offline"),
+        "Epistemic uncertainty on online states should fall towards that on offline states, and the true error with "
+        "it; where error stays high while uncertainty falls, the model is overconfident.",
+    ),
+    Section(
+        "offline_share", "Offline share", plots.offline_share, ("model", "share_offline"),
+        "How fast the offline data leave the model's batches: compare it with the return after the switch.",
+    ),
+    Section(
+        "q_values", "Q-values", plots.q_values, ("eval", "q"),
+        "Q below the dashed line is pessimistic and above it optimistic; a sudden fall of Q at the switch is the "
+        "downward spiral that costs the offline policy.",
+    ),
+    Section(
+        "calibration", "Calibration", plots.calibration, ("model", "coverage90"),
+        "Dots on their dashed line: intervals as wide as they claim; below: the model is overconfident in this output; "
+        "above: too cautious. Large dots are the mean over seeds, small ones the seeds.",
+    ),
+]  # fmt: skip
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1000px;margin:2rem auto;padding:0 1rem}
+h1{margin-bottom:0} h2{margin-top:2.5rem} .sub,figcaption,.note{color:#666} figure{margin:0} img{width:100%}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums} td,th{padding:.3rem .8rem;text-align:right}
+td:first-child,th:first-child{text-align:left} tr{border-bottom:1px solid #ddd}
+pre{background:#f3f5f7;padding:1rem;overflow:auto}
+"""
+
+
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the PNGs and `index.html` to `out` (`run_dir/report` if not given) and return the page's path.
+
+    The page embeds its pictures, so that the one file can be passed on. A run that has not finished, or that has no
+    model, is shown as far as it goes; a directory that is no run is a `UserError`.
+    """
+    log = read_run(run_dir)
+    out = Path(run_dir) / "report" if out is None else Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    body = [f"<h1>{escape(log.title)}</h1>", f'<p class="sub">{escape(_progress(log))}</p>', _table(log)]
+    for section in SECTIONS:
+        body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
+        if not log.has(*section.needs):
+            (out / f"{section.name}.png").unlink(missing_ok=True)  # of a report on an earlier run of this name
+            body.append(f'<p class="note">Nothing to show: the log holds no “{escape("/".join(section.needs))}”.</p>')
+            continue
+        png = _png(section.draw(log))
+        (out / f"{section.name}.png").write_bytes(png)
+        data = base64.b64encode(png).decode()
+        body.append(
+            f'<figure><img alt="{section.heading}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{escape(section.caption)}</figcaption></figure>"
+        )
+    config = escape(OmegaConf.to_yaml(OmegaConf.create(log.config)))
+    body.append(f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>')
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(log.title)}</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
+    (out / "index.html").write_text(page, encoding="utf-8")
+    return out / "index.html"
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
+
+
+def _progress(log: RunLog) -> str:
+    """How far the run went, phase by phase."""
+    steps: dict[str, int] = {}
+    for line in log.lines:
+        steps[line["phase"]] = max(line["step"], steps.get(line["phase"], 0))
+    hours = max((line.get("time") or 0 for line in log.lines), default=0) / 3600
+    done = ", ".join(f"{phase} {n:,} steps" for phase, n in steps.items()) or "nothing logged yet"
+    seeds = log.config.get("seeds", "?")
+    return f"{done} · {seeds} seed{'' if seeds == 1 else 's'} from {log.config.get('seed', '?')} · {hours:.2f} h"
+
+
+def _table(log: RunLog) -> str:
+    """The returns in numbers: mean, interval and each seed."""
+    rows: list[tuple[str, Array]] = []
+    offline, online = log.series("eval", "return", "offline"), log.series("eval", "return", "online")
+    if len(offline.step):
+        rows.append(("offline final", summarise(offline.step, offline.values).final))
+    if len(online.step):
+        s = summarise(online.step, online.values)
+        rows += [
+            ("J0: at the switch, before any online update", s.j0),
+            ("drop: J0 − lowest in the first 20 % online", s.drop),
+            ("final: last 10 % of the online evaluations", s.final),
+            ("AUC: mean return over the online steps", s.auc),
+            ("best online evaluation (chosen with hindsight)", s.best),
+        ]
+    score = log.series("eval", "score")
+    if len(score.step):
+        rows.append((f"last evaluation, normalised score ({score.phase[-1]})", score.values[-1]))
+    if not rows:
+        return '<p class="note">Nothing was evaluated yet.</p>'
+    seeds = max(len(values) for _, values in rows)
+    head = "".join(f"<th>{x}</th>" for x in ["return", "mean", "95 % interval", *(f"seed {i}" for i in range(seeds))])
+    behaviour = log.behaviour_return
+    first = "" if behaviour is None else f"<tr><td>behaviour policy (dataset)</td><td>{_number(behaviour)}</td></tr>"
+    return (
+        f'<h2 id="numbers">Numbers</h2><table><tr>{head}</tr>{first}{"".join(_row(*row) for row in rows)}</table>'
+        f'<p class="note">{_caution(seeds)} “–”: a value that the log lacks.</p>'
+    )
+
+
+def _row(name: str, values: Array) -> str:
+    low, high = (float(x) for x in bootstrap_interval(values))
+    interval = f"{_number(low)} … {_number(high)}" if np.isfinite([low, high]).all() else "–"
+    cells = [escape(name), _number(float(values.mean())), interval, *(_number(float(v)) for v in values)]
+    return "<tr>" + "".join(f"<td>{x}</td>" for x in cells) + "</tr>"
+
+
+def _caution(seeds: int) -> str:
+    if seeds == 1:
+        return "One seed: it says nothing about the next one, so there is no interval."
+    few = " With fewer than five seeds it is narrower than the truth." if seeds < 5 else ""
+    return f"Interval: percentile bootstrap of the mean over {seeds} seeds.{few}"
+
+
+def _number(x: float) -> str:
+    if not np.isfinite(x):
+        return "–"
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"

@@ -1,0 +1,250 @@
+"""A run in pictures. Each function takes a `RunLog` and returns a matplotlib `Figure`; none touches pyplot.
+
+Time runs through two panels that touch at the switch: offline in gradient steps, online in environment steps, because
+the two cannot share a unit. The mean over seeds is bold and each seed thin; the mean stops where a seed is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from mbo2o.report.read import RunLog
+from mbo2o.report.statistics import bootstrap_interval
+
+# Okabe and Ito's palette, told apart by colour-blind readers; colours keep their meaning over all figures
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+INK, GREY = "#222222", "#767676"
+WHERE = {"offline": BLUE, "online": RED, "imagined": GREEN}
+
+Row = dict[str, Axes]
+"""One row of a timeline: its axes by panel, "offline" and "online", those that the run has reached."""
+
+
+def return_curve(log: RunLog) -> Figure:
+    """Return per episode through offline and online, each seed and the mean."""
+    figure, (row,) = _timeline(log, "Return", ["return per episode"])
+    _draw(log, row, "eval", "return", BLUE, "policy, evaluated")
+    if log.behaviour_return is not None:
+        for axes in row.values():
+            axes.axhline(log.behaviour_return, color=INK, ls=":", lw=1.8, label="behaviour policy (dataset)")
+    _legend(row)
+    return figure
+
+
+def uncertainty(log: RunLog) -> Figure:
+    """What the model believes about its error (epistemic, aleatoric), above its true one-step error, one scale."""
+    unit = "[state units, RMS]"
+    labels = [f"epistemic std\nmembers disagree\n{unit}", f"aleatoric std\npredicted noise\n{unit}",
+              f"true error\nof one step\n{unit}"]  # fmt: skip
+    figure, rows = _timeline(log, "Does the model know what it does not know?", labels)
+    for row, name in zip(rows, ["epistemic_std/{}", "aleatoric_std/{}", "error/{}"], strict=True):
+        for where, colour in WHERE.items():
+            _draw(log, row, "uncertainty", name.format(where), colour, f"{where} states")
+    _log_scale(rows)
+    _legend(rows[0])
+    return figure
+
+
+def offline_share(log: RunLog) -> Figure:
+    """The probability that a row of the model's batches comes from the offline data, at each fit."""
+    figure, (row,) = _timeline(log, "Offline data in the model's batches", ["share of offline rows"])
+    _draw(log, row, "model", "share_offline", BLUE, "share", hold=True)
+    for axes in row.values():
+        axes.set_ylim(-0.03, 1.06)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def q_values(log: RunLog) -> Figure:
+    """The critic's Q where evaluation episodes went, against the discounted return that followed."""
+    figure, (row,) = _timeline(log, "Q-values against what really followed", ["discounted return"])
+    _draw(log, row, "eval", "mc_return", INK, "true discounted return", ls="--")
+    _draw(log, row, "eval", "q", PURPLE, "Q of the critic")
+    _legend(row)
+    return figure
+
+
+def calibration(log: RunLog) -> Figure:
+    """Share of holdout rows inside the model's 50 % and 90 % intervals, per output, at the first and the last fit."""
+    figure = Figure(figsize=(10, 5.2))
+    panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
+    figure.subplots_adjust(left=0.1, right=0.86, top=0.76, bottom=0.15)
+    _title(figure, "Are the model's intervals as wide as they should be?", _subtitle(log, "large: mean, small"))
+    for name, nominal, colour, marker in (("coverage50", 0.5, ORANGE, "s"), ("coverage90", 0.9, BLUE, "o")):
+        series = log.series("model", name)
+        for axes, at, when in zip(panels, (0, -1), ("first fit", "last fit"), strict=True):
+            seeds = series.values[at]  # (S, D + 1), the reward last
+            outputs = np.arange(seeds.shape[-1])
+            axes.axhline(nominal, color=colour, lw=1.5, ls="--")
+            axes.plot(outputs, seeds.T, marker, color=colour, ms=4, alpha=0.3, mew=0)
+            axes.plot(outputs, seeds.mean(0), marker, color=colour, ms=8)
+            axes.set_xticks(*_output_ticks(len(outputs)))
+            axes.set_title(f"{when} ({series.phase[at]})", fontsize=13, color=INK, loc="left")
+            axes.set_xlabel("model output (Δ state, reward r)", fontsize=13)
+        panels[1].text(1.02, nominal, f"{nominal:.0%} interval", transform=panels[1].get_yaxis_transform(),
+                       color=colour, va="center", fontsize=12)  # fmt: skip
+    for axes in panels:
+        _dress(axes, left=axes is panels[0])
+        axes.set_ylim(0, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    panels[0].set_ylabel("holdout rows inside", fontsize=13)
+    return figure
+
+
+def compare(runs: dict[str, RunLog]) -> Figure:
+    """Online returns of several runs, by name: mean over seeds, and its 95 % bootstrap interval where there are two.
+
+    A run without an online evaluation is left out; more runs than the palette has colours are a `ValueError`.
+    """
+    palette = [BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK, GREY]
+    if len(runs) > len(palette):
+        raise ValueError(f"{len(runs)} runs in one picture; it can tell {len(palette)} apart")
+    figure = Figure(figsize=(10, 5.6))
+    figure.subplots_adjust(left=0.1, right=0.96, top=0.82, bottom=0.13)
+    axes = figure.subplots()
+    _title(figure, "Return after the switch", "mean over seeds and its 95 % bootstrap interval")
+    for (name, log), colour in zip(runs.items(), palette, strict=False):
+        series = log.series("eval", "return", "online")
+        if len(series.step) == 0:
+            continue
+        seeds = series.values.shape[-1]
+        label = f"{name} ({seeds} seed{'' if seeds == 1 else 's'})"
+        axes.plot(series.step, series.values.mean(-1), color=colour, lw=2.8, label=label)
+        if seeds > 1:
+            axes.fill_between(series.step, *bootstrap_interval(series.values), color=colour, alpha=0.18, lw=0)
+    behaviour = {x for x in (log.behaviour_return for log in runs.values()) if x is not None}
+    if len(behaviour) == 1:
+        axes.axhline(behaviour.pop(), color=INK, ls=":", lw=1.8, label="behaviour policy (dataset)")
+    _dress(axes)
+    axes.margins(x=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.set_xlabel("environment steps since the switch", fontsize=14)
+    axes.set_ylabel("return per episode", fontsize=14)
+    axes.legend(frameon=False, fontsize=12)
+    return figure
+
+
+def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[Row]]:
+    """Axes for `len(labels)` rows over the phases that the run has reached, the switch marked where it has been."""
+    phases = {x["phase"] for x in log.lines}
+    panels = [p for p, of in (("offline", {"offline"}), ("online", {"switch", "online"})) if of & phases] or ["offline"]
+    height = 5.8 if len(labels) == 1 else 1.7 + 2.4 * len(labels)
+    figure = Figure(figsize=(10, height))
+    grid = figure.subplots(len(labels), len(panels), sharex="col", sharey="row", squeeze=False,
+                           gridspec_kw={"width_ratios": [2, 3][: len(panels)], "wspace": 0, "hspace": 0.1})  # fmt: skip
+    figure.subplots_adjust(left=0.13, right=0.96, top=1 - 1.2 / height, bottom=0.72 / height)
+    _title(figure, title, _subtitle(log, "bold: mean, thin"))
+    rows = [dict(zip(panels, axes, strict=True)) for axes in grid]
+    for row, label in zip(rows, labels, strict=True):
+        next(iter(row.values())).set_ylabel(label, fontsize=14 if len(labels) == 1 else 12)
+        for panel, axes in row.items():
+            _dress(axes, left=panel == panels[0])
+            axes.set_xlim(*_limits(log, panel))
+            if panel == "offline":
+                axes.set_facecolor("#F3F5F7")
+        if len(panels) == 2:
+            row["online"].axvline(0, color=INK, lw=2.5, label="switch", clip_on=False, zorder=5)
+    for panel, axes in rows[0].items():
+        axes.text(0.5, 1.025, panel.upper(), transform=axes.transAxes, ha="center", fontsize=12, weight="bold",
+                  color=GREY)  # fmt: skip
+    if len(panels) == 2:
+        rows[0]["online"].text(0, 1.025, "switch", transform=rows[0]["online"].get_xaxis_transform(), ha="center",
+                               fontsize=12, weight="bold", color=INK)  # fmt: skip
+    units = {"offline": "gradient steps (offline)", "online": "environment steps (online)"}
+    for panel, axes in rows[-1].items():
+        axes.set_xlabel(units[panel], fontsize=14)
+        # the last offline tick would run into the first online one
+        axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper" if panel == "offline" and len(panels) == 2 else None))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    return figure, rows
+
+
+def _draw(log: RunLog, row: Row, kind: str, name: str, colour: str, label: str, hold: bool = False, ls: str = "-") -> None:
+    """Draw the mean and the seeds of a metric; with `hold` each value lasts until the next, and the last to the end."""
+    series = log.series(kind, name)
+    for panel, axes in row.items():
+        here = (series.phase == "offline") == (panel == "offline")
+        if not here.any():
+            continue
+        x = series.step[here] if panel == "offline" else series.total[here] - _switch(log)
+        y = series.values[here]
+        if hold:
+            x, y = np.append(x, _limits(log, panel)[1]), np.concatenate([y, y[-1:]])
+        style: dict[str, Any] = {"color": colour, "ls": ls, "drawstyle": "steps-post" if hold else "default"}
+        if y.shape[1] > 1:
+            axes.plot(x, y, lw=1, alpha=0.35, **style)
+        marker = "o" if len(x) < 12 and not hold else ""  # a lone point would show no line
+        axes.plot(x, y.mean(-1), lw=2.8, label=label, marker=marker, ms=5, clip_on=False, **style)
+
+
+def _switch(log: RunLog) -> int:
+    """Turns before the first online one; a switch that takes turns of its own lies left of it."""
+    online = [x["total"] - x["step"] for x in log.lines if x["phase"] == "online"]
+    return online[0] if online else max((x["total"] for x in log.lines), default=0)
+
+
+def _limits(log: RunLog, panel: str) -> tuple[float, float]:
+    offline = panel == "offline"
+    x = [x["step"] if offline else x["total"] - _switch(log) for x in log.lines if (x["phase"] == "offline") == offline]
+    return min([0, *x]), max([1, *x])
+
+
+def _log_scale(rows: list[Row]) -> None:
+    """One logarithmic scale for all rows, so that belief and error compare by eye."""
+    every = [axes for row in rows for axes in row.values()]
+    curves = [np.ravel(line.get_ydata()) for a in every for line in a.lines if line.get_label() != "switch"]
+    values = np.concatenate([np.zeros(0), *curves])
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) == 0:
+        return
+    low, high = values.min() / 1.3, values.max() * 1.3
+    # labels that leave no span without one, and none crowded
+    subs = (1, 1.5, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5) if high < 500 * low else (1,)
+    for axes in every:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _legend(row: Row) -> None:
+    """One legend for a row, each label once, in the last panel: that one is wider and has every curve."""
+    entries = {label: line for a in row.values() for line, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    entries.pop("switch", None)
+    list(row.values())[-1].legend(entries.values(), entries.keys(), frameon=False, fontsize=12, loc="best")
+
+
+def _title(figure: Figure, title: str, subtitle: str) -> None:
+    height = figure.get_figheight()
+    figure.text(0.03, 1 - 0.4 / height, title, fontsize=18, weight="bold", color=INK)
+    figure.text(0.03, 1 - 0.68 / height, subtitle, fontsize=12, color=GREY)
+
+
+def _subtitle(log: RunLog, marks: str) -> str:
+    """What ran, and which mark is the mean and which a seed."""
+    seeds = log.config.get("seeds", 1)
+    return f"{log.title} · " + ("one seed" if seeds == 1 else f"{marks}: each of {seeds} seeds")
+
+
+def _dress(axes: Axes, left: bool = True) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["left"].set_visible(left)
+    axes.tick_params(labelsize=12, left=left, which="both", labelleft=left)
+    axes.grid(axis="y", color="#DDDDDD", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _thousands(x: float, _: int) -> str:
+    return f"{x / 1000:g}k" if abs(x) >= 1000 else f"{x:g}"
+
+
+def _output_ticks(n: int) -> tuple[list[int], list[str]]:
+    """Every output its tick, or every fifth where there are many; the reward, which is the last, always."""
+    ticks = list(range(0, n - 1, 1 if n <= 20 else 5))
+    return [*ticks, n - 1], [*(str(i + 1) for i in ticks), "r"]

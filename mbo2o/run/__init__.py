@@ -1,0 +1,1 @@
+"""Runs own time: stepping, logging, evaluating, checkpointing."""

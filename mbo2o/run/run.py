@@ -1,0 +1,306 @@
+"""Time belongs to the run: it hands out turns, and between turns it logs, evaluates and saves."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mbo2o.agents.base import Agent
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.data.dataset import TransitionDataset
+from mbo2o.types import Diverged, Metrics, Spec
+
+from . import checkpoint
+from .evaluate import Evaluator, normalised_score
+from .lanes import Lanes
+from .log import Means, MetricsFile, Progress, describe
+
+
+@dataclass
+class RunConfig:
+    """When to look, when to save."""
+
+    log_every: int = 500  # turns between lines of training metrics (means over those turns)
+    eval_every: int = 1000  # turns between evaluations; phases also start and end with one
+    eval_episodes: int = 5  # per seed, always the same starts, deterministic policy
+    checkpoint_every: int = 5000  # turns between checkpoints; entering a loop is one, too
+    reference: str = "d4rl-v2"  # named pair of returns behind the normalised score
+    q_limit: float = 1e6  # a mean |Q| beyond it counts as divergence
+    online_capacity: int = 1_000_000  # rows of the online buffer, per seed
+    tensorboard: bool = False
+
+
+class Stateful(Protocol):
+    """What can be tracked: a module, a buffer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a restart needs, as tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+class Stopped(Exception):
+    """The run was asked to stop, has saved itself, and goes on when the same command is given again."""
+
+
+class Restored(Exception):
+    """A run opened to be looked at has reached the place it was saved at."""
+
+
+class Run:
+    """One training run in one directory: its data, its clock, its log, and its memory.
+
+    A recipe takes turns from `steps`, `interact` and `once`, which are known by the phase they are called in and their order
+    there. After an interruption the recipe is simply run again: loops that were finished yield nothing, the unfinished one
+    yields the turns that are left, and `track` puts back what it is given. Hence three rules for recipes: a loop's body depends
+    only on its turn and on tracked objects; whatever has an effect happens inside a turn; networks are made before the loop
+    that uses them.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        cfg: RunConfig,
+        *,
+        env_id: str,
+        seed: int,
+        seeds: int,
+        gamma: float,
+        dataset: TransitionDataset | None = None,
+        device: str = "cpu",
+        look_only: bool = False,
+    ):
+        torch.manual_seed(seed)
+        self.directory, self.cfg, self.env_id = directory, cfg, env_id
+        self._lanes = Lanes(env_id, (seeds,), seed)
+        self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device)
+        self._dataset = dataset.to(device).with_seeds(self.spec.seeds) if dataset is not None else None
+        self.online = ReplayBuffer(self.spec, cfg.online_capacity)
+        self._evaluate = Evaluator(env_id, self.spec.seeds, cfg.eval_episodes, seed, gamma)
+        self.phase, self._order = "", 0
+        self._tracked: dict[str, tuple[str, Stateful]] = {"online": ("online", self.online)}
+        self._done: dict[str, int] = {}  # turns done of each loop, in the order they began
+        self._means = Means()
+        self._elapsed, self._since = 0.0, time.monotonic()
+        self._bar: Progress | None = None
+        self._stop = False
+        self._look_only = look_only
+        self._saved = checkpoint.latest(directory / "checkpoints", device)  # None once the run is live
+        self._file = None if look_only else MetricsFile(directory / "metrics.jsonl", cfg.tensorboard)
+        if self._saved is not None:
+            self._done = dict(self._saved[1]["done"])
+            self.online.load_state_dict(_under("online/", self._saved[0]))
+        elif self._file is not None:
+            self._file.truncate(0)  # lines of a run that never reached a checkpoint
+
+    # ------------------------------------------------------------------ what recipes use
+
+    @property
+    def dataset(self) -> TransitionDataset:
+        """The offline data, with the run's seed axis."""
+        if self._dataset is None:
+            raise RuntimeError("this run has no dataset")
+        return self._dataset
+
+    @property
+    def turn(self) -> int:
+        """Turns done in the current phase."""
+        return sum(n for key, n in self._done.items() if key.startswith(f"{self.phase}.") and ":" not in key)
+
+    def track(self, **objects: Stateful) -> None:
+        """Name what has to survive a restart; restored on the spot if a checkpoint has it. `agent` is what is evaluated."""
+        for name, x in objects.items():
+            key = f"{self.phase}.{name}"
+            self._tracked[name] = (key, x)
+            if self._saved is not None and (state := _under(f"{key}/", self._saved[0])):
+                x.load_state_dict(state)
+
+    def steps(self, n: int) -> Iterator[int]:
+        """`n` turns of learning, numbered from 0."""
+        yield from self._loop(n)
+
+    def interact(self, agent: Agent | None, n: int) -> Iterator[int]:
+        """`n` turns that each begin with one environment step per seed, stored in `online`; `agent=None` acts uniformly."""
+        for t in self._loop(n):
+            if agent is None:
+                act = torch.rand(*self.spec.seeds, 1, self.spec.act_dim, device=self.spec.device) * 2 - 1
+            else:
+                act = agent.act(self._lanes.obs().to(self.spec.device), explore=True)
+            transition, truncated, _ = self._lanes.step(act)
+            self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
+            yield t
+
+    def once(self, name: str) -> Iterator[None]:
+        """One turn for a stage that runs once, such as the first fit of a model."""
+        key = f"{self.phase}.:{name}"
+        if self._done.get(key, 0) == 0:
+            self._go_live()
+            yield
+            self._done[key] = 1
+
+    def log(self, *metrics: Metrics) -> None:
+        """Count metrics into the next line; they stay on their device until it is due."""
+        for m in metrics:
+            self._means.add(m)
+
+    def write(self, kind: str, metrics: Metrics) -> None:
+        """Write a line of its own, now."""
+        assert self._file is not None
+        values = self._file.write(self._place(kind), metrics)
+        if kind == "model" and self._bar is not None:
+            self._bar.say("model refitted: " + describe(values, ("holdout_mse",)))
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches."""
+        print(text, file=sys.stderr, flush=True)
+
+    # ------------------------------------------------------------------ what drives it
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase."""
+        self.phase, self._order = phase, 0
+
+    def finish(self) -> None:
+        """Save the end of the run."""
+        if not self._look_only:
+            self._go_live()
+            self._save()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of files."""
+        if self._file is not None:
+            self._file.close()
+
+    def stop_on_signals(self) -> None:
+        """SIGTERM and SIGINT save and stop after the current turn; a second one kills at once."""
+
+        def stop(number: int, frame: object) -> None:
+            self._stop = True
+            signal.signal(number, signal.SIG_DFL)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    def evaluate(self) -> Metrics:
+        """Play the evaluation episodes with the tracked agent's deterministic policy."""
+        agent = self._tracked["agent"][1]
+        assert isinstance(agent, Agent)
+        to, back = (lambda x: x.to(self.spec.device)), (lambda x: x.cpu())
+        result = self._evaluate(lambda o: back(agent.act(to(o))), lambda o, a: back(agent.value(to(o), to(a))))
+        return {**result, "score": normalised_score(result["return"], self.env_id, self.cfg.reference)}
+
+    # ------------------------------------------------------------------ turns
+
+    def _loop(self, n: int) -> Iterator[int]:
+        key = f"{self.phase}.{self._order}"
+        self._order += 1
+        first = self._done.get(key, 0)
+        if first >= n:
+            return
+        self._go_live()
+        entered = key in self._done
+        self._done[key] = first
+        self._bar = Progress(self.phase, first, n)
+        if not entered:
+            self._evaluate_and_log()
+            # Here and never after a loop's last turn: what the recipe does between two loops must lie before the save
+            self._save()
+        for t in range(first, n):
+            yield t
+            self._done[key] = t + 1
+            self._bar.step()
+            self._after_turn(last=t + 1 == n)
+        self._bar.close()
+        self._bar = None
+
+    def _after_turn(self, last: bool) -> None:
+        t = self.turn
+        if t % self.cfg.log_every == 0 or last:
+            self._log_means()
+        if t % self.cfg.eval_every == 0 or last:
+            self._evaluate_and_log()
+        if self._stop and last:
+            return  # the next loop's first save, or the run's end, is at hand
+        if self._stop or (t % self.cfg.checkpoint_every == 0 and not last):
+            self._save()
+        if self._stop:
+            raise Stopped(f"stopped at {self.phase} turn {t}; the same command goes on from here")
+
+    def _log_means(self) -> None:
+        assert self._file is not None
+        if means := self._means.pop():
+            self._file.write(self._place("train"), means)
+            for name, x in means.items():
+                if not bool(torch.isfinite(x).all()):
+                    raise Diverged(f"{name} is not finite at {self.phase} turn {self.turn}; the last checkpoint is kept")
+            if "q" in means and float(means["q"].abs().max()) > self.cfg.q_limit:
+                worst = float(means["q"].abs().max())
+                where = f"{self.phase} turn {self.turn}"
+                raise Diverged(f"|Q| reached {worst:.3g} (run.q_limit) at {where}; the last checkpoint is kept")
+
+    def _evaluate_and_log(self) -> None:
+        if "agent" not in self._tracked:
+            return
+        assert self._file is not None
+        values = self._file.write(self._place("eval"), self.evaluate())
+        if self._bar is not None:
+            self._bar.say(describe(values, ("return", "score", "length")))
+
+    def _place(self, kind: str) -> dict[str, Any]:
+        total = sum(n for key, n in self._done.items() if ":" not in key)
+        seconds = round(self._elapsed + time.monotonic() - self._since, 3)
+        return {"kind": kind, "phase": self.phase, "step": self.turn, "total": total, "time": seconds}
+
+    # ------------------------------------------------------------------ memory
+
+    def _save(self) -> None:
+        sums, counts = self._means.state()
+        lanes, lane_rngs = self._lanes.state()
+        tensors: dict[str, Tensor] = {f"means/{k}": v for k, v in sums.items()} | {f"lanes/{k}": v for k, v in lanes.items()}
+        for key, x in self._tracked.values():
+            tensors |= {f"{key}/{name}": v for name, v in x.state_dict().items()}
+        tensors["rng/cpu"] = torch.get_rng_state()
+        if self.spec.device != "cpu":
+            tensors["rng/device"] = torch.cuda.get_rng_state(self.spec.device)
+        assert self._file is not None
+        state = {
+            "done": self._done,
+            "counts": counts,
+            "lanes": lane_rngs,
+            "metrics_bytes": self._file.size(),
+            "elapsed": self._elapsed + time.monotonic() - self._since,
+        }
+        checkpoint.save(self.directory / "checkpoints", sum(self._done.values()), tensors, state)
+
+    def _go_live(self) -> None:
+        """Before the first turn that is not a repetition: take up clock, random streams and episodes as they were."""
+        if self._look_only:
+            raise Restored
+        if self._saved is None:
+            return
+        tensors, state = self._saved
+        self._means.load(_under("means/", tensors), state["counts"])
+        self._lanes.load({k: v.cpu() for k, v in _under("lanes/", tensors).items()}, state["lanes"])
+        self._elapsed, self._since = state["elapsed"], time.monotonic()
+        assert self._file is not None
+        self._file.truncate(state["metrics_bytes"])
+        torch.set_rng_state(tensors["rng/cpu"].cpu())
+        if self.spec.device != "cpu":
+            torch.cuda.set_rng_state(tensors["rng/device"].cpu(), self.spec.device)
+        self._saved = None
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,176 @@
+"""One training run from one config: what `mbo2o train` does, and all of it without Hydra."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING, OmegaConf
+
+import mbo2o
+
+from .data.dataset import TransitionDataset
+from .recipes import make_recipe
+from .registry import RECIPES, find
+from .report.page import write_report
+from .run.run import Restored, Run, RunConfig
+from .types import UserError
+
+
+@dataclass
+class Config:
+    """A run. The dataclasses beside the classes hold all defaults; YAML chooses and overrides."""
+
+    recipe: Any = MISSING  # the config of one of `mbo2o methods`
+    dataset: str | None = None  # a file, a name of `mbo2o data list`, or minari:ID
+    env: str | None = None  # gymnasium id; None: the dataset's
+    seeds: int = 1  # trained side by side in one process
+    seed: int = 0  # of the first; the whole run follows from it
+    device: str = "cpu"
+    threads: int = 1  # torch threads: two on two busy cores can be far slower than one for nets this small
+    dir: str | None = None  # None: runs/RECIPE-DATASET-HASH, so that the same command finds its run again
+    resume: bool = True  # go on where the directory's checkpoint is; false: refuse a directory that has one
+    report: bool = True  # write DIR/report at the end
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def train(cfg: Config) -> Path:
+    """Run, or go on with, the run that `cfg` names; returns its directory. UserError, Diverged or Stopped otherwise."""
+    torch.set_num_threads(cfg.threads)
+    if cfg.seeds < 1:
+        raise UserError(f"seeds={cfg.seeds} must be at least 1")
+    recipe = make_recipe(cfg.recipe)
+    dataset = find_dataset(cfg.dataset) if recipe.needs_dataset else None
+    env_id = cfg.env or (dataset and dataset.attrs.get("env_id"))
+    if not env_id:
+        raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
+    resolved = _resolve(cfg, str(env_id))
+    directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
+    directory.mkdir(parents=True, exist_ok=True)
+    _claim(directory, resolved, cfg.resume)
+    if dataset is not None:
+        resolved["behaviour_return"] = float(dataset.episode_returns()[0].mean())
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+    run = _open(directory, cfg, str(env_id), dataset)
+    run.stop_on_signals()
+    run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
+    try:
+        recipe(run)
+        run.finish()
+    finally:
+        run.close()
+    if cfg.report:
+        run.say(f"report: {write_report(directory)}")
+    return directory
+
+
+def restore(directory: Path) -> tuple[Run, Any]:
+    """A run as its last checkpoint has it, and its recipe, to be looked at: networks restored, no turn taken."""
+    cfg, env_id = read_config(directory)
+    recipe = make_recipe(cfg.recipe)
+    run = _open(directory, cfg, env_id, find_dataset(cfg.dataset) if recipe.needs_dataset else None, look_only=True)
+    with contextlib.suppress(Restored):
+        recipe(run)
+    return run, recipe
+
+
+def read_config(directory: Path) -> tuple[Config, str]:
+    """The config that `directory` was run with, and its environment."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{directory}: not a run (it has no config.yaml); give a directory that `mbo2o train` wrote")
+    stored = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(stored, dict)
+    recipe, settings = stored.pop("recipe"), stored.pop("run")
+    entry = find(RECIPES, recipe.pop("name"), "recipe")
+    known = {f.name for f in fields(Config)}
+    plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
+    cfg = Config(**plain, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
+    return cfg, str(cfg.env)
+
+
+def _typed(schema: type, values: dict[str, Any]) -> Any:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+
+
+def data_folders() -> list[Path]:
+    """Where datasets are looked for by name: ./data, and the data folder beside the package."""
+    return [p for p in dict.fromkeys((Path("data"), Path(mbo2o.__file__).parent.parent / "data")) if p.is_dir()]
+
+
+def find_dataset(name: str | None) -> TransitionDataset:
+    """A dataset by path, by name (its file's stem in a data folder) or by Minari id."""
+    if name is None:
+        raise UserError("no dataset is named: give dataset=FILE, a name of `mbo2o data list`, or minari:ID")
+    shipped = {p.stem: p for folder in reversed(data_folders()) for p in folder.glob("*.hdf5")}
+    if name in shipped and not os.path.exists(name):
+        return TransitionDataset.load(shipped[name])
+    if not os.path.exists(name) and not name.startswith("minari:") and "/" not in name:
+        near = difflib.get_close_matches(name, shipped, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"no dataset is called {name!r}; {hint}known by name: {', '.join(sorted(shipped)) or 'none'}")
+    return TransitionDataset.load(name)
+
+
+def _open(directory: Path, cfg: Config, env_id: str, dataset: TransitionDataset | None, look_only: bool = False) -> Run:
+    return Run(
+        directory,
+        cfg.run,
+        env_id=env_id,
+        seed=cfg.seed,
+        seeds=cfg.seeds,
+        gamma=cfg.recipe.agent.gamma,
+        dataset=dataset,
+        device=cfg.device,
+        look_only=look_only,
+    )
+
+
+def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
+    """The config as plain values; the recipe with its name, and the environment that was found."""
+    plain = asdict(cfg)
+    name = next(entry.name for entry in RECIPES.values() if entry.config is type(cfg.recipe))
+    return {**plain, "env": env_id, "recipe": {"name": name, **plain["recipe"]}}
+
+
+def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    leave = {"dir", "resume", "report", "threads", "behaviour_return"}
+    return {k: v for k, v in resolved.items() if k not in leave}
+
+
+def _name(resolved: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(_relevant(resolved), sort_keys=True).encode()).hexdigest()[:8]
+    data = Path(resolved["dataset"]).stem if resolved["dataset"] else resolved["env"]
+    return f"{resolved['recipe']['name']}-{data.replace('/', '-').replace(':', '-')}-{digest}"
+
+
+def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> None:
+    """Refuse a directory that holds another run."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        return
+    if not resume:
+        raise UserError(f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it")
+    stored = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(stored, dict)
+    old, new = _flat(_relevant({str(k): v for k, v in stored.items()})), _flat(_relevant(resolved))
+    if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
+        key = changed[0]
+        text = f"{directory}: holds a run with {key}={old.get(key)}, not {new.get(key)}"
+        raise UserError(f"{text} ({len(changed)} settings differ); choose another dir=")
+
+
+def _flat(x: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in x.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out

@@ -1,0 +1,79 @@
+"""The vocabulary that every layer shares: a batch, a spec, a source, and errors that are the user's to mend.
+
+Axes are counted from the right. Scalars end in the batch axis `(*S, B)`, vectors in batch and feature `(*S, B, D)`;
+ensemble members stand left of the batch `(*S, M, B)` / `(*S, M, B, D)`; whatever is left of that are seeds. `*S` may be
+empty (one model, taken away for planning) or `(S,)` (S seeds trained side by side).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Metrics = dict[str, Tensor]
+"""Named measurements, one number per seed: each `(*S,)` (or `(*S, K)`), left on its device until a log line is due."""
+
+TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(obs (*S, B, D), act (*S, B, A), next_obs (*S, B, D)), all in raw units → bool (*S, B): the episode ends here."""
+
+RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(obs, act, next_obs) in raw units → reward (*S, B)."""
+
+
+class UserError(Exception):
+    """A mistake of the user's: shown as one line (what, where, what to do), exit code 2, no traceback."""
+
+
+class Diverged(Exception):
+    """Training left the realm of numbers: shown as one line, exit code 3; the last checkpoint stays."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Transitions, seeds first."""
+
+    obs: Tensor
+    """`(*S, B, D)`, raw units; networks normalise for themselves."""
+    act: Tensor
+    """`(*S, B, A)`, in [-1, 1]."""
+    rew: Tensor
+    """`(*S, B)`."""
+    next_obs: Tensor
+    """`(*S, B, D)`: the state that followed, also at an episode's end."""
+    done: Tensor
+    """`(*S, B)`: 1 where the task ended, so that nothing is bootstrapped; 0 at time limits."""
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `f` to each field."""
+        return Batch(*(f(getattr(self, x.name)) for x in fields(self)))
+
+
+def cat(batches: list[Batch]) -> Batch:
+    """Join batches along the batch axis."""
+    join = lambda name, dim: torch.cat([getattr(b, name) for b in batches], dim)  # noqa: E731
+    return Batch(join("obs", -2), join("act", -2), join("rew", -1), join("next_obs", -2), join("done", -1))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an agent or a model has to know of the task, and how many seeds it trains side by side."""
+
+    obs_dim: int
+    act_dim: int
+    seeds: tuple[int, ...] = ()
+    """Leading axes of everything: `()` for one model alone, `(S,)` for S seeds in one process."""
+    device: str = "cpu"
+
+
+class Source(Protocol):
+    """Where a batch comes from, as a value: a dataset, a buffer, a mixture of both."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, n: int) -> Batch:
+        """Draw `n` transitions per seed: fields `(*S, n, ...)`."""
+        ...

@@ -1,0 +1,208 @@
+"""What every registered recipe promises, on Pendulum with nets of eight units."""
+
+import json
+import os
+import signal
+from dataclasses import fields
+
+import pytest
+import torch
+
+import mbo2o.recipes  # noqa: F401  registers
+from mbo2o.agents.sac import SACConfig
+from mbo2o.dynamics.fit import FitConfig
+from mbo2o.dynamics.model import DynamicsConfig
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.registry import RECIPES
+from mbo2o.report.read import read_run
+from mbo2o.run import checkpoint
+from mbo2o.run.run import Run, RunConfig, Stopped
+from mbo2o.train import Config, restore, train
+
+NET = MLPConfig(hidden=[8])
+SMALL = {
+    "agent": SACConfig(actor=NET, critic=NET),
+    "dynamics": DynamicsConfig(members=3, elites=2, net=NET),
+    "fit": FitConfig(min_updates=10, max_updates=20, epoch_updates=5),
+    "refit": FitConfig(min_updates=5, max_updates=10, epoch_updates=5),
+    "batch": 16,
+    "horizon": 2,
+    "offline_steps": 30,
+    "rollouts": 20,
+    "rollout_every": 10,
+    "online_steps": 130,
+    "start": 60,
+    "epoch": 120,
+    "model_every": 60,
+    "online_rollouts": 20,
+    "alpha": 0.5,
+    "utd": 1,
+}
+
+
+def small(name, dataset, directory, seeds=3, **more):
+    """The recipe at sizes that take a second."""
+    cls = RECIPES[name].config
+    known = {f.name for f in fields(cls)}
+    recipe = cls(**{k: v for k, v in SMALL.items() if k in known})
+    run = RunConfig(log_every=10, eval_every=50, eval_episodes=1, checkpoint_every=20, online_capacity=1000)
+    data = str(dataset) if RECIPES[name].cls.needs_dataset else None
+    return Config(recipe=recipe, dataset=data, env="Pendulum-v1", seeds=seeds, dir=str(directory), run=run, report=False, **more)
+
+
+def outcome(directory):
+    """All that a run leaves: its last checkpoint, and its log without clock times."""
+    tensors, state = checkpoint.latest(directory / "checkpoints", "cpu")
+    lines = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
+    return tensors, state["done"], [{k: v for k, v in x.items() if k != "time"} for x in lines]
+
+
+def assert_same(a, b):
+    assert a[1] == b[1]
+    assert a[2] == b[2]
+    assert a[0].keys() == b[0].keys()
+    assert [k for k in a[0] if not torch.equal(a[0][k], b[0][k])] == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, pendulum):
+    """Each recipe, run without interruption, by name."""
+    done = {}
+
+    def run(name):
+        if name not in done:
+            done[name] = tmp_path_factory.mktemp(name) / "run"
+            train(small(name, pendulum, done[name]))
+        return done[name]
+
+    return run
+
+
+def test_there_are_recipes():
+    assert {"mopo", "moore", "mbpo"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_log_is_per_seed_and_readable(name, finished):
+    log = read_run(finished(name))
+    evals = log.series("eval", "return")
+    assert evals.values.shape[1] == 3
+    assert (evals.values < 0).all()  # Pendulum's rewards are costs
+    for line in log.lines:
+        values = [v for k, v in line.items() if k not in {"kind", "phase", "step", "total", "time"}]
+        assert all(len(v) == 3 for v in values), line
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_seeds_differ_and_one_seed_works(name, finished, pendulum, tmp_path):
+    tensors, _, _ = outcome(finished(name))
+    key = next(k for k in tensors if k.endswith("agent/actor.net.layers.0.weight"))
+    assert not torch.equal(tensors[key][0], tensors[key][1])
+    train(small(name, pendulum, tmp_path / "one", seeds=1))
+    assert outcome(tmp_path / "one")[0][key].shape[0] == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_restore_gives_the_trained_agent(name, finished):
+    run, recipe = restore(finished(name))
+    tensors, _, _ = outcome(finished(name))
+    for k, v in recipe.agent.state_dict().items():
+        stored = next(x for key, x in tensors.items() if key.endswith(f"agent/{k}"))
+        assert torch.equal(v, stored)
+    assert run.evaluate()["return"].shape == (3,)
+
+
+def killed(config, when):
+    """Train in a child process that kills itself with SIGKILL where `when(run, event)` is true."""
+    pid = os.fork()
+    if pid == 0:
+        after_turn, save = Run._after_turn, checkpoint.save
+
+        def watched_turn(self, last):
+            if when(self, "turn"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            after_turn(self, last)
+
+        def watched_save(folder, turn, tensors, state):
+            if when(turn, "save"):
+                (folder / f".{turn:09d}.{os.getpid()}.tmp").mkdir(parents=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(folder, turn, tensors, state)
+
+        Run._after_turn, checkpoint.save = watched_turn, watched_save
+        try:
+            train(config)
+        finally:
+            os._exit(1)  # it should have been killed
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, tmp_path):
+    config = small(name, pendulum, tmp_path / "run")
+    reference = outcome(finished(name))
+    phases = {key.split(".")[0] for key in reference[1] if ":" not in key}
+    for phase in sorted(phases, key=["offline", "switch", "online"].index):
+        turns = sum(n for k, n in reference[1].items() if k.startswith(f"{phase}.") and ":" not in k)
+        killed(config, lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n // 3)
+        killed(config, lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n - 1)
+    killed(config, lambda turn, event, n=sum(reference[1].values()): event == "save" and turn == n)  # while writing the last one
+    train(config)
+    assert_same(outcome(tmp_path / "run"), reference)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tmp_path, monkeypatch):
+    config = small(name, pendulum, tmp_path / "run")
+    after_turn = Run._after_turn
+
+    def terminated(self, last):
+        if self.phase == "online" and self.turn == 75:
+            os.kill(os.getpid(), signal.SIGTERM)
+        after_turn(self, last)
+
+    if "online.0" not in outcome(finished(name))[1]:
+        monkeypatch.setattr(Run, "_after_turn", lambda s, last: (s.turn == 17 and setattr(s, "_stop", True), after_turn(s, last)))
+    else:
+        monkeypatch.setattr(Run, "_after_turn", terminated)
+    with pytest.raises(Stopped):
+        train(config)
+    monkeypatch.setattr(Run, "_after_turn", after_turn)
+    train(config)
+    assert_same(outcome(tmp_path / "run"), outcome(finished(name)))
+
+
+@pytest.mark.parametrize("name", ["mopo", "moore"])
+def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_path, monkeypatch):
+    """Seed 0 sees absurd rewards, offline, imagined and online; seeds 1 and 2 end bit-identical."""
+    from mbo2o.data.buffer import ReplayBuffer
+    from mbo2o.data.dataset import TransitionDataset
+
+    for cls in (ReplayBuffer, TransitionDataset):
+        rows = cls.rows
+
+        def poisoned(self, index, rows=rows):
+            b = rows(self, index)
+            b.rew = b.rew.clone()
+            if b.rew.shape[0] == 3:
+                b.rew[0] *= 1000
+            return b
+
+        monkeypatch.setattr(cls, "rows", poisoned)
+    sample = TransitionDataset.sample
+
+    def poisoned_sample(self, n):
+        b = sample(self, n)
+        b.rew = b.rew.clone()
+        b.rew[0] *= 1000
+        return b
+
+    monkeypatch.setattr(TransitionDataset, "sample", poisoned_sample)
+    config = small(name, pendulum, tmp_path / "run")
+    config.run.q_limit = 1e30
+    train(config)
+    clean, dirty = outcome(finished(name))[0], outcome(tmp_path / "run")[0]
+    seedwise = [k for k in clean if ("agent/" in k or "model/" in k) and clean[k].dim() and clean[k].shape[0] == 3]
+    assert len(seedwise) > 20
+    assert any(not torch.equal(clean[k][0], dirty[k][0]) for k in seedwise)
+    assert [k for k in seedwise if not torch.equal(clean[k][1:], dirty[k][1:])] == []

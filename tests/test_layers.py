@@ -1,0 +1,61 @@
+"""Imports point down: design by test."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mbo2o
+
+ROOT = Path(mbo2o.__file__).parent
+BELOW = {  # what a package may import of this project
+    "types": set(),
+    "registry": {"types"},
+    "ensemble": {"types"},
+    "nn": {"ensemble", "types"},
+    "agents": {"nn", "ensemble", "types", "registry"},
+    "data": {"types"},
+    "dynamics": {"ensemble", "nn", "data", "types"},
+    "run": {"agents", "data", "types"},
+    "recipes": {"run", "agents", "dynamics", "ensemble", "nn", "data", "types", "registry"},
+    "report": {"types"},
+    "planning": {"dynamics", "ensemble", "types"},
+    "bench": {"dynamics", "ensemble", "data", "agents", "nn", "types"},
+    "collect": {"run", "agents", "data", "ensemble", "nn", "types"},
+}
+FREE_OF = {"agents": {"gymnasium", "hydra", "omegaconf"}, "ensemble": {"gymnasium", "hydra", "numpy"}, "dynamics": {"gymnasium"}}
+
+
+def imports(path):
+    """(top-level module, package of this project or None) of each import."""
+    here = ("mbo2o", *path.relative_to(ROOT).with_suffix("").parts)[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [module] if node.module else [f"{module}.{a.name}" for a in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield parts[0], parts[1] if parts[0] == "mbo2o" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_imports_point_down(package):
+    files = [ROOT / f"{package}.py"] if (ROOT / f"{package}.py").exists() else sorted((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        for top, inner in imports(path):
+            assert inner in (None, package) or inner in BELOW[package], f"{path} imports mbo2o.{inner}"
+            assert top not in FREE_OF.get(package, set()), f"{path} imports {top}"
+
+
+def test_nothing_runs_code_from_files():
+    """No pickle, torch.load, eval: loading a file never executes it."""
+    banned = ("import pickle", "torch.load(", "allow_pickle=True", "eval(", "exec(")
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text().replace("_eval(", "").replace(".eval(", "")
+        assert not [b for b in banned if b in text], path

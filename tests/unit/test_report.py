@@ -1,0 +1,286 @@
+"""The report on synthetic runs whose story is known: what it says, and that it survives what runs leave behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+from mbo2o.report import plots
+from mbo2o.report.page import write_report
+from mbo2o.report.read import read_run
+from mbo2o.report.statistics import bootstrap_interval, iqm, paired_difference, spearman, summarise
+from mbo2o.types import UserError
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_uncertainty_decay.ipynb"
+OFFLINE, ONLINE = 20_000, 10_000
+
+
+def synthesise(
+    path: Path, seeds: int = 3, phases: tuple[str, ...] = ("offline", "switch", "online"), model: bool = True
+) -> Path:
+    """A run that learns offline to 2000, drops by 600 after the switch and climbs to 3200, its model ever surer."""
+    rng = np.random.default_rng(0)
+    lines: list[dict] = []
+
+    def log(kind: str, phase: str, step: int, **metrics: float | np.ndarray) -> None:
+        noisy = {k: (np.asarray(v) * rng.normal(1, 0.05, (seeds, *np.shape(v)))).tolist() for k, v in metrics.items()}
+        total = step if phase == "offline" else OFFLINE + step
+        lines.append(dict(kind=kind, phase=phase, step=step, total=total, time=total / 100, **noisy))
+
+    def uncertainty(phase: str, step: int, surer: float, states: list[str]) -> None:
+        scale = {"offline": 0.1, "online": 0.1 + surer, "imagined": 0.1 + 0.6 * surer}
+        metrics: dict[str, float] = {"penalty_share": 0.1 + surer, "reward_imagined": 2.0}
+        for w in states:
+            metrics |= {f"epistemic_std/{w}": 0.5 * scale[w], f"aleatoric_std/{w}": 0.12}
+            metrics |= {f"{u}/{w}": 3 * scale[w] for u in ("max_aleatoric", "max_pairwise", "mixture_std")}
+            metrics |= {f"error/{w}": 1.2 * scale[w]} if w != "imagined" else {}
+        log("uncertainty", phase, step, **metrics)
+
+    def evaluate(phase: str, step: int, ret: float, q: float) -> None:
+        log("eval", phase, step, **{"return": ret}, length=300.0, score=ret / 32, q=q * ret, mc_return=0.06 * ret)
+
+    def fit(phase: str, step: int, share: float, sharp: float) -> None:
+        log("model", phase, step, holdout_mse=0.1, updates=400.0, epochs=5.0)
+        for level in (50, 90):
+            covered = rng.normal(np.linspace(level / 100 - sharp, level / 100, 12), 0.02, (seeds, 12))
+            lines[-1][f"coverage{level}"] = covered.clip(0, 1).tolist()
+        lines[-1]["share_offline"] = [share] * seeds
+
+    if "offline" in phases:
+        if model:
+            fit("offline", 0, 1.0, 0.3)
+        for step in range(0, OFFLINE + 1, 1000):
+            ret = 2000 * (1 - np.exp(-step / 4000))
+            evaluate("offline", step, ret, 0.04)
+            log("train", "offline", step, critic_loss=1.0)
+            if model and step % 5000 == 0:
+                uncertainty("offline", step, 0.4, ["offline", "imagined"])
+    if "switch" in phases:
+        log("train", "switch", 0, critic_loss=1.0)
+    if "online" in phases:
+        for step in range(0, ONLINE + 1, 500):
+            ret = 2000 + 1200 * step / ONLINE - 700 * np.exp(-(((step - 1500) / 800) ** 2))
+            evaluate("online", step, ret, 0.055)
+            if model:
+                fit("online", step, 0.85 ** (step / 500), 0.05)
+                uncertainty("online", step, np.exp(-step / 3000), ["offline", "online", "imagined"])
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(
+        f"recipe: {{name: moore}}\nenv: Hopper-v5\ndataset: <hopper & medium>\nseeds: {seeds}\nseed: 0\n"
+        "behaviour_return: 1500.0\nformula: ${seed}\n"
+    )
+    (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return path
+
+
+def test_iqm_cuts_a_quarter_from_each_end():
+    assert iqm([100, 1, 2, 3, 4, 5, 6, -100]) == pytest.approx(3.5)
+    assert iqm([[1, 2], [6, 3]]) == pytest.approx(2.5)
+    assert iqm([1, 2, 6]) == 3
+    assert np.isnan(iqm([1, np.nan]))
+
+
+def test_bootstrap_interval_agrees_with_resampling_row_by_row():
+    x = np.random.default_rng(1).normal(size=(4, 6))
+    rng = np.random.default_rng(2)
+    means = np.array([x[:, rng.integers(6, size=6)].mean(-1) for _ in range(8000)])
+    low, high = bootstrap_interval(x, level=0.9, n=8000)
+    np.testing.assert_allclose(low, np.quantile(means, 0.05, axis=0), atol=0.04)
+    np.testing.assert_allclose(high, np.quantile(means, 0.95, axis=0), atol=0.04)
+    assert np.isnan(bootstrap_interval([3.0])).all(), "one seed has no interval"
+
+
+def test_paired_difference_ignores_what_seeds_share():
+    shared = np.array([0.0, 100, 200, 300, 400])
+    mean, low, high = paired_difference(shared + np.array([1, 2, 3, 2, 2]), shared)
+    assert mean == pytest.approx(2)
+    assert 1 <= low < 2 < high <= 3
+    with pytest.raises(ValueError, match="same seeds"):
+        paired_difference([1, 2], [1, 2, 3])
+
+
+def test_spearman_known_values():
+    assert spearman([1, 2, 3, 4], [1, 8, 27, 64]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / (5 * 24))
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert spearman([1, np.nan, 2, 3], [3, 100, 2, 1]) == pytest.approx(-1)
+    assert np.isnan(spearman([1, 2, 3], [1, 1, 1]))
+
+
+def test_summary_of_a_curve_by_hand():
+    step = np.arange(11) * 100
+    seed = np.array([10, 6, 8, 0, 10, 12, 14, 16, 18, 20, 30.0])  # the 0 comes after the first 20 %
+    s = summarise(step, np.stack([seed, np.full(11, 5.0)], -1))
+    np.testing.assert_allclose(s.j0, [10, 5])
+    np.testing.assert_allclose(s.drop, [4, 0])
+    np.testing.assert_allclose(s.final, [30, 5])
+    np.testing.assert_allclose(s.best, [30, 5])
+    np.testing.assert_allclose(s.auc, [(seed.sum() - (10 + 30) / 2) / 10, 5])
+    long = summarise(np.arange(40), np.arange(40.0)[:, None])
+    assert long.final == pytest.approx(np.mean([36, 37, 38, 39]))
+    one = summarise([0], [[7.0]])
+    assert (one.j0, one.drop, one.auc, one.final) == (7, 0, 7, 7)
+
+
+def test_series_keeps_order_phase_and_shape(tmp_path: Path):
+    log = read_run(synthesise(tmp_path / "run"))
+    ret = log.series("eval", "return")
+    assert ret.values.shape == (21 + 21, 3)
+    assert ret.total[20] == ret.total[21] == OFFLINE
+    assert ret.step[21] == 0
+    assert list(ret.phase[20:22]) == ["offline", "online"]
+    assert log.series("eval", "return", "online").values.shape == (21, 3)
+    assert log.series("model", "coverage50").values.shape == (22, 3, 12)
+    assert len(log.series("eval", "unheard of").step) == 0
+    assert log.series("uncertainty", "epistemic_std/online").phase.tolist() == ["online"] * 21
+
+
+def test_read_run_survives_a_cut_last_line_and_nulls(tmp_path: Path):
+    path = synthesise(tmp_path / "run", phases=("offline",), model=False)
+    file = path / "metrics.jsonl"
+    whole = read_run(path).lines
+    file.write_text(file.read_text()[:-30])
+    assert read_run(path).lines == whole[:-1]
+    null = {"kind": "eval", "phase": "online", "step": 0, "total": 9, "return": [1.0, None, 3.0]}
+    file.write_text(json.dumps(null) + "\n")
+    np.testing.assert_array_equal(read_run(path).series("eval", "return").values, [[1, np.nan, 3]])
+    file.write_text('{"kind": "eval"\n' + json.dumps(null) + "\n")
+    with pytest.raises(UserError, match="line 1"):
+        read_run(path)
+
+
+def test_what_is_no_run_is_a_one_line_error(tmp_path: Path):
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match=r"config\.yaml") as error:
+            read_run(path)
+        assert "\n" not in str(error.value)
+    run = synthesise(tmp_path / "run")
+    (run / "config.yaml").write_text("a: [1\nb: }")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_run(run)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_report_has_every_section_and_its_pictures(tmp_path: Path, seeds: int):
+    run = synthesise(tmp_path / "run", seeds)
+    page = write_report(run)
+    html = page.read_text()
+    assert page == run / "report" / "index.html"
+    for section in ("numbers", "return", "uncertainty", "offline_share", "q_values", "calibration", "config"):
+        assert f'id="{section}"' in html
+    assert html.count("data:image/png;base64,") == 5
+    assert not re.search(r"(src|href)=.(?!data:)", html), "the page needs nothing from elsewhere"
+    assert "&lt;hopper &amp; medium&gt;" in html
+    assert "<hopper" not in html
+    assert ("no interval" in html) == (seeds == 1)
+    assert f"<th>seed {seeds - 1}</th>" in html
+    assert "1,500" in html, "the behaviour policy's return"
+    for png in (page.parent / f"{name}.png" for name in ("return", "uncertainty", "offline_share", "q_values", "calibration")):
+        assert png.read_bytes().startswith(b"\x89PNG")
+        assert png.stat().st_size > 20_000
+    j0 = read_run(run).series("eval", "return", "online").values[0]
+    assert f"<td>{j0.mean():,.0f}</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("phases", "model", "pictures"),
+    [((), True, 0), (("offline",), True, 5), (("offline", "switch"), False, 2), (("online",), False, 2)],
+)
+def test_report_on_runs_that_are_not_whole(tmp_path: Path, phases: tuple[str, ...], model: bool, pictures: int):
+    page = write_report(synthesise(tmp_path / "run", 3, phases, model), tmp_path / "out")
+    html = page.read_text()
+    assert html.count("data:image/png") == pictures == len(list(page.parent.glob("*.png")))
+    assert html.count("Nothing to show") == 5 - pictures
+    assert ("Nothing was evaluated yet" in html) == (not phases)
+    assert ("J0: at the switch" in html) == ("online" in phases)
+
+
+def test_a_missing_value_is_shown_as_missing(tmp_path: Path):
+    run = synthesise(tmp_path / "run", 2, ("offline", "online"), model=False)
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["return"][1] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    final = re.search(r"<tr><td>final.*?</tr>", write_report(run).read_text())
+    assert final
+    cells = re.findall(r"<td>(.*?)</td>", final[0])[1:]
+    assert cells[0] == cells[1] == cells[3] == "–"
+    assert cells[2] != "–"
+
+
+def test_an_uncertainty_that_is_all_missing_or_almost_constant_still_has_a_picture(tmp_path: Path):
+    run = synthesise(tmp_path / "run", 2)
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    for value, labelled in ((None, 0), (0.06, 1), (0.024, 1)):
+        for x in lines:
+            x.update({k: [value] * 2 for k in x if k.startswith(("epistemic_std", "aleatoric_std", "error"))})
+        (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        figure = plots.uncertainty(read_run(run))
+        low, high = figure.axes[0].get_ylim()
+        assert sum(low < tick < high for tick in figure.axes[0].get_yticks()) >= labelled
+        assert figure.axes[0].get_ylim() == figure.axes[-1].get_ylim(), "one scale"
+
+
+@pytest.mark.parametrize("draw", [plots.return_curve, plots.uncertainty, plots.offline_share, plots.q_values])
+def test_the_switch_is_marked_where_the_panels_touch(tmp_path: Path, draw):
+    figure = draw(read_run(synthesise(tmp_path / "run")))
+    offline, online = figure.axes[:2]
+    for axes in figure.axes[1::2]:
+        (line,) = [x for x in axes.lines if x.get_label() == "switch"]
+        assert list(line.get_xdata()) == [0, 0]
+    assert offline.get_position().x1 == pytest.approx(online.get_position().x0)
+    assert offline.get_xlim() == (0, OFFLINE)
+    assert online.get_xlim() == (0, ONLINE)
+    assert {"OFFLINE", "ONLINE", "switch"} <= {t.get_text() for a in (offline, online) for t in a.texts}
+    bottom = figure.axes[-2:]
+    assert ["gradient steps" in bottom[0].get_xlabel(), "environment steps" in bottom[1].get_xlabel()] == [True, True]
+    not_yet = draw(read_run(synthesise(tmp_path / "offline", phases=("offline",))))
+    assert all(x.get_label() != "switch" for a in not_yet.axes for x in a.lines)
+
+
+def test_a_switch_that_takes_turns_lies_left_of_its_mark(tmp_path: Path):
+    run = synthesise(tmp_path / "run", phases=("offline",))
+    with (run / "metrics.jsonl").open("a") as file:
+        for phase, step, total in [
+            ("switch", 0, 20_000),
+            ("switch", 500, 20_500),
+            ("online", 0, 20_500),
+            ("online", 90, 20_590),
+        ]:
+            line = {"kind": "eval", "phase": phase, "step": step, "total": total, "return": [1.0] * 3}
+            file.write(json.dumps(line) + "\n")
+    online = plots.return_curve(read_run(run)).axes[1]
+    assert online.get_xlim() == (-500, 90)
+    mean = next(x for x in online.lines if x.get_label() == "policy, evaluated")
+    assert mean.get_xdata().tolist() == [-500, 0, 0, 90]
+
+
+def test_compare_draws_each_run_and_a_band_only_over_seeds(tmp_path: Path):
+    runs = {f"{s} seeds": read_run(synthesise(tmp_path / str(s), s, model=False)) for s in (1, 3)}
+    runs["still offline"] = read_run(synthesise(tmp_path / "offline", phases=("offline",)))
+    (axes,) = plots.compare(runs).axes
+    curves = [x for x in axes.lines if len(x.get_xdata()) == 21]
+    assert len(curves) == 2
+    np.testing.assert_allclose(curves[1].get_ydata(), runs["3 seeds"].series("eval", "return", "online").values.mean(-1))
+    assert len(axes.collections) == 1
+    with pytest.raises(ValueError, match="9 runs"):
+        plots.compare({str(i): runs["3 seeds"] for i in range(9)})
+
+
+def test_the_uncertainty_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MBO2O_RUN", str(synthesise(tmp_path / "run")))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are not stored"
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
+    assert sum("image/png" in x.get("data", {}) for x in outputs) >= 3
+    table = "".join(x.get("text", "") for x in outputs)
+    rho = {m[1]: float(m[2]) for m in re.finditer(r"^(max_pairwise|mixture_std)/online.* (-?\d\.\d+)$", table, re.M)}
+    assert set(rho) == {"max_pairwise", "mixture_std"}
+    assert max(rho.values()) < -0.7, "uncertainty falls in this run by construction"
