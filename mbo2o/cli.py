@@ -12,12 +12,15 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from .types import Diverged, UserError
+
+if TYPE_CHECKING:
+    from .train import Config
 
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
@@ -90,6 +93,16 @@ def to_config(node: Any) -> Any:
         raise UserError(_first_line(e)) from e
 
 
+def compose_config(overrides: list[str]) -> Config:
+    """The config that `mbo2o train` would run with these overrides; UserError for a mistake in them."""
+    from hydra import compose, initialize_config_dir
+
+    store_schemas()
+    _check_overrides(overrides)
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return to_config(compose("config", overrides=overrides))
+
+
 def _train(args: list[str]) -> int:
     import hydra
 
@@ -126,16 +139,26 @@ def _check_overrides(args: list[str]) -> None:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
-            # of a sweep a=1,2 the first choice stands for all
-            first = [str(p.input_line).split("=")[0] + f"={_first(p)}" if p.is_sweep_override() else p.input_line for p in parsed]
-            compose("config", overrides=[x or "" for x in first])
+            compose("config", overrides=[_first(p) for p in parsed])
         except (HydraException, OmegaConfBaseException) as e:
-            base = compose("config", overrides=[o for o in overrides if re.match(r"(recipe|experiment)=[^,]*$", o)][:0])
-            raise UserError(_explain(e, base)) from e
+            raise UserError(_explain(e, _groups_only(overrides))) from e
 
 
 def _first(override: Any) -> str:
-    return next(iter(override.sweep_string_iterator()))
+    """An override as it was given; of a sweep a=1,2 the first choice stands for all."""
+    line = str(override.input_line)
+    return f"{line.split('=')[0]}={next(iter(override.sweep_string_iterator()))}" if override.is_sweep_override() else line
+
+
+def _groups_only(overrides: list[str]) -> Any:
+    """The config with the chosen recipe and nothing else, to look up what settings there are."""
+    from hydra import compose
+    from hydra.errors import HydraException
+
+    try:
+        return compose("config", overrides=[o for o in overrides if re.fullmatch(r"recipe=\w+", o)])
+    except HydraException:
+        return compose("config")
 
 
 def _explain(error: Exception, base: Any) -> str:
@@ -185,9 +208,8 @@ def _eval(options: argparse.Namespace) -> None:
     print(f"{run.env_id}, {episodes} episodes per seed, deterministic policy, starts drawn from seed {seed}")
     for k in range(len(rows["return"])):
         ret, std, length = rows["return"][k], rows["return_std"][k], rows["length"][k]
-        print(
-            f"  seed {k}: return {ret:8.1f} ± {std:.1f}  score {rows['score'][k]:6.1f} ({run.cfg.reference})  length {length:.0f}"
-        )
+        shown = f"score {rows['score'][k]:6.1f} ({run.cfg.reference})"
+        print(f"  seed {k}: return {ret:8.1f} ± {std:.1f}  {shown}  length {length:.0f}")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -246,6 +268,19 @@ def _data_collect(options: argparse.Namespace) -> None:
         collect.collect_with_policy(options)
 
 
+def _study(options: argparse.Namespace) -> None:
+    from .studies import moore
+
+    results, arms = Path(options.results), moore.ARMS | (moore.EXTRA if options.extra else {})
+    chosen = [f"experiment={options.experiment}", f"dataset={options.dataset}", f"seeds={options.seeds}"]
+    base = compose_config([*chosen, *options.overrides])
+    name = Path(options.dataset).stem
+    out = Path(options.out) / name
+    moore.run(base, out, arms)
+    moore.collect(out, results, name)
+    print(results / f"moore-{name}.csv")
+
+
 def _bench(options: argparse.Namespace) -> None:
     from .bench.dynamics import print_bench
 
@@ -284,6 +319,22 @@ def _parser() -> argparse.ArgumentParser:
 
     add(commands, "methods", _methods, "List recipes and agents.", "mbo2o methods")
 
+    p = add(
+        commands,
+        "study",
+        _study,
+        "Run a study: MOORe's priority and its baselines from one offline phase. Finished parts are not run again.",
+        "mbo2o study moore hopper-medium-replay-v5 --seeds 3",
+    )
+    p.add_argument("what", choices=["moore"])
+    p.add_argument("dataset")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    p.add_argument("--experiment", default="hopper-small")
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--out", default="runs/study-moore")
+    p.add_argument("--results", default="data/results")
+    p.add_argument("--extra", action="store_true", help="also the arms on alpha and on the penalty's coefficient")
+
     p = add(commands, "bench", _bench, "Measure speed against peers, as ratios in one run.", "mbo2o bench dynamics")
     p.add_argument("what", choices=["dynamics"])
     p.add_argument("--rounds", type=int, default=5)
@@ -311,6 +362,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--rows", type=int, default=100_000, help="rows of random, medium and expert")
     p.add_argument("--steps", type=int, default=150_000, help="environment steps of training")
     p.add_argument("--hidden", type=int, default=128, help="width of SAC's two hidden layers")
-    p.add_argument("--medium", type=float, default=1 / 3, help="medium is the first policy at this share of the best return")
+    p.add_argument("--lr", type=float, default=3e-4, help="SAC's learning rates")
+    p.add_argument("--medium", type=float, default=0.5, help="medium is the first policy at this share of the best return")
+    p.add_argument("--medium-step", type=int, help="or name the step (an evaluated one) at which the policy is medium")
     p.add_argument("--deterministic", action="store_true", help="play the mean action instead of a sample")
     return top

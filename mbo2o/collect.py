@@ -70,6 +70,7 @@ def train(
     steps: int,
     seed: int,
     hidden: list[int],
+    lr: float = 3e-4,
     start: int = 5000,
     eval_every: int = 5000,
     episodes: int = 10,
@@ -82,7 +83,8 @@ def train(
     lanes = Lanes(env_id, (1,), seed)
     obs_dim, act_dim = lanes.obs_dim, lanes.act_dim
     spec = Spec(obs_dim, act_dim, (1,))
-    cfg = SACConfig(actor=MLPConfig(hidden=hidden), critic=MLPConfig(hidden=hidden))
+    net = MLPConfig(hidden=hidden)
+    cfg = SACConfig(actor_lr=lr, critic_lr=lr, alpha_lr=lr, actor=net, critic=net)
     agent, buffer = SAC(spec, cfg), ReplayBuffer(spec, steps)
     evaluate = Evaluator(env_id, (1,), episodes, seed, cfg.gamma)
     info = {"env_id": env_id, "obs_dim": str(obs_dim), "act_dim": str(act_dim), "hidden": json.dumps(cfg.actor.hidden)}
@@ -115,21 +117,32 @@ def collect_with_training(options: argparse.Namespace) -> None:
         raise UserError(f"{out}: holds a collection already; choose another --out")
     start = min(5000, options.steps // 5)
     eval_every = max(1, min(5000, options.steps // 10))
-    hidden = [options.hidden, options.hidden]
-    train(options.env, out, steps=options.steps, seed=options.seed, hidden=hidden, start=start, eval_every=eval_every)
-    write_tiers(out, rows=options.rows, seed=options.seed, medium=options.medium)
+    train(
+        options.env,
+        out,
+        steps=options.steps,
+        seed=options.seed,
+        hidden=[options.hidden, options.hidden],
+        lr=options.lr,
+        start=start,
+        eval_every=eval_every,
+    )
+    write_tiers(out, rows=options.rows, seed=options.seed, medium=options.medium, medium_step=options.medium_step)
 
 
-def write_tiers(out: Path, *, rows: int, seed: int, medium: float) -> None:
+def write_tiers(out: Path, *, rows: int, seed: int, medium: float = 0.5, medium_step: int | None = None) -> None:
     """Write the four tiers from a folder of `train`, and name its medium and best actors.
 
-    `medium` is the first policy whose evaluation reached that share of the way from the first to the best one.
+    `medium` is the first policy whose evaluation reached that share of the way from the first to the best one, unless
+    `medium_step` names it.
     """
     with open(out / "evals.csv", newline="") as f:
         evals = [(int(r["step"]), float(r["return_mean"])) for r in csv.DictReader(f)]
     best = max(evals, key=lambda x: x[1])
     bar = evals[0][1] + medium * (best[1] - evals[0][1])
-    medium_step = next(step for step, ret in evals if ret >= bar)
+    medium_step = medium_step or next(step for step, ret in evals if ret >= bar)
+    if medium_step not in dict(evals):
+        raise UserError(f"--medium-step {medium_step}: evaluated were {', '.join(str(step) for step, _ in evals)}")
     actors = {"medium": medium_step, "expert": best[0]}
     task = ""
     for tier, step in actors.items():
@@ -170,7 +183,7 @@ def _write(
     if policy is not None:
         act = torch.no_grad()(policy.mode if deterministic else lambda obs: policy.sample(obs)[0])
     fields = roll(env_id, act, rows, seed)
-    versions = {f"{m.__name__}_version": m.__version__ for m in (gymnasium, mujoco, torch)}
+    versions = {f"{m.__name__}_version": str(m.__version__) for m in (gymnasium, mujoco, torch)}
     schema.write(path, fields, {"env_id": env_id, "behaviour": about, "tier": about.split(":")[0], "seed": seed, **versions})
     summary = TransitionDataset.load(path).summary()
     returns = f"return {summary['return_mean']:.0f} ± {summary['return_std']:.0f}"

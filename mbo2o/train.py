@@ -36,6 +36,7 @@ class Config:
     device: str = "cpu"
     threads: int = 1  # torch threads: two on two busy cores can be far slower than one for nets this small
     dir: str | None = None  # None: runs/RECIPE-DATASET-HASH, so that the same command finds its run again
+    start_from: str | None = None  # a run that ended after its offline phase (online_steps=0): go on from there
     resume: bool = True  # go on where the directory's checkpoint is; false: refuse a directory that has one
     report: bool = True  # write DIR/report at the end
     run: RunConfig = field(default_factory=RunConfig)
@@ -130,6 +131,7 @@ def _open(directory: Path, cfg: Config, env_id: str, dataset: TransitionDataset 
         gamma=cfg.recipe.agent.gamma,
         dataset=dataset,
         device=cfg.device,
+        start_from=Path(cfg.start_from) if cfg.start_from else None,
         look_only=look_only,
     )
 

@@ -23,7 +23,11 @@ BELOW = {  # what a package may import of this project
     "bench": {"dynamics", "ensemble", "data", "agents", "nn", "types"},
     "collect": {"run", "agents", "data", "ensemble", "nn", "types"},
 }
-FREE_OF = {"agents": {"gymnasium", "hydra", "omegaconf"}, "ensemble": {"gymnasium", "hydra", "numpy"}, "dynamics": {"gymnasium"}}
+FREE_OF = {
+    "agents": {"gymnasium", "hydra", "omegaconf"},
+    "ensemble": {"gymnasium", "hydra", "numpy"},
+    "dynamics": {"gymnasium"},
+}
 
 
 def imports(path):

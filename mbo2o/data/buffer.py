@@ -44,7 +44,7 @@ class ReplayBuffer:
         truncated = torch.zeros_like(batch.rew) if truncated is None else truncated.to(batch.rew.dtype)
         columns = [x.unsqueeze(-1) for x in (batch.rew, batch.done, truncated)]
         rows = torch.cat([batch.obs, batch.act, columns[0], batch.next_obs, columns[1], columns[2]], -1)
-        rows = rows.reshape(self._n_seeds, b, -1)
+        rows = rows.reshape(self._n_seeds, b, rows.shape[-1])
         kept = torch.ones_like(rows[..., 0], dtype=torch.bool) if keep is None else keep.reshape(self._n_seeds, b)
         place = (self._written.unsqueeze(-1) + kept.cumsum(-1) - 1) % self.capacity
         seed, row = kept.nonzero(as_tuple=True)
@@ -67,7 +67,7 @@ class ReplayBuffer:
 
     def rows(self, index: Tensor) -> Batch:
         """Rows by position, `(*S, B)` → fields `(*S, B, ...)`."""
-        index = index.reshape(self._n_seeds, -1)
+        index = index.reshape(self._n_seeds, index.shape[-1])
         start = torch.arange(self._n_seeds, device=index.device).unsqueeze(-1) * self.capacity
         rows = self._rows.flatten(0, 1).index_select(0, (index + start).flatten())
         obs, act, rew, next_obs, done, _ = rows.reshape(*self.spec.seeds, index.shape[1], sum(self._widths)).split(
@@ -85,7 +85,9 @@ class ReplayBuffer:
         return {"rows": self._rows[:, :used].clone(), "written": self._written.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what a buffer of the same capacity returned from `state_dict`."""
+        if state["rows"].shape[1] > self.capacity or int(state["written"].max()) > state["rows"].shape[1] < self.capacity:
+            raise RuntimeError(f"saved by a buffer of {state['rows'].shape[1]} rows, this one has {self.capacity}")
         self._rows[:, : state["rows"].shape[1]] = state["rows"]
         self._written.copy_(state["written"])
 
@@ -96,7 +98,7 @@ class ReplayBuffer:
         parts = np.split(self._rows[seed].cpu().numpy()[order], np.cumsum(self._widths)[:-1], axis=1)
         obs, act, rew, next_obs, done, truncated = parts
         timeouts = truncated[:, 0] > 0
-        timeouts[-1] |= not done[-1, 0] > 0
+        timeouts[-1:] |= done[-1:, 0] == 0
         fields = {
             "observations": obs,
             "actions": act,

@@ -72,6 +72,6 @@ class Aged:
 
 
 def offline_share(priority: float, n_offline: int, n_online: int) -> float:
-    """P(offline) when each of `n_offline` rows has `priority` and each of `n_online` rows has priority 1."""
+    """P(offline) when each of `n_offline` rows has `priority` and each of `n_online` has 1; while none is online, it is 1."""
     weight = n_offline * priority
-    return weight / (weight + n_online)
+    return weight / (weight + n_online) if n_online else 1.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -62,7 +63,8 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     Each row is held out, and each member is blind to it, by a hash of its number: the split is the same in every refit, also
     while a buffer grows, so early stopping never looks at rows that trained an earlier fit. The holdout error is the squared
     error in target units, weighted over parts by their shares; a member keeps its best weights, the ones it came with
-    included, so a refit never makes it worse there. Patience counts epochs and updates: a few thousand rows make epochs too short to judge by.
+    included, so a refit never makes it worse there. Patience counts epochs and updates: a few thousand rows make epochs too
+    short to judge by.
 
     Statistics of the inputs are set at the first fit and kept, since every change would shift all activations; beyond
     `scale_tolerance` they are renewed and the first layer is rescaled so that the function stays what it was.
@@ -99,11 +101,11 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     best = _Best(model, _holdout_mse(model, held))
     n_rows = sum(len(p.seen) for p in pools)
     per_epoch = max(1, min(cfg.epoch_updates, n_rows // cfg.batch))
-    optim = torch.optim.Adam(model.net.parameters(), lr=cfg.lr, fused=True)
+    optim = _adam(model, cfg)
     updates = 0
     while updates < cfg.max_updates and not best.settled() and not best.lost.any():
         for _ in range(min(per_epoch, cfg.max_updates - updates)):
-            loss = _loss(model, *draw(), cfg)
+            loss = nll(model, *draw()) + cfg.bound_weight * model.net.bound_width()
             optim.zero_grad(set_to_none=True)
             loss.sum().backward()
             optim.step()
@@ -162,14 +164,19 @@ def _pair(model: GaussianDynamics, b: Batch) -> tuple[Tensor, Tensor]:
     return torch.cat([b.obs, b.act], -1), torch.cat([b.next_obs - b.obs, b.rew.unsqueeze(-1)], -1)
 
 
-def _loss(model: GaussianDynamics, x: Tensor, y: Tensor, cfg: FitConfig) -> Tensor:
-    """Per seed: the members' NLL, their weight decay, and the pull on the variance's bounds."""
+def nll(model: GaussianDynamics, x: Tensor, y: Tensor) -> Tensor:
+    """The members' negative log-likelihoods of raw targets, summed over members: `(*S,)`."""
     mean, log_var = model.net(model.inputs(x))
-    loss = gaussian_nll(mean, log_var, model.targets(y)).sum(-1)
-    layers = list(model.net.net.layers)
-    for layer, wd in zip(layers, _spread(cfg.weight_decay, len(layers)), strict=True):
-        loss = loss + 0.5 * wd * layer.weight.square().sum((-3, -2, -1))
-    return loss + cfg.bound_weight * model.net.bound_width()
+    return gaussian_nll(mean, log_var, model.targets(y)).sum(-1)
+
+
+def _adam(model: GaussianDynamics, cfg: FitConfig) -> torch.optim.Adam:
+    """Adam that adds wd·W to each layer's gradient: the term wd/2·‖W‖² of MOPO's loss, without its graph."""
+    named = dict(model.net.named_parameters())
+    weights = [named.pop(f"net.layers.{i}.weight") for i in range(len(model.net.net.layers))]
+    decay = _spread(cfg.weight_decay, len(weights))
+    groups: list[dict[str, Any]] = [{"params": [w], "weight_decay": wd} for w, wd in zip(weights, decay, strict=True)]
+    return torch.optim.Adam([*groups, {"params": list(named.values())}], lr=cfg.lr, fused=True)
 
 
 def _spread(decay: list[float], layers: int) -> list[float]:
@@ -183,7 +190,7 @@ def _set_scales(model: GaussianDynamics, seen: list[tuple[tuple[Tensor, Tensor],
     shares = [share for _, share in seen]
     first = ~model.fitted
     mean, std = mixture_statistics([x for (x, _), _ in seen], shares)
-    far = ((std / model.inputs.std - 1).abs() > cfg.scale_tolerance).any(-1, keepdim=True)
+    far = ((std / model.inputs.std).log().abs() > math.log1p(cfg.scale_tolerance)).any(-1, keepdim=True)
     mean, std = torch.where(first | far, mean, model.inputs.mean), torch.where(first | far, std, model.inputs.std)
     if model.fitted:  # (x - m)/s through W, b equals (x - m')/s' through (s'/s) W, b + (m' - m)/s W
         layer = model.net.net.layers[0]
@@ -232,6 +239,7 @@ class _Best:
         self._kept = {n: p.detach().clone() for n, p in self._params.items()}
         # a model that was never fitted has nothing to defend
         self.error = error if model.fitted else torch.full_like(error, torch.inf)
+        self._mark = self.error
         self._waited = torch.zeros(error.shape[:-1], dtype=torch.int64, device=error.device)
         self._over = torch.zeros_like(self._waited, dtype=torch.bool)
         self.updates = torch.zeros_like(self._waited)
@@ -243,9 +251,14 @@ class _Best:
 
     @torch.no_grad()
     def look(self, error: Tensor, updates: int, cfg: FitConfig) -> None:
-        """Keep the weights of members that improved; seeds that are over keep what they have, whatever the others do."""
-        improved = (self.error - error > cfg.improvement * self.error) | (self.error.isinf() & error.isfinite())
-        improved &= ~self._over.unsqueeze(-1)
+        """Keep the weights of members that improved; seeds that are over keep what they have, whatever the others do.
+
+        Any improvement is kept, though only `improvement` counts for patience (MOPO keeps those only): the means' error levels
+        off long before the variances are learned, and weights of that moment predict a multiple of the noise.
+        """
+        improved = (error < self.error) & ~self._over.unsqueeze(-1)
+        progress = improved & (self._mark.isinf() | (self._mark - error > cfg.improvement * self._mark))
+        self._mark = torch.where(progress, error, self._mark)
         self.lost |= ~error.isfinite().all(-1) & ~self._over
         any_improved = improved.any(-1)
         for name, p in self._params.items():
@@ -255,7 +268,7 @@ class _Best:
             self._kept[name] = torch.where(mask, p, self._kept[name])
         self.error = torch.where(improved, error, self.error)
         self.updates = torch.where(self._over, self.updates, updates)
-        self._waited = torch.where(any_improved, 0, self._waited + 1)
+        self._waited = torch.where(progress.any(-1), 0, self._waited + 1)
         if updates >= cfg.min_updates:
             self._over |= self._waited >= cfg.patience
 

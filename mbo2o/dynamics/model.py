@@ -114,7 +114,8 @@ class GaussianDynamics(nn.Module):
     def seed(self, k: int) -> GaussianDynamics:
         """Seed k's model on its own, without the seed axis."""
         spec = Spec(self.spec.obs_dim, self.spec.act_dim, (), self.spec.device)
-        alone = GaussianDynamics(spec, self.cfg)
+        with torch.random.fork_rng(devices=[]):  # the draws of an initialisation that is overwritten must not show
+            alone = GaussianDynamics(spec, self.cfg)
         # everything but the scalar flag `fitted` leads with seeds
         alone.load_state_dict({n: x[k] if x.dim() else x for n, x in self.state_dict().items()})
         return alone
@@ -138,7 +139,9 @@ class GaussianDynamics(nn.Module):
                 raise UserError(f"{path}: holds format {about.get('format')!r}, expected {FORMAT!r}")
             cfg = dict(about["config"])
             cfg["net"] = MLPConfig(**cfg["net"])
-            model = cls(Spec(about["obs_dim"], about["act_dim"], tuple(about["seeds"]), device), DynamicsConfig(**cfg))
+            spec = Spec(about["obs_dim"], about["act_dim"], tuple(about["seeds"]), device)
+            with torch.random.fork_rng(devices=[]):
+                model = cls(spec, DynamicsConfig(**cfg))
             model.load_state_dict(load_file(path / "model.safetensors", device=device))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
             reason = " ".join(str(e).split())

@@ -36,9 +36,10 @@ def rollout(
 ) -> Metrics:
     """Branch from `starts` `(*S, B, D)` for up to `horizon` steps; transitions go `into` the buffer with r - coef·u(s, a).
 
-    Each step draws its next state from one random elite (TS1). Nothing is imagined past a termination, nor past a state, reward or
-    penalty that is not finite, whose transition is left out. All seeds roll B rows to the end and keep what counts, so that random draws do not
-    depend on when another seed's rollouts end. `coef=0` evaluates one member per row instead of all.
+    Each step draws its next state from one random elite (TS1). Nothing is imagined past a termination, nor past a state,
+    reward or penalty that is not finite, whose transition is left out. All seeds roll B rows to the end and keep what counts,
+    so that random draws do not depend on when another seed's rollouts end. `coef=0` evaluates one member per row instead of
+    all.
 
     Returns means over the kept transitions, `(*S,)`: `penalty`, `reward` (before the penalty), `penalty_share`
     = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated.

@@ -52,9 +52,13 @@ class MOORe(MOPO):
     paper = "Mao et al. 2022, arXiv 2201.10070"
     cfg: MOOReConfig
 
+    def offline(self, run: Run) -> None:
+        """MOPO."""
+        self.sampling = find(SAMPLING, self.cfg.sampling, "sampling")
+        super().offline(run)
+
     def switch(self, run: Run) -> None:
         """Policy, critics, model and its statistics stay; what was imagined offline is forgotten."""
-        find(SAMPLING, self.cfg.sampling, "sampling")
         self.make_online_buffer(run)
 
     def online(self, run: Run) -> None:
@@ -64,5 +68,5 @@ class MOORe(MOPO):
     def real(self, run: Run, t: int) -> Aged:
         """Offline and online data by their priorities in the current epoch."""
         epoch = t // self.cfg.epoch + 1
-        share = SAMPLING[self.cfg.sampling](epoch, self.cfg.alpha, len(run.dataset), len(run.online))
+        share = self.sampling(epoch, self.cfg.alpha, len(run.dataset), len(run.online))
         return Aged(run.dataset, run.online, share)

@@ -82,7 +82,7 @@ class Evaluator:
         (T, L) each, NaN after the end. A time limit hides what would have followed, so the last 1/(1-γ) steps of a truncated
         episode are left out, unless that is all of it.
         """
-        tail = int(1 / (1 - self._gamma))
+        tail = round(1 / max(1 - self._gamma, 1e-9))
         q_mean, mc_mean = np.zeros(len(lanes)), np.zeros(len(lanes))
         for i, lane in enumerate(lanes):
             n, back = lane.length, 0.0

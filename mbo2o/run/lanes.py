@@ -25,7 +25,7 @@ def make_env(env_id: str) -> gymnasium.Env:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             env = gymnasium.make(env_id, disable_env_checker=True)
-    except gymnasium.error.Error as e:
+    except (gymnasium.error.Error, ImportError) as e:
         reason = " ".join(str(e).split())
         raise UserError(f"environment {env_id!r} cannot be made: {reason}") from e
     obs, act = env.observation_space, env.action_space
@@ -59,7 +59,8 @@ class Lane:
 
     def step(self, act: np.ndarray) -> tuple[float, np.ndarray, bool, bool]:
         """Act and return (reward, next observation, terminated, truncated); resetting is the caller's."""
-        self._actions.append(np.asarray(act, np.float32))
+        act = np.array(act, np.float32)  # a copy: what is replayed is what was done
+        self._actions.append(act)
         obs, rew, terminated, truncated, _ = self.env.step(self._mid + self._half * act)
         self.obs = obs.astype(np.float32)
         self.episode_return += float(rew)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mbo2o.agents.base import Agent
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.types import Diverged, Metrics, Spec
+from mbo2o.types import Diverged, Metrics, Spec, UserError
 
 from . import checkpoint
 from .evaluate import Evaluator, normalised_score
@@ -65,7 +65,7 @@ class Run:
     there. After an interruption the recipe is simply run again: loops that were finished yield nothing, the unfinished one
     yields the turns that are left, and `track` puts back what it is given. Hence three rules for recipes: a loop's body depends
     only on its turn and on tracked objects; whatever has an effect happens inside a turn; networks are made before the loop
-    that uses them.
+    that uses them. `start_from` takes another run's last checkpoint for this one's first: many online arms, one offline phase.
     """
 
     def __init__(
@@ -79,9 +79,11 @@ class Run:
         gamma: float,
         dataset: TransitionDataset | None = None,
         device: str = "cpu",
+        start_from: Path | None = None,
         look_only: bool = False,
     ):
         torch.manual_seed(seed)
+        normalised_score(torch.zeros(()), env_id, cfg.reference)  # an unknown set is refused now, not after the first phase
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._lanes = Lanes(env_id, (seeds,), seed)
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device)
@@ -97,6 +99,8 @@ class Run:
         self._stop = False
         self._look_only = look_only
         self._saved = checkpoint.latest(directory / "checkpoints", device)  # None once the run is live
+        if self._saved is None and start_from is not None:
+            self._saved = self._take_over(start_from)
         self._file = None if look_only else MetricsFile(directory / "metrics.jsonl", cfg.tensorboard)
         if self._saved is not None:
             self._done = dict(self._saved[1]["done"])
@@ -124,7 +128,10 @@ class Run:
             key = f"{self.phase}.{name}"
             self._tracked[name] = (key, x)
             if self._saved is not None and (state := _under(f"{key}/", self._saved[0])):
-                x.load_state_dict(state)
+                try:
+                    x.load_state_dict(state)
+                except RuntimeError as e:
+                    raise UserError(f"{key} does not fit what was saved ({_first_line(e)}); was it another network?") from e
 
     def steps(self, n: int) -> Iterator[int]:
         """`n` turns of learning, numbered from 0."""
@@ -200,6 +207,15 @@ class Run:
         to, back = (lambda x: x.to(self.spec.device)), (lambda x: x.cpu())
         result = self._evaluate(lambda o: back(agent.act(to(o))), lambda o, a: back(agent.value(to(o), to(a))))
         return {**result, "score": normalised_score(result["return"], self.env_id, self.cfg.reference)}
+
+    def _take_over(self, other: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Another run's state and log up to its checkpoint: a finished offline phase becomes this run's past."""
+        saved = checkpoint.latest(other / "checkpoints", self.spec.device)
+        if saved is None:
+            raise UserError(f"{other}: has no checkpoint to start from")
+        past = (other / "metrics.jsonl").read_bytes()[: saved[1]["metrics_bytes"]]
+        (self.directory / "metrics.jsonl").write_bytes(past)
+        return saved
 
     # ------------------------------------------------------------------ turns
 
@@ -300,6 +316,10 @@ class Run:
         if self.spec.device != "cpu":
             torch.cuda.set_rng_state(tensors["rng/device"].cpu(), self.spec.device)
         self._saved = None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

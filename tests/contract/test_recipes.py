@@ -47,7 +47,9 @@ def small(name, dataset, directory, seeds=3, **more):
     recipe = cls(**{k: v for k, v in SMALL.items() if k in known})
     run = RunConfig(log_every=10, eval_every=50, eval_episodes=1, checkpoint_every=20, online_capacity=1000)
     data = str(dataset) if RECIPES[name].cls.needs_dataset else None
-    return Config(recipe=recipe, dataset=data, env="Pendulum-v1", seeds=seeds, dir=str(directory), run=run, report=False, **more)
+    return Config(
+        recipe=recipe, dataset=data, env="Pendulum-v1", seeds=seeds, dir=str(directory), run=run, report=False, **more
+    )
 
 
 def outcome(directory):
@@ -146,7 +148,8 @@ def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, 
         turns = sum(n for k, n in reference[1].items() if k.startswith(f"{phase}.") and ":" not in k)
         killed(config, lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n // 3)
         killed(config, lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n - 1)
-    killed(config, lambda turn, event, n=sum(reference[1].values()): event == "save" and turn == n)  # while writing the last one
+    total = sum(reference[1].values())
+    killed(config, lambda turn, event: event == "save" and turn == total)  # while writing the last one
     train(config)
     assert_same(outcome(tmp_path / "run"), reference)
 
@@ -162,7 +165,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
         after_turn(self, last)
 
     if "online.0" not in outcome(finished(name))[1]:
-        monkeypatch.setattr(Run, "_after_turn", lambda s, last: (s.turn == 17 and setattr(s, "_stop", True), after_turn(s, last)))
+        monkeypatch.setattr(
+            Run, "_after_turn", lambda s, last: (s.turn == 17 and setattr(s, "_stop", True), after_turn(s, last))
+        )
     else:
         monkeypatch.setattr(Run, "_after_turn", terminated)
     with pytest.raises(Stopped):
@@ -206,3 +211,12 @@ def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_pat
     assert len(seedwise) > 20
     assert any(not torch.equal(clean[k][0], dirty[k][0]) for k in seedwise)
     assert [k for k in seedwise if not torch.equal(clean[k][1:], dirty[k][1:])] == []
+
+
+def test_start_from_an_offline_run_equals_doing_both(finished, pendulum, tmp_path):
+    offline = small("moore", pendulum, tmp_path / "offline")
+    offline.recipe.online_steps = 0
+    train(offline)
+    both = small("moore", pendulum, tmp_path / "both", start_from=str(tmp_path / "offline"))
+    train(both)
+    assert_same(outcome(tmp_path / "both"), outcome(finished("moore")))

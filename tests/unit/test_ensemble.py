@@ -71,6 +71,17 @@ def test_mlp_equals_a_loop_over_linear_stacks(members, layer_norm, activation):
         torch.testing.assert_close(common[k], member(net, k)(shared[k[:-1]]))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_mlp_without_gradients_is_the_same_and_leaves_its_input_alone(activation, layer_norm):
+    net, x = make((2, 3), activation=activation, layer_norm=layer_norm), torch.randn(2, 7, 5)
+    before = x.clone()
+    with torch.no_grad():
+        without = net(x)
+    torch.testing.assert_close(without, net(x), rtol=1e-6, atol=1e-7)
+    assert torch.equal(x, before)
+
+
 def test_mlp_joins_inputs_along_features():
     net, obs, act = make((2, 3)), torch.randn(2, 7, 4), torch.randn(2, 7, 1)
     assert torch.equal(net(obs, act), net(torch.cat([obs, act], -1)))
@@ -176,7 +187,8 @@ def test_gaussian_heads_and_bounds():
     for s, m, j in each((2, 4, 3)):
         low, high = net.min_log_var[s, 0, 0, j], net.max_log_var[s, 0, 0, j]
         torch.testing.assert_close(log_var[s, m, :, j], soft_clamp(raw[s, m, :, 3 + j], low, high))
-    width = [sum(float(net.max_log_var[s, 0, 0, j] - net.min_log_var[s, 0, 0, j]) for j in range(3)) for s in range(2)]
+    gap = (net.max_log_var - net.min_log_var).tolist()
+    width = [sum(gap[s][0][0][j] for j in range(3)) for s in range(2)]
     torch.testing.assert_close(net.bound_width(), torch.tensor(width))
 
 

@@ -44,7 +44,7 @@ def test_a_misspelt_name_is_corrected():
     with pytest.raises(UserError, match=r"no agent is called 'sacc'; did you mean 'sac'\?") as e:
         find(AGENTS, "sacc", "agent")
     assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match="choices: .*sac"):
+    with pytest.raises(UserError, match=r"choices: .*sac"):
         find(AGENTS, "zzzzzz", "agent")
 
 

@@ -1,0 +1,5 @@
+"""`python -m mbo2o` is `mbo2o`."""
+
+from .cli import main
+
+main()

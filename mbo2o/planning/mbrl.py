@@ -1,0 +1,75 @@
+"""The learned dynamics as a model of mbrl-lib 0.2.0, whose `ModelEnv` and planners drive it. Imports nothing of mbrl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbo2o.dynamics.model import GaussianDynamics
+from mbo2o.ensemble.uncertainty import PENALTIES
+from mbo2o.types import TerminationFn, UserError
+
+BROKEN = -1e6
+"""Reward of a step into a state that is not a number. mbrl's optimisers value a NaN at -1e-10, above every negative return."""
+
+State = dict[str, Tensor]
+
+
+class MbrlModel:
+    """What `mbrl.models.ModelEnv` asks of a dynamics model: `device`, `reset` and `sample`.
+
+        model = MbrlModel(dynamics, coef=1.0)
+        env = ModelEnv(real_env, model, model.ends(rule), generator=torch.Generator().manual_seed(0))
+
+    Observations are raw and actions in [-1, 1], as for `GaussianDynamics`. Each row is served by one random elite, anew at
+    every step (TS1); batches need not divide by their number. ModelEnv's functions never see the observation that a step
+    starts from, so the penalty coef·u(s, a) is subtracted here. Give ModelEnv a generator: its own has a fixed seed.
+    """
+
+    def __init__(self, dynamics: GaussianDynamics, penalty: str = "max_aleatoric", coef: float = 0.0):
+        if dynamics.spec.seeds:
+            raise UserError(f"planning takes one model, this holds seeds {dynamics.spec.seeds}; give it model.seed(k)")
+        if penalty not in PENALTIES:
+            raise UserError(f"penalty={penalty}: no such penalty; choose one of {', '.join(PENALTIES)}")
+        self.dynamics, self.coef = dynamics, coef
+        self.device = torch.device(dynamics.spec.device)
+        self._penalty = PENALTIES[penalty]
+        self._obs: Tensor | None = None  # where the latest step started
+
+    def reset(self, obs: np.ndarray | Tensor, rng: torch.Generator | None = None) -> State:
+        """Begin at `obs` `(B, D)`: the state to hand to `sample`."""
+        return {"obs": torch.as_tensor(obs, dtype=torch.float32, device=self.device)}
+
+    @torch.no_grad()
+    def sample(
+        self, act: Tensor, model_state: State, deterministic: bool = False, rng: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, None, State]:
+        """From a state and `act` `(B, A)`: next observation `(B, D)`, penalised reward `(B, 1)`, None, the next state.
+
+        `deterministic` gives the elites' mean instead of a draw. A row that breaks stays where it was, at the reward `BROKEN`.
+        """
+        obs, act = model_state["obs"], act.to(torch.float32)
+        if deterministic:
+            y = self.dynamics.elite_mean(self.dynamics.predict(obs, act)[0])
+            next_obs, rew = obs + y[:, :-1], y[:, -1]
+        else:
+            next_obs, rew = self.dynamics.step(obs, act, rng)
+        if self.coef:
+            rew = rew - self.coef * self._penalty(*self.dynamics.predict(obs, act))
+        fine = next_obs.isfinite().all(-1) & rew.isfinite()
+        next_obs = torch.where(fine.unsqueeze(-1), next_obs, obs)
+        rew = torch.where(fine, rew, BROKEN)  # a new tensor: ModelEnv writes into it
+        self._obs = obs
+        return next_obs, rew.unsqueeze(-1), None, {"obs": next_obs}
+
+    def ends(self, rule: TerminationFn) -> Callable[[Tensor, Tensor], Tensor]:
+        """`rule` as ModelEnv calls it, `(act, next_obs)` → bool `(B, 1)`; the latest `sample` knows the observation."""
+
+        def ends(act: Tensor, next_obs: Tensor) -> Tensor:
+            assert self._obs is not None, "ModelEnv steps before it asks"
+            return rule(self._obs, act, next_obs).unsqueeze(-1)
+
+        return ends
