@@ -22,6 +22,7 @@ from .types import Diverged, UserError
 if TYPE_CHECKING:
     from .train import Config
 
+STOPPED = 143
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
 
@@ -45,7 +46,7 @@ def _guarded(work: Callable[[], int]) -> int:
         return 3
     except Stopped as e:
         print(f"mbo2o: {e}", file=sys.stderr)
-        return 143
+        return STOPPED
 
 
 def _dispatch(args: list[str]) -> int:
@@ -118,6 +119,8 @@ def _train(args: list[str]) -> int:
             return 0
 
         codes.append(_guarded(work))
+        if codes[-1] == STOPPED:
+            sys.exit(STOPPED)  # a sweep ends here, too
 
     sys.argv = ["mbo2o train", *args]
     hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(job)()
@@ -192,16 +195,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from .run.evaluate import Evaluator, normalised_score
+    from .run.evaluate import Evaluator
     from .train import restore
 
     run, recipe = restore(Path(options.run_dir))
-    agent = recipe.agent
     episodes, seed = options.episodes, options.seed
-    evaluator = Evaluator(run.env_id, run.spec.seeds, episodes, seed, agent.cfg.gamma)
-    result = evaluator(agent.act, agent.value)
-    score = normalised_score(result["return"], run.env_id, run.cfg.reference)
-    rows = {name: x.tolist() for name, x in {**result, "score": score}.items()}
+    result = run.evaluate_with(Evaluator(run.env_id, run.spec.seeds, episodes, seed, recipe.gamma))
+    rows = {name: x.tolist() for name, x in result.items()}
     if options.json:
         print(json.dumps(rows))
         return
@@ -271,12 +271,12 @@ def _data_collect(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     from .studies import moore
 
-    results, arms = Path(options.results), moore.ARMS | (moore.EXTRA if options.extra else {})
+    results = Path(options.results)
     chosen = [f"experiment={options.experiment}", f"dataset={options.dataset}", f"seeds={options.seeds}"]
     base = compose_config([*chosen, *options.overrides])
     name = Path(options.dataset).stem
     out = Path(options.out) / name
-    moore.run(base, out, arms)
+    moore.run(base, out, moore.ARMS | (moore.extra(base) if options.extra else {}))
     moore.collect(out, results, name)
     print(results / f"moore-{name}.csv")
 
@@ -328,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("what", choices=["moore"])
     p.add_argument("dataset")
-    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    p.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE", help="settings of the runs")
     p.add_argument("--experiment", default="hopper-small")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--out", default="runs/study-moore")

@@ -17,7 +17,7 @@ from omegaconf import MISSING, OmegaConf
 import mbo2o
 
 from .data.dataset import TransitionDataset
-from .recipes import make_recipe
+from .recipes import Recipe, make_recipe
 from .registry import RECIPES, find
 from .report.page import write_report
 from .run.run import Restored, Run, RunConfig
@@ -44,9 +44,8 @@ class Config:
 
 def train(cfg: Config) -> Path:
     """Run, or go on with, the run that `cfg` names; returns its directory. UserError, Diverged or Stopped otherwise."""
+    _check(cfg)
     torch.set_num_threads(cfg.threads)
-    if cfg.seeds < 1:
-        raise UserError(f"seeds={cfg.seeds} must be at least 1")
     recipe = make_recipe(cfg.recipe)
     dataset = find_dataset(cfg.dataset) if recipe.needs_dataset else None
     env_id = cfg.env or (dataset and dataset.attrs.get("env_id"))
@@ -60,11 +59,11 @@ def train(cfg: Config) -> Path:
         resolved["behaviour_return"] = float(dataset.episode_returns()[0].mean())
     (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
-    run = _open(directory, cfg, str(env_id), dataset)
-    run.stop_on_signals()
+    run = _open(directory, cfg, recipe, str(env_id), dataset)
     run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
     try:
-        recipe(run)
+        with run.stopping_on_signals():
+            recipe(run)
         run.finish()
     finally:
         run.close()
@@ -73,11 +72,43 @@ def train(cfg: Config) -> Path:
     return directory
 
 
+def _check(cfg: Config) -> None:
+    """Refuse numbers that would fail only later, and a device that is not there."""
+    counts = {"seeds": cfg.seeds, "threads": cfg.threads}
+    counts |= {f"run.{x}": getattr(cfg.run, x) for x in ("log_every", "eval_every", "eval_episodes", "checkpoint_every")}
+    every = ("rollout_every", "model_every", "batch", "horizon", "epoch", "rollouts", "online_rollouts")
+    counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in every if hasattr(cfg.recipe, x)}
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+    if not 0 <= getattr(cfg.recipe, "real", 0) <= 1:
+        raise UserError(f"recipe.real={cfg.recipe.real} is a share: it must lie in [0, 1]")
+    try:
+        torch.zeros(1, device=cfg.device)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device={cfg.device} is not to be had here ({str(e).splitlines()[0]})") from e
+    if cfg.start_from:
+        _check_start(cfg)
+
+
+def _check_start(cfg: Config) -> None:
+    """An offline phase is taken over whole: task, data, seeds and networks have to be the same."""
+    other, _ = read_config(Path(str(cfg.start_from)))
+    pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds")}
+    pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
+    pairs |= {f"recipe.{x}": (getattr(other.recipe, x, None), getattr(cfg.recipe, x, None)) for x in ("agent", "dynamics")}
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(f"start_from={cfg.start_from}: was run with {name}={theirs}, not {ours}")
+
+
 def restore(directory: Path) -> tuple[Run, Any]:
     """A run as its last checkpoint has it, and its recipe, to be looked at: networks restored, no turn taken."""
     cfg, env_id = read_config(directory)
+    cfg.device = "cpu"
     recipe = make_recipe(cfg.recipe)
-    run = _open(directory, cfg, env_id, find_dataset(cfg.dataset) if recipe.needs_dataset else None, look_only=True)
+    dataset = find_dataset(cfg.dataset) if recipe.needs_dataset else None
+    run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
     with contextlib.suppress(Restored):
         recipe(run)
     return run, recipe
@@ -121,14 +152,16 @@ def find_dataset(name: str | None) -> TransitionDataset:
     return TransitionDataset.load(name)
 
 
-def _open(directory: Path, cfg: Config, env_id: str, dataset: TransitionDataset | None, look_only: bool = False) -> Run:
+def _open(
+    directory: Path, cfg: Config, recipe: Recipe, env_id: str, dataset: TransitionDataset | None, look_only: bool = False
+) -> Run:
     return Run(
         directory,
         cfg.run,
         env_id=env_id,
         seed=cfg.seed,
         seeds=cfg.seeds,
-        gamma=cfg.recipe.agent.gamma,
+        gamma=recipe.gamma,
         dataset=dataset,
         device=cfg.device,
         start_from=Path(cfg.start_from) if cfg.start_from else None,
@@ -138,9 +171,18 @@ def _open(directory: Path, cfg: Config, env_id: str, dataset: TransitionDataset 
 
 def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
     """The config as plain values; the recipe with its name, and the environment that was found."""
-    plain = asdict(cfg)
+    plain = _plain(asdict(cfg))
+    if cfg.dataset and os.path.exists(cfg.dataset):
+        plain["dataset"] = os.path.abspath(cfg.dataset)  # still there when the report or `eval` is called from elsewhere
     name = next(entry.name for entry in RECIPES.values() if entry.config is type(cfg.recipe))
     return {**plain, "env": env_id, "recipe": {"name": name, **plain["recipe"]}}
+
+
+def _plain(x: Any) -> Any:
+    """Callables by the dotted path that finds them again."""
+    if isinstance(x, dict):
+        return {k: _plain(v) for k, v in x.items()}
+    return f"{x.__module__}:{x.__qualname__}" if callable(x) else x
 
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
@@ -158,8 +200,8 @@ def _name(resolved: dict[str, Any]) -> str:
 def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> None:
     """Refuse a directory that holds another run."""
     path = directory / "config.yaml"
-    if not path.is_file():
-        return
+    if not path.is_file() or not any((directory / "checkpoints").glob("[0-9]*")):
+        return  # nothing there, or a run that failed before it got anywhere
     if not resume:
         raise UserError(f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it")
     stored = OmegaConf.to_container(OmegaConf.load(path))

@@ -75,10 +75,6 @@ class ReplayBuffer:
         )
         return Batch(obs, act, rew.squeeze(-1), next_obs, done.squeeze(-1))
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._written.zero_()
-
     def state_dict(self) -> dict[str, Tensor]:
         """The rows written so far and how many there were."""
         used = int(self._written.max().clamp(max=self.capacity))

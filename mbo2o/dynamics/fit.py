@@ -25,6 +25,10 @@ MIN_ROWS = 32
 """Training rows below which a part is left out."""
 
 
+MAX_ERROR = 100
+"""Holdout error, in units of what predicting nothing would give, that counts as divergence."""
+
+
 class Rows(Protocol):
     """Something with numbered rows: a dataset or a buffer."""
 
@@ -70,6 +74,7 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     `scale_tolerance` they are renewed and the first layer is rescaled so that the function stays what it was.
 
     Returns `holdout_mse`, `updates`, `coverage50/90` `(*S, D+1)`: the share of held-out targets inside the elites' intervals.
+    Adam starts afresh each time (MBPO keeps its moments): with the best weights kept, a rough start cannot do harm.
     Uses a generator of its own, seeded by one draw from the global one: what it consumes does not depend on the data.
     """
     seed = int(torch.randint(1 << 62, ()))
@@ -112,7 +117,11 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
             updates += 1
         best.look(_holdout_mse(model, held), updates, cfg)
     if bool(best.lost.any()):
-        raise Diverged("the dynamics model's holdout error is not finite: check the data's range, or lower dynamics.fit.lr")
+        raise Diverged("the dynamics model's holdout error is not finite: check the data's range, or lower fit.lr and refit.lr")
+    if float(best.error.max()) > MAX_ERROR * _target_square(model, held):
+        raise Diverged(
+            f"the dynamics model's holdout error is over {MAX_ERROR} times the targets' own size: lower fit.lr, refit.lr"
+        )
     best.restore()
     model.elites.copy_(best.error.argsort(-1)[..., : model.cfg.elites])
     model.fitted.fill_(True)
@@ -143,11 +152,16 @@ def _hash(number: Tensor, salt: Tensor | int) -> Tensor:
 def _pool(model: GaussianDynamics, rows: Rows, cfg: FitConfig) -> _Pool:
     index = rows.index
     out = _hash(index, 0) < cfg.holdout
-    held, seen = index[out], index[~out]
+    seen = index[~out]
     mine = _hash(seen, model.bootstrap.unsqueeze(-1)) < cfg.bootstrap  # (*S, M, n)
     # each member's rows first, in order; the tail behind its size is never drawn
     order = mine.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    return _Pool(_some(held, cfg.max_holdout), seen, seen[order], mine.sum(-1))
+    return _Pool(holdout(index, cfg), seen, seen[order], mine.sum(-1))
+
+
+def holdout(index: Tensor, cfg: FitConfig) -> Tensor:
+    """The rows among `index` `(n,)` that no fit trains on: at most `max_holdout`, from all over the data."""
+    return _some(index[_hash(index, 0) < cfg.holdout], cfg.max_holdout)
 
 
 def _some(index: Tensor, n: int) -> Tensor:
@@ -215,6 +229,11 @@ def _holdout_mse(model: GaussianDynamics, held: list[tuple[tuple[Tensor, Tensor]
         mean, _ = model.net(model.inputs(x))
         error = error.to(mean.device) + share / total * (mean - model.targets(y).unsqueeze(-3)).square().mean((-2, -1))
     return error
+
+
+def _target_square(model: GaussianDynamics, held: list[tuple[tuple[Tensor, Tensor], float]]) -> float:
+    """Mean square of the held-out targets in target units, weighted by the parts' shares."""
+    return float(sum(share * model.targets(y).square().mean() for (_, y), share in held) / sum(share for _, share in held))
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class GaussianDynamics(nn.Module):
     def __init__(self, spec: Spec, cfg: DynamicsConfig):
         super().__init__()
         if not 1 <= cfg.elites <= cfg.members:
-            raise UserError(f"dynamics.elites={cfg.elites} must lie between 1 and dynamics.members={cfg.members}")
+            raise UserError(f"recipe.dynamics.elites={cfg.elites} must lie between 1 and recipe.dynamics.members={cfg.members}")
         self.spec, self.cfg = spec, cfg
         n_in, n_out = spec.obs_dim + spec.act_dim, spec.obs_dim + 1
         with torch.device(spec.device):

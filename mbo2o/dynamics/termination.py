@@ -92,6 +92,11 @@ def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
     return ((next_obs[..., 0] >= 0.45) & (next_obs[..., 1] >= 0)) | non_finite(obs, act, next_obs)
 
 
+def point_maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """PointMaze with `continuing_task=False`, observed as (x, y, vx, vy, goal x, goal y): within 0.45 m of the goal."""
+    return ((next_obs[..., :2] - next_obs[..., 4:6]).norm(dim=-1) <= 0.45) | exploded(obs, act, next_obs)
+
+
 def _within(x: Tensor) -> Tensor:
     # NaN compares false, so this also asks for finite entries.
     return (x.abs() < EXPLODED).all(-1)
@@ -115,10 +120,12 @@ TERMINATIONS: dict[str, TerminationFn] = {
     "pendulum": exploded,
     "mountain_car": mountain_car,
     "point_maze": exploded,
+    "point_maze_goal": point_maze_goal,
 }
 
-# PointMaze: gymnasium-robotics' default `continuing_task=True` never ends. AntMaze is absent: where it ends, it ends at
-# a goal that the observation need not contain, and never by the ant's height.
+# PointMaze: gymnasium-robotics' default `continuing_task=True` never ends; `point_maze_goal` is for
+# the other. AntMaze is absent: where it ends, it ends at a goal that the observation need not contain, and never by the
+# ant's height.
 _MAZES = [f"PointMaze_{m}" for m in ("UMaze", "Open", "Medium", "Large")]
 _MAZES += [f"{m}_Diverse_{goals}" for m in _MAZES[1:] for goals in ("G", "GR")]
 _BY_ENV: dict[str, str] = {

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mbo2o.types import UserError
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": F.silu,
@@ -66,7 +68,7 @@ class EnsembleMLP(nn.Module):
     def __init__(self, members: tuple[int, ...], n_in: int, n_out: int, cfg: MLPConfig):
         super().__init__()
         if cfg.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {cfg.activation!r} is not one of {sorted(ACTIVATIONS)}")
+            raise UserError(f"activation {cfg.activation!r} is not one of {sorted(ACTIVATIONS)}")
         self.members, self.cfg = members, cfg
         self.activation, self._overwriting = ACTIVATIONS[cfg.activation], OVERWRITING[cfg.activation]
         sizes = [n_in, *cfg.hidden, n_out]

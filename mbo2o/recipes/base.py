@@ -18,6 +18,11 @@ class Recipe:
     def __init__(self, cfg: Any):
         self.cfg = cfg
 
+    @property
+    def gamma(self) -> float:
+        """The discount that values are compared with true returns by."""
+        return self.cfg.agent.gamma
+
     def offline(self, run: Run) -> None:
         """Learn from the dataset."""
 

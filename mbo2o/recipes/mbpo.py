@@ -13,11 +13,11 @@ from .modelbased import ModelBased, ModelBasedConfig, OnlineConfig
 
 @dataclass
 class MBPOConfig(OnlineConfig, ModelBasedConfig):
-    """Defaults: the authors' code."""
+    """Defaults: the authors' code; its branches of growing length (Hopper, Ant) are not built: `horizon` is constant."""
 
     start: int = 5000  # uniform random actions before anything is learned
     coef: float = 0.0  # no penalty
-    horizon: int = 1  # HalfCheetah, Walker2d; on Hopper it grows to 15
+    horizon: int = 1  # HalfCheetah, Walker2d
     utd: int = 20
 
 

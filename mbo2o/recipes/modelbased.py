@@ -6,12 +6,13 @@ import warnings
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from mbo2o.agents import make_agent
 from mbo2o.agents.sac import SACConfig
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Aged, Mix
-from mbo2o.dynamics.fit import FitConfig, fit
+from mbo2o.dynamics.fit import FitConfig, fit, holdout
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import one_step_error, rollout, uncertainty
@@ -94,32 +95,43 @@ class ModelBased(Recipe):
 
     def imagine(self, starts: Source, n: int, coef: float) -> Metrics:
         """Roll `n` branches out of real states into the imagined buffer."""
-        result = rollout(
+        result = self._roll(starts.sample(n).obs, self.imagined, coef)
+        return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
+
+    def _roll(self, starts: Tensor, into: ReplayBuffer, coef: float) -> Metrics:
+        return rollout(
             self.model,
             lambda obs: self.agent.act(obs, explore=True),
-            starts.sample(n).obs,
-            self.imagined,
+            starts,
+            into,
             horizon=self.cfg.horizon,
             termination=self.termination,
             penalty=self.penalty,
             coef=coef,
             reward=self.reward,
         )
-        return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
 
-    def probe(self, run: Run) -> Metrics:
-        """The model's uncertainty and true one-step error on offline, imagined and the latest online states."""
-        batches = {"imagined": self.imagined.latest(PROBE), "online": run.online.latest(PROBE)}
-        if self.needs_dataset:
-            index = run.dataset.index
-            some = index[torch.linspace(0, len(index) - 1, PROBE, device=index.device).long()]
-            batches["offline"] = run.dataset.rows(some.expand(*run.spec.seeds, -1))
+    def probe(self, run: Run, news: int = 0) -> Metrics:
+        """What the model does not know, and its true one-step error, on states it was not trained on.
+
+        offline: rows that every fit holds out. online: the latest `news` rows, which no fit has seen yet. imagined: where the
+        policy goes from there (from offline states while there are none), over fresh branches of the recipe's horizon.
+        """
         metrics: Metrics = {}
+        batches = {}
+        if self.needs_dataset:
+            held_out = holdout(run.dataset.index, self.cfg.fit)[:PROBE]
+            batches["offline"] = run.dataset.rows(held_out.expand(*run.spec.seeds, -1))
+        if news:
+            batches["online"] = run.online.latest(min(news, PROBE))
         for where, batch in batches.items():
-            if batch.rew.shape[-1]:
-                metrics |= {f"{name}/{where}": x for name, x in uncertainty(self.model, batch).items()}
-                if where != "imagined":
-                    metrics[f"error/{where}"] = one_step_error(self.model, batch)
+            metrics[f"error/{where}"] = one_step_error(self.model, batch)
+        starts = batches["online" if news else "offline"].obs
+        branches = ReplayBuffer(run.spec, starts.shape[-2] * self.cfg.horizon)
+        self._roll(starts, branches, coef=0.0)
+        batches["imagined"] = branches.latest(branches.capacity)
+        for where, batch in batches.items():
+            metrics |= {f"{name}/{where}": x for name, x in uncertainty(self.model, batch).items()}
         return metrics
 
     def learn_online(self, run: Run, coef: float) -> None:
@@ -128,16 +140,17 @@ class ModelBased(Recipe):
         for t in run.interact(self.agent, cfg.online_steps):
             real = self.real(run, t)
             if (t + 1) % cfg.model_every == 0:
-                seen = self.probe(run)  # before the refit: the latest online rows are news to the model
-                refit = fit(self.model, real.parts, cfg.refit)
+                before = self.probe(run, cfg.model_every)
+                fitted = fit(self.model, real.parts, cfg.refit if self.model.fitted else cfg.fit)
                 share = sum(p for rows, p in real.parts if rows is not run.online)
-                run.write("model", {**refit, "share_offline": torch.full(run.spec.seeds, share)})
-                run.write("uncertainty", seen | self.imagine(real, cfg.online_rollouts, coef))
+                run.write("model", {**fitted, "share_offline": torch.full(run.spec.seeds, share)})
+                run.write("uncertainty", before | self.imagine(real, cfg.online_rollouts, coef))
             if len(self.imagined):
                 batches = Mix((real, cfg.real), (self.imagined, 1 - cfg.real))
                 for _ in range(cfg.utd):
                     run.log(self.agent.update(batches.sample(cfg.batch)))
-        self.keep_model(run)
+        if cfg.online_steps:
+            self.keep_model(run)
 
     def make_online_buffer(self, run: Run) -> None:
         """An empty buffer for what will be imagined online."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mbo2o.data.sources import Aged, offline_share
 from mbo2o.registry import find, recipe
 from mbo2o.run.run import Run
+from mbo2o.types import UserError
 
 from .modelbased import OnlineConfig
 from .mopo import MOPO, MOPOConfig
@@ -26,9 +27,9 @@ def _by_priority(priority: Callable[[int, float], float]) -> Sampling:
 
 SAMPLING: dict[str, Sampling] = {
     # priority of an offline row where an online row has 1; a sampling exponent would only rename alpha, so there is none
-    "geometric": _by_priority(lambda t, alpha: alpha**t),
-    "hyperbolic": _by_priority(lambda t, alpha: 1 / (1 + alpha * t)),
-    "linear": _by_priority(lambda t, alpha: max(0.0, 1 - alpha * t)),
+    "geometric": _by_priority(lambda t, alpha: alpha**t),  # smaller alpha fades faster
+    "hyperbolic": _by_priority(lambda t, alpha: 1 / (1 + alpha * t)),  # larger alpha fades faster
+    "linear": _by_priority(lambda t, alpha: max(0.0, 1 - alpha * t)),  # gone at epoch 1/alpha
     # the baselines of the paper's ablation
     "uniform": _by_priority(lambda t, alpha: 1.0),
     "half": lambda t, alpha, n_off, n_on: 0.5,
@@ -55,6 +56,8 @@ class MOORe(MOPO):
     def offline(self, run: Run) -> None:
         """MOPO."""
         self.sampling = find(SAMPLING, self.cfg.sampling, "sampling")
+        if not 0 <= self.cfg.alpha <= 1:
+            raise UserError(f"recipe.alpha={self.cfg.alpha} must lie in [0, 1]")
         super().offline(run)
 
     def switch(self, run: Run) -> None:

@@ -44,7 +44,7 @@ class MOPO(ModelBased):
         batches = Mix((run.dataset, cfg.real), (self.imagined, 1 - cfg.real))
         for t in run.steps(cfg.offline_steps):
             if t % cfg.rollout_every == 0:
-                imagined = self.imagine(run.dataset, cfg.rollouts, cfg.coef)
-                run.write("uncertainty", self.probe(run) | imagined)
+                before = self.probe(run)
+                run.write("uncertainty", before | self.imagine(run.dataset, cfg.rollouts, cfg.coef))
             run.log(self.agent.update(batches.sample(cfg.batch)))
         self.keep_model(run)

@@ -46,7 +46,10 @@ def save(folder: Path, turn: int, tensors: dict[str, Tensor], state: dict[str, A
 
 
 def latest(folder: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint whose hashes hold, or None. Damaged ones are named in a warning and skipped."""
+    """The newest checkpoint whose hashes hold; None where there never was one.
+
+    Damaged ones are named in a warning and skipped; UserError if none is left, for a fresh start would overwrite the log.
+    """
     for path in reversed(_all(folder)):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
@@ -58,6 +61,8 @@ def latest(folder: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]
             return load_file(path / "state.safetensors", device=device), json.loads((path / "state.json").read_text())
         except (OSError, ValueError, KeyError, TypeError) as e:
             warnings.warn(f"checkpoint {path} is damaged ({e}): skipped", stacklevel=2)
+    if _all(folder):
+        raise UserError(f"{folder}: every checkpoint is damaged; choose another dir=, or delete the folder to start anew")
     return None
 
 

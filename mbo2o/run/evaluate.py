@@ -79,10 +79,10 @@ class Evaluator:
     def _values(self, q: np.ndarray, rew: np.ndarray, lanes: list[Lane]) -> tuple[np.ndarray, np.ndarray]:
         """Per episode: mean Q and mean discounted return, over states whose return is known.
 
-        (T, L) each, NaN after the end. A time limit hides what would have followed, so the last 1/(1-γ) steps of a truncated
+        (T, L) each, NaN after the end. A time limit hides what would have followed, so the last 3/(1-γ) steps of a truncated
         episode are left out, unless that is all of it.
         """
-        tail = round(1 / max(1 - self._gamma, 1e-9))
+        tail = round(3 / max(1 - self._gamma, 1e-9))
         q_mean, mc_mean = np.zeros(len(lanes)), np.zeros(len(lanes))
         for i, lane in enumerate(lanes):
             n, back = lane.length, 0.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,6 +89,9 @@ class Run:
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._lanes = Lanes(env_id, (seeds,), seed)
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device)
+        if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
+            here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
+            raise UserError(f"the dataset has {sizes[0]} observations and {sizes[1]} actions per step, {env_id} has {here}")
         self._dataset = dataset.to(device).with_seeds(self.spec.seeds) if dataset is not None else None
         self.online = ReplayBuffer(self.spec, cfg.online_capacity)
         self._evaluate = Evaluator(env_id, self.spec.seeds, cfg.eval_episodes, seed, gamma)
@@ -96,9 +101,11 @@ class Run:
         self._means = Means()
         self._elapsed, self._since = 0.0, time.monotonic()
         self._bar: Progress | None = None
-        self._stop = False
+        self._stop = self._in_stage = False
         self._look_only = look_only
         self._saved = checkpoint.latest(directory / "checkpoints", device)  # None once the run is live
+        if self._saved is None and look_only:
+            raise UserError(f"{directory}: has no checkpoint yet")
         if self._saved is None and start_from is not None:
             self._saved = self._take_over(start_from)
         self._file = None if look_only else MetricsFile(directory / "metrics.jsonl", cfg.tensorboard)
@@ -144,16 +151,20 @@ class Run:
                 act = torch.rand(*self.spec.seeds, 1, self.spec.act_dim, device=self.spec.device) * 2 - 1
             else:
                 act = agent.act(self._lanes.obs().to(self.spec.device), explore=True)
-            transition, truncated, _ = self._lanes.step(act)
+            transition, truncated, ended = self._lanes.step(act)
             self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
+            if ended:
+                self._log_episodes(ended)
             yield t
 
     def once(self, name: str) -> Iterator[None]:
-        """One turn for a stage that runs once, such as the first fit of a model."""
+        """One turn for a stage that runs once, such as the first fit of a model; a signal ends it without saving."""
         key = f"{self.phase}.:{name}"
         if self._done.get(key, 0) == 0:
             self._go_live()
+            self._in_stage = True
             yield
+            self._in_stage = False
             self._done[key] = 1
 
     def log(self, *metrics: Metrics) -> None:
@@ -190,22 +201,39 @@ class Run:
         if self._file is not None:
             self._file.close()
 
-    def stop_on_signals(self) -> None:
-        """SIGTERM and SIGINT save and stop after the current turn; a second one kills at once."""
+    @contextlib.contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """Meanwhile SIGTERM and SIGINT save and stop after the current turn; a second one kills at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals
+            return
 
         def stop(number: int, frame: object) -> None:
-            self._stop = True
             signal.signal(number, signal.SIG_DFL)
+            if self._in_stage:
+                raise Stopped(f"stopped during a stage of {self.phase}, which begins anew when the same command is given again")
+            self.say("stopping after this turn; once more to leave at once")
+            self._stop = True
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def evaluate(self) -> Metrics:
         """Play the evaluation episodes with the tracked agent's deterministic policy."""
+        return self.evaluate_with(self._evaluate)
+
+    def evaluate_with(self, evaluator: Evaluator) -> Metrics:
+        """Likewise, with episodes of another evaluator's."""
         agent = self._tracked["agent"][1]
         assert isinstance(agent, Agent)
         to, back = (lambda x: x.to(self.spec.device)), (lambda x: x.cpu())
-        result = self._evaluate(lambda o: back(agent.act(to(o))), lambda o, a: back(agent.value(to(o), to(a))))
+        agent.eval()  # no dropout
+        result = evaluator(lambda o: back(agent.act(to(o))), lambda o, a: back(agent.value(to(o), to(a))))
+        agent.train()
         return {**result, "score": normalised_score(result["return"], self.env_id, self.cfg.reference)}
 
     def _take_over(self, other: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -273,6 +301,14 @@ class Run:
         values = self._file.write(self._place("eval"), self.evaluate())
         if self._bar is not None:
             self._bar.say(describe(values, ("return", "score", "length")))
+
+    def _log_episodes(self, ended: list[tuple[int, float, int]]) -> None:
+        """A line for episodes that ended in this turn, as they were explored; null for the seeds whose episode goes on."""
+        assert self._file is not None
+        values = torch.full((2, *self.spec.seeds), torch.nan)
+        for lane, episode_return, length in ended:
+            values[:, lane] = torch.tensor([episode_return, float(length)])
+        self._file.write(self._place("episode"), {"return": values[0], "length": values[1]})
 
     def _place(self, kind: str) -> dict[str, Any]:
         total = sum(n for key, n in self._done.items() if ":" not in key)

@@ -22,13 +22,15 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """Each arm starts from the same offline checkpoint; the model is fine-tuned, not reset, in all of them."""
 
-EXTRA: dict[str, dict[str, Any]] = {
-    "alpha-0.6": {"alpha": 0.6},
-    "alpha-0.95": {"alpha": 0.95},
-    "no-penalty": {"online_coef": 0.0},
-    "double-penalty": {"online_coef": 2.0},
-}
-"""Robustness: the pace of fading, and the penalty's coefficient online."""
+
+def extra(base: Config) -> dict[str, dict[str, Any]]:
+    """Robustness: the pace of fading, and the penalty's coefficient online."""
+    return {
+        "alpha-0.5": {"alpha": 0.5},
+        "alpha-0.8": {"alpha": 0.8},
+        "no-penalty": {"online_coef": 0.0},
+        "double-penalty": {"online_coef": 2 * base.recipe.coef},
+    }
 
 
 def run(base: Config, out: Path, arms: dict[str, dict[str, Any]]) -> None:
@@ -42,7 +44,8 @@ def run(base: Config, out: Path, arms: dict[str, dict[str, Any]]) -> None:
 
 def collect(out: Path, results: Path, name: str) -> None:
     """Write `results/moore-NAME.csv` (one row per arm and seed), its curves, and the figure of the arms."""
-    logs = {arm: read_run(out / arm) for arm in (*ARMS, *EXTRA) if (out / arm / "metrics.jsonl").exists()}
+    arms = [*ARMS, *sorted(p.name for p in out.iterdir() if p.name not in {*ARMS, "offline"})]
+    logs = {arm: read_run(out / arm) for arm in arms if (out / arm / "metrics.jsonl").exists()}
     results.mkdir(parents=True, exist_ok=True)
     rows = [row for arm, log in logs.items() for row in _rows(arm, log)]
     _write(results / f"moore-{name}.csv", rows)

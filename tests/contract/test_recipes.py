@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import fields
 
@@ -18,6 +19,7 @@ from mbo2o.report.read import read_run
 from mbo2o.run import checkpoint
 from mbo2o.run.run import Run, RunConfig, Stopped
 from mbo2o.train import Config, restore, train
+from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])
 SMALL = {
@@ -220,3 +222,72 @@ def test_start_from_an_offline_run_equals_doing_both(finished, pendulum, tmp_pat
     both = small("moore", pendulum, tmp_path / "both", start_from=str(tmp_path / "offline"))
     train(both)
     assert_same(outcome(tmp_path / "both"), outcome(finished("moore")))
+    kept = [(p / "dynamics" / "online" / "model.safetensors").read_bytes() for p in (tmp_path / "both", finished("moore"))]
+    assert kept[0] == kept[1]
+    other = small("moore", pendulum, tmp_path / "other", start_from=str(tmp_path / "offline"), seed=7)
+    with pytest.raises(UserError, match="seed=0, not 7"):
+        train(other)
+
+
+def test_damaged_checkpoints_are_skipped_and_never_overwritten(finished, pendulum, tmp_path):
+    directory = shutil.copytree(finished("mopo"), tmp_path / "run")
+    newest, before = sorted((directory / "checkpoints").iterdir(), reverse=True)
+    (newest / "state.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged"):
+        train(small("mopo", pendulum, directory))
+    assert_same(outcome(directory), outcome(finished("mopo")))
+    log = (directory / "metrics.jsonl").read_bytes()
+    for path in (directory / "checkpoints").iterdir():
+        (path / "state.json").write_text("{}")
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="every checkpoint is damaged"):
+        train(small("mopo", pendulum, directory))
+    assert (directory / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_start_that_failed_claims_no_directory(pendulum, tmp_path):
+    wrong, right = (small("mopo", pendulum, tmp_path / "run") for _ in range(2))
+    wrong.recipe.penalty = "max_aleatorc"
+    with pytest.raises(UserError, match="did you mean"):
+        train(wrong)
+    train(right)
+    changed = small("mopo", pendulum, tmp_path / "run")
+    changed.recipe.horizon = 3
+    with pytest.raises(UserError, match=r"recipe\.horizon=2, not 3"):
+        train(changed)
+
+
+def never(obs, act, next_obs):
+    return torch.zeros(obs.shape[:-1], dtype=torch.bool)
+
+
+def always(obs, act, next_obs):
+    return torch.ones(obs.shape[:-1], dtype=torch.bool)
+
+
+@pytest.mark.parametrize(("rule", "ended"), [(never, 0.0), (always, 1.0)])
+@pytest.mark.filterwarnings("ignore:termination")
+def test_ones_own_termination_is_a_callable(rule, ended, pendulum, tmp_path):
+    config = small("mopo", pendulum, tmp_path / "run")
+    config.recipe.termination = rule
+    train(config)
+    assert (read_run(tmp_path / "run").series("uncertainty", "ended/imagined").values == ended).all()
+
+
+def test_a_learned_termination_survives_a_restart(pendulum, tmp_path):
+    config = small("mopo", pendulum, tmp_path / "run")
+    config.recipe.termination = "learned"
+    with pytest.warns(UserWarning, match="terminal"):  # Pendulum's data hold no ending
+        train(config)
+    _, recipe = restore(tmp_path / "run")
+    assert recipe.termination.state_dict().keys()
+
+
+def test_a_signal_during_a_stage_stops_at_once(pendulum, tmp_path, monkeypatch):
+    """The first fit may take minutes: nothing is lost by leaving it."""
+    config = small("mopo", pendulum, tmp_path / "run")
+    monkeypatch.setattr("mbo2o.recipes.mopo.fit", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match="begins anew"):
+        train(config)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
+    train(config)

@@ -609,3 +609,11 @@ def test_mistakes_are_the_users():
         make(elites=4)
     with pytest.raises(UserError, match="too few"):
         fit(make(), [(dataset(system(5)), 1.0)], quick())
+
+
+def test_an_exploded_model_is_a_divergence():
+    model, buffer = make(()), ReplayBuffer(Spec(D, A), 400)
+    x = torch.randn(400, D)
+    buffer.add(Batch(x, torch.zeros(400, A), torch.zeros(400), x + 0.1 * torch.randn(400, D), torch.zeros(400)))
+    with pytest.raises(Diverged, match="targets' own size"):
+        fit(model, [(buffer, 1.0)], quick(lr=50.0, min_updates=3, max_updates=3, epoch_updates=3))

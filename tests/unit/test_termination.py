@@ -255,3 +255,26 @@ def test_learned_head_refuses_rows_that_are_not_finite():
     next_obs[7, 2] = torch.nan
     with pytest.raises(UserError, match="not finite"):
         LearnedTermination.fit(obs, act, next_obs, done)
+
+
+@pytest.mark.parametrize("continuing", [False, True])
+def test_point_maze_rules_equal_the_environment(continuing):
+    """Pushed to the goal in a straight line, with noise: ends within 0.45 of it, or never in the continuing task."""
+    robotics = pytest.importorskip("gymnasium_robotics")
+    gym.register_envs(robotics)
+    env = gym.make("PointMaze_Open-v3", continuing_task=continuing, reset_target=False, disable_env_checker=True)
+    rule = TERMINATIONS["point_maze" if continuing else "point_maze_goal"]
+    rng, flat = np.random.default_rng(0), lambda o: np.concatenate([o["observation"], o["desired_goal"]])
+    rows = []
+    for episode in range(6):
+        obs = flat(env.reset(seed=episode)[0])
+        for _ in range(150):
+            act = np.clip(3 * (obs[4:] - obs[:2]) - obs[2:4] + rng.normal(0, 0.5, 2), -1, 1).astype(np.float32)
+            o, _, terminated, truncated, _ = env.step(act)
+            rows.append((obs, act, flat(o), terminated))
+            obs = flat(o)
+            if terminated or truncated:
+                break
+    obs, act, next_obs, ended = (torch.as_tensor(np.array(x)) for x in zip(*rows, strict=True))
+    assert int(ended.sum()) == (0 if continuing else 6)
+    assert torch.equal(rule(obs, act, next_obs), ended)
