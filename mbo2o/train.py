@@ -17,6 +17,7 @@ from omegaconf import MISSING, OmegaConf
 import mbo2o
 
 from .data.dataset import TransitionDataset
+from .dynamics.termination import name_of
 from .recipes import Recipe, make_recipe
 from .registry import RECIPES, find
 from .report.page import write_report
@@ -182,7 +183,7 @@ def _plain(x: Any) -> Any:
     """Callables by the dotted path that finds them again."""
     if isinstance(x, dict):
         return {k: _plain(v) for k, v in x.items()}
-    return f"{x.__module__}:{x.__qualname__}" if callable(x) else x
+    return name_of(x) if callable(x) else x
 
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:

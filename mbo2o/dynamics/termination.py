@@ -183,6 +183,11 @@ def resolve_reward(name: str | RewardFn | None) -> RewardFn | None:
     return load_callable(name, "reward") if isinstance(name, str) else name
 
 
+def name_of(rule: str | TerminationFn | RewardFn) -> str:
+    """What `resolve` finds the rule by again: its name, or a function's dotted path."""
+    return rule if isinstance(rule, str) else f"{rule.__module__}:{rule.__qualname__}"
+
+
 def load_callable(path: str, option: str) -> Callable[..., Any]:
     """Import `package.module:function`, named in the config by `option`.
 

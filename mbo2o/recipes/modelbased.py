@@ -16,7 +16,7 @@ from mbo2o.dynamics.fit import FitConfig, fit, holdout
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import one_step_error, rollout, uncertainty
-from mbo2o.dynamics.termination import resolve, resolve_reward
+from mbo2o.dynamics.termination import name_of, resolve, resolve_reward
 from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.registry import find
 from mbo2o.run.run import Run
@@ -166,5 +166,5 @@ class ModelBased(Recipe):
     def keep_model(self, run: Run) -> None:
         """Keep the dynamics on their own, for planning and for notebooks."""
         for _ in run.once("keep"):
-            info = {"env_id": run.env_id, "termination": self.cfg.termination, "phase": run.phase}
+            info = {"env_id": run.env_id, "termination": name_of(self.cfg.termination), "phase": run.phase}
             self.model.save(run.directory / "dynamics" / run.phase, info)

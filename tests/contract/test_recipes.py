@@ -47,7 +47,7 @@ def small(name, dataset, directory, seeds=3, **more):
     cls = RECIPES[name].config
     known = {f.name for f in fields(cls)}
     recipe = cls(**{k: v for k, v in SMALL.items() if k in known})
-    run = RunConfig(log_every=10, eval_every=50, eval_episodes=1, checkpoint_every=20, online_capacity=1000)
+    run = RunConfig(log_every=15, eval_every=50, eval_episodes=1, checkpoint_every=20, online_capacity=1000)
     data = str(dataset) if RECIPES[name].cls.needs_dataset else None
     return Config(
         recipe=recipe, dataset=data, env="Pendulum-v1", seeds=seeds, dir=str(directory), run=run, report=False, **more
@@ -231,7 +231,7 @@ def test_start_from_an_offline_run_equals_doing_both(finished, pendulum, tmp_pat
 
 def test_damaged_checkpoints_are_skipped_and_never_overwritten(finished, pendulum, tmp_path):
     directory = shutil.copytree(finished("mopo"), tmp_path / "run")
-    newest, before = sorted((directory / "checkpoints").iterdir(), reverse=True)
+    newest = max((directory / "checkpoints").iterdir())
     (newest / "state.safetensors").write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="damaged"):
         train(small("mopo", pendulum, directory))
@@ -239,7 +239,7 @@ def test_damaged_checkpoints_are_skipped_and_never_overwritten(finished, pendulu
     log = (directory / "metrics.jsonl").read_bytes()
     for path in (directory / "checkpoints").iterdir():
         (path / "state.json").write_text("{}")
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="every checkpoint is damaged"):
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match="every checkpoint is damaged"):
         train(small("mopo", pendulum, directory))
     assert (directory / "metrics.jsonl").read_bytes() == log
 
@@ -276,7 +276,7 @@ def test_ones_own_termination_is_a_callable(rule, ended, pendulum, tmp_path):
 def test_a_learned_termination_survives_a_restart(pendulum, tmp_path):
     config = small("mopo", pendulum, tmp_path / "run")
     config.recipe.termination = "learned"
-    with pytest.warns(UserWarning, match="terminal"):  # Pendulum's data hold no ending
+    with pytest.warns(UserWarning, match="one class only"):  # Pendulum's data hold no ending
         train(config)
     _, recipe = restore(tmp_path / "run")
     assert recipe.termination.state_dict().keys()
