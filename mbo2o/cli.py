@@ -284,11 +284,15 @@ def _study(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from .bench.dynamics import print_bench
 
-    print_bench(rounds=options.rounds)
+    print_bench(rounds=options.rounds, out=options.out)
 
 
 def _parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser("mbo2o", description="Model-based offline-to-online RL. Without a command: the main job.")
+    top = argparse.ArgumentParser(
+        "mbo2o",
+        description="Model-based offline-to-online RL. Without a command: the main job, experiment=hopper-small.",
+        epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(to: Any, name: str, run: Callable[..., Any], text: str, example: str) -> argparse.ArgumentParser:
@@ -338,6 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     p = add(commands, "bench", _bench, "Measure speed against peers, as ratios in one run.", "mbo2o bench dynamics")
     p.add_argument("what", choices=["dynamics"])
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--out", type=Path, help="also write the results here, a line of JSON each")
 
     data = commands.add_parser("data", help="List, inspect and collect datasets.").add_subparsers(
         required=True, metavar="COMMAND"

@@ -200,7 +200,7 @@ def roll(env_id: str, policy: Callable[[Tensor], Tensor] | None, rows: int, seed
     return fields
 
 
-def _steps(lane: Lane, policy: Callable[[Tensor], Tensor] | None, rows: int) -> Iterator[tuple]:
+def _steps(lane: Lane, policy: Callable[[Tensor], Tensor] | None, rows: int) -> Iterator[tuple[object, ...]]:
     for _ in tqdm(range(rows), desc="collect", unit="step", mininterval=2):
         obs = lane.obs
         act = torch.rand(lane.act_dim) * 2 - 1 if policy is None else policy(torch.from_numpy(obs)[None])[0]

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,15 +55,15 @@ def bench_dynamics(rounds: int = 5, seconds: float = 1.0) -> list[dict[str, Any]
             peer.close()
 
 
-def print_bench(rounds: int = 5, seconds: float = 1.0) -> None:
-    """Print what `bench_dynamics` finds: a table, then one line of JSON for each result."""
+def print_bench(rounds: int = 5, seconds: float = 1.0, out: Path | None = None) -> None:
+    """Print what `bench_dynamics` finds as a table; `out` gets one line of JSON for each result."""
     results = bench_dynamics(rounds, seconds)
     print(f"{'dynamics, 1 thread':20}{'mbo2o':>14}{'mbrl':>14}  ratio (range)          goal")
     for r in results:
         ratio = f"{r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})"
         print(f"{r['work'] + ', ' + r['unit']:20}{r['mbo2o']:14,.1f}{r['mbrl']:14,.1f}  {ratio:22} {r['goal']:.1f}")
-    for r in results:
-        print(json.dumps(r))
+    if out is not None:
+        out.write_text("".join(json.dumps(r) + "\n" for r in results))
 
 
 def _compare(work: str, peers: dict[str, _Peer], shapes: dict[str, Shapes], rounds: int, seconds: float) -> dict[str, Any]:
