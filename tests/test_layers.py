@@ -22,6 +22,8 @@ BELOW = {  # what a package may import of this project
     "planning": {"dynamics", "ensemble", "types"},
     "bench": {"dynamics", "ensemble", "data", "agents", "nn", "types"},
     "collect": {"run", "agents", "data", "ensemble", "nn", "types"},
+    "train": {"recipes", "run", "dynamics", "data", "report", "registry", "types"},
+    "studies": {"train", "recipes", "report", "registry", "types"},
 }
 FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},
