@@ -19,6 +19,7 @@ from mbo2o.ensemble.uncertainty import (
     max_pairwise,
     mixture_std,
 )
+from mbo2o.types import UserError
 
 MEMBERS = [(), (3,), (2, 4)]
 MODULES = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU}
@@ -136,7 +137,7 @@ def test_dropout_comes_before_the_layer_norm():
 
 
 def test_unknown_activation():
-    with pytest.raises(ValueError, match="relux"):
+    with pytest.raises(UserError, match="relux"):
         EnsembleMLP((), 2, 2, MLPConfig(activation="relux"))
 
 
