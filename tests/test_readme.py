@@ -28,4 +28,4 @@ def test_links_lead_somewhere():
 
 def test_what_ships_is_small():
     shipped = sum(p.stat().st_size for p in (ROOT / "data").rglob("*") if p.is_file())
-    assert shipped < 15_500_000
+    assert shipped < 15_000_000
