@@ -40,7 +40,11 @@ class MOPO(ModelBased):
         run.track(imagined=self.imagined)
         for _ in run.once("fit"):
             run.say(f"fitting the dynamics ensemble to {len(run.dataset)} transitions")
-            run.write("model", fit(self.model, [(run.dataset, 1.0)], cfg.fit) | {"share_offline": torch.ones(run.spec.seeds)})
+            fitted = fit(self.model, [(run.dataset, 1.0)], cfg.fit)
+            run.write("model", fitted | {"share_offline": torch.ones(run.spec.seeds)})
+            if bool((fitted["updates"] >= cfg.fit.max_updates).any()):
+                # an agent exploits what a model has not learned yet: on HalfCheetah this alone cost MOPO all its return
+                run.say(f"the fit was stopped by recipe.fit.max_updates={cfg.fit.max_updates}: its error was still falling")
         batches = Mix((run.dataset, cfg.real), (self.imagined, 1 - cfg.real))
         for t in run.steps(cfg.offline_steps):
             if t % cfg.rollout_every == 0:
