@@ -2,6 +2,7 @@
 
 Tiers as D4RL means them (arXiv 2004.07219): `random` acts uniformly; `medium` is a policy at a fraction of its final return,
 sampled (not its mean action); `medium-replay` is the true replay buffer up to that point; `expert` is the best policy, sampled.
+In a PointMaze `waypoint` needs no training: a controller that knows the maze, as in D4RL's maze2d.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -31,6 +34,7 @@ from .nn.policy import TanhGaussian
 from .run.evaluate import Evaluator
 from .run.lanes import Lane, Lanes
 from .types import Spec, UserError
+from .waypoint import play
 
 
 @dataclass
@@ -71,6 +75,7 @@ def train(
     seed: int,
     hidden: list[int],
     lr: float = 3e-4,
+    batch: int = 256,
     start: int = 5000,
     eval_every: int = 5000,
     episodes: int = 10,
@@ -95,7 +100,7 @@ def train(
         transition, truncated, _ = lanes.step(act)
         buffer.add(transition, truncated)
         if t >= start:
-            agent.update(buffer.sample(256))
+            agent.update(buffer.sample(batch))
         if t % eval_every == 0:
             result = evaluate(agent.act, agent.value)
             evals.append((t, float(result["return"]), float(result["return_std"])))
@@ -111,6 +116,7 @@ def collect_with_training(options: argparse.Namespace) -> None:
     """`data collect --env`: train, then write actors and one file per tier into `options.out`."""
     if not options.env:
         raise UserError("data collect: give --env ID, or --policy FILE")
+    _check_waypoint_options(options)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     if (out / "evals.csv").exists():
@@ -124,6 +130,7 @@ def collect_with_training(options: argparse.Namespace) -> None:
         seed=options.seed,
         hidden=[options.hidden, options.hidden],
         lr=options.lr,
+        batch=options.batch,
         start=start,
         eval_every=eval_every,
     )
@@ -161,11 +168,19 @@ def write_tiers(out: Path, *, rows: int, seed: int, medium: float = 0.5, medium_
 
 
 def collect_with_policy(options: argparse.Namespace) -> None:
-    """`data collect --policy`: play a kept actor, or `random`, into one file."""
+    """`data collect --policy`: play a kept actor, `random`, or `waypoint`, into one file."""
+    _check_waypoint_options(options)
+    if options.policy in ("random", "waypoint") and not options.env:
+        raise UserError(f"data collect: --policy {options.policy} needs --env ID")
     if options.policy == "random":
-        if not options.env:
-            raise UserError("data collect: --policy random needs --env ID")
         _write(options.out, options.env, None, options.rows, options.seed, "random: uniform actions")
+        return
+    if options.policy == "waypoint":
+        noise, wander = options.noise, options.wander
+        fields = _fields(play(options.env, options.rows, options.seed, noise, wander), options.rows)
+        more = {"noise": noise, "wander": wander, "gymnasium_robotics_version": version("gymnasium-robotics")}
+        about = f"waypoint: to the goal with noise {noise}, elsewhere in {wander:.0%} of the episodes"
+        _store(options.out, options.env, fields, options.seed, about, more)
         return
     actor = Actor.load(Path(options.policy))
     policy, env_id = actor.policy, options.env or actor.info["env_id"]
@@ -174,34 +189,47 @@ def collect_with_policy(options: argparse.Namespace) -> None:
     _write(options.out, env_id, policy, options.rows, options.seed, about, options.deterministic)
 
 
+def _check_waypoint_options(options: argparse.Namespace) -> None:
+    if options.policy != "waypoint" and (options.noise or options.wander):
+        raise UserError("data collect: --noise and --wander are for --policy waypoint")
+
+
 def _write(
     path: Path, env_id: str, policy: TanhGaussian | None, rows: int, seed: int, about: str, deterministic: bool = False
 ) -> None:
-    if rows < 1:
-        raise UserError(f"--rows {rows} must be at least 1")
     act: Callable[[Tensor], Tensor] | None = None
     if policy is not None:
         act = torch.no_grad()(policy.mode if deterministic else lambda obs: policy.sample(obs)[0])
-    fields = roll(env_id, act, rows, seed)
+    _store(path, env_id, roll(env_id, act, rows, seed), seed, about, {})
+
+
+def _store(path: Path, env_id: str, fields: schema.Fields, seed: int, about: str, more: schema.Attrs) -> None:
     versions = {f"{m.__name__}_version": str(m.__version__) for m in (gymnasium, mujoco, torch)}
-    schema.write(path, fields, {"env_id": env_id, "behaviour": about, "tier": about.split(":")[0], "seed": seed, **versions})
+    attrs = {"env_id": env_id, "behaviour": about, "tier": about.split(":")[0], "seed": seed, **versions, **more}
+    schema.write(path, fields, attrs)
     summary = TransitionDataset.load(path).summary()
-    returns = f"return {summary['return_mean']:.0f} ± {summary['return_std']:.0f}"
-    print(f"{path}: {rows} rows, {summary['complete_episodes']} episodes, {returns}")
+    returns = f"return {summary['return_mean']:.2f} ± {summary['return_std']:.2f}"
+    print(f"{path}: {summary['transitions']} rows, {summary['complete_episodes']} episodes, {returns}")
 
 
 def roll(env_id: str, policy: Callable[[Tensor], Tensor] | None, rows: int, seed: int) -> dict[str, np.ndarray]:
     """Play `rows` transitions with a policy `(B, D)` → `(B, A)` in [-1, 1], or uniformly at random; fields of the schema."""
     torch.manual_seed(seed)
-    steps = zip(*_steps(Lane(env_id, seed), policy, rows), strict=True)
+    return _fields(_steps(Lane(env_id, seed), policy, rows), rows)
+
+
+def _fields(steps: Iterator[tuple[Any, ...]], rows: int) -> schema.Fields:
+    if rows < 1:
+        raise UserError(f"--rows {rows} must be at least 1")
+    columns = zip(*tqdm(steps, desc="collect", total=rows, unit="step", mininterval=2), strict=True)
     names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
-    fields = {name: np.asarray(x) for name, x in zip(names, steps, strict=True)}
+    fields = {name: np.asarray(x) for name, x in zip(names, columns, strict=True)}
     fields["timeouts"][-1] |= not fields["terminals"][-1]
     return fields
 
 
 def _steps(lane: Lane, policy: Callable[[Tensor], Tensor] | None, rows: int) -> Iterator[tuple[object, ...]]:
-    for _ in tqdm(range(rows), desc="collect", unit="step", mininterval=2):
+    for _ in range(rows):
         obs = lane.obs
         act = torch.rand(lane.act_dim) * 2 - 1 if policy is None else policy(torch.from_numpy(obs)[None])[0]
         rew, next_obs, terminated, truncated = lane.step(act.numpy())

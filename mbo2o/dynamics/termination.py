@@ -92,9 +92,17 @@ def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
     return ((next_obs[..., 0] >= 0.45) & (next_obs[..., 1] >= 0)) | non_finite(obs, act, next_obs)
 
 
+def maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+    """PointMaze and AntMaze with `continuing_task=False`, observed as (x, y, ..., goal x, goal y): within 0.45 m of the goal.
+
+    That is how `run.lanes.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
+    """
+    return ((next_obs[..., :2] - next_obs[..., -2:]).norm(dim=-1) <= 0.45) | non_finite(obs, act, next_obs)
+
+
 def point_maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """PointMaze with `continuing_task=False`, observed as (x, y, vx, vy, goal x, goal y): within 0.45 m of the goal."""
-    return ((next_obs[..., :2] - next_obs[..., 4:6]).norm(dim=-1) <= 0.45) | exploded(obs, act, next_obs)
+    """`maze_goal` of PointMaze, observed as (x, y, vx, vy, goal x, goal y), with the guard."""
+    return maze_goal(obs, act, next_obs) | exploded(obs, act, next_obs)
 
 
 def _within(x: Tensor) -> Tensor:
@@ -121,13 +129,12 @@ TERMINATIONS: dict[str, TerminationFn] = {
     "mountain_car": mountain_car,
     "point_maze": exploded,
     "point_maze_goal": point_maze_goal,
+    "maze_goal": maze_goal,
 }
 
-# PointMaze: gymnasium-robotics' default `continuing_task=True` never ends; `point_maze_goal` is for
-# the other. AntMaze is absent: where it ends, it ends at a goal that the observation need not contain, and never by the
-# ant's height.
-_MAZES = [f"PointMaze_{m}" for m in ("UMaze", "Open", "Medium", "Large")]
-_MAZES += [f"{m}_Diverse_{goals}" for m in _MAZES[1:] for goals in ("G", "GR")]
+# As `run.lanes.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`, the default of
+# gymnasium-robotics; for sparse ones made that way choose `point_maze` or `non_finite` by name).
+_MAZES = ["UMaze", *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in ("", "_Diverse_G", "_Diverse_GR"))]
 _BY_ENV: dict[str, str] = {
     "Hopper": "hopper",
     "Walker2d": "walker2d",
@@ -142,7 +149,10 @@ _BY_ENV: dict[str, str] = {
     "Pusher": "pusher",
     "Pendulum": "pendulum",
     "MountainCarContinuous": "mountain_car",
-    **{f"{m}{reward}": "point_maze" for m in _MAZES for reward in ("", "Dense")},
+    **{f"PointMaze_{m}": "point_maze_goal" for m in _MAZES},
+    **{f"PointMaze_{m}Dense": "point_maze" for m in _MAZES},
+    **{f"AntMaze_{m}": "maze_goal" for m in _MAZES},
+    **{f"AntMaze_{m}Dense": "non_finite" for m in _MAZES},
 }
 
 

@@ -8,17 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbo2o.data.io.goals import sparse_maze
 from mbo2o.types import Metrics, UserError
 
 from .lanes import Lane
 
 REFERENCES: dict[str, dict[str, tuple[float, float]]] = {
-    # random and expert return behind D4RL's normalised score, of the -v2 tasks (d4rl/infos.py)
+    # random and expert return behind D4RL's normalised score, of the -v2 tasks (d4rl/infos.py); sparse mazes have
+    # antmaze's, 100 times the success rate, PointMaze too (D4RL's maze2d counts the steps at a goal that ends nothing)
     "d4rl-v2": {
         "Hopper": (-20.272305, 3234.3),
         "HalfCheetah": (-280.178953, 12135.0),
         "Walker2d": (1.629008, 4592.3),
         "Ant": (-325.6, 3879.7),
+        "PointMaze": (0.0, 1.0),
+        "AntMaze": (0.0, 1.0),
     },
 }
 """Named pairs (return that scores 0, return that scores 100). Rewards of -v5 tasks differ a little from -v2: name the set."""
@@ -28,7 +32,8 @@ def normalised_score(returns: Tensor, env_id: str, reference: str) -> Tensor:
     """100 (J - low) / (high - low); NaN where the set has no entry for the task. UserError for an unknown set."""
     if reference not in REFERENCES:
         raise UserError(f"reference set {reference!r} is unknown; choices: {', '.join(REFERENCES)}")
-    low, high = REFERENCES[reference].get(env_id.split("-")[0], (float("nan"), float("nan")))
+    task = sparse_maze(env_id) or env_id.split("-")[0]
+    low, high = REFERENCES[reference].get(task, (float("nan"), float("nan")))
     return 100 * (returns - low) / (high - low)
 
 
@@ -38,8 +43,17 @@ class Evaluator:
     Every evaluation plays the same starts, so that curves do not jump with the luck of the draw.
     """
 
-    def __init__(self, env_id: str, seeds: tuple[int, ...], episodes: int, seed: int, gamma: float):
-        self._seeds, self._gamma = seeds, gamma
+    def __init__(
+        self,
+        env_id: str,
+        seeds: tuple[int, ...],
+        episodes: int,
+        seed: int,
+        gamma: float,
+        shaped: tuple[float, float] = (1.0, 0.0),
+    ):
+        """`shaped` are the scale and shift of the rewards that the agent's values are about; returns stay raw."""
+        self._seeds, self._gamma, self._shaped = seeds, gamma, shaped
         self._n = int(np.prod(seeds, dtype=int))
         # far from the training lanes' seeds
         self._lanes = [[Lane(env_id, 10_000_019 + seed + 1000 * k + e) for e in range(episodes)] for k in range(self._n)]
@@ -82,13 +96,14 @@ class Evaluator:
         (T, L) each, NaN after the end. A time limit hides what would have followed, so the last 3/(1-γ) steps of a truncated
         episode are left out, unless that is all of it.
         """
+        scale, shift = self._shaped
         tail = round(3 / max(1 - self._gamma, 1e-9))
         q_mean, mc_mean = np.zeros(len(lanes)), np.zeros(len(lanes))
         for i, lane in enumerate(lanes):
             n, back = lane.length, 0.0
             ret = np.zeros(n)
             for t in range(n - 1, -1, -1):
-                ret[t] = back = rew[t, i] + self._gamma * back
+                ret[t] = back = scale * rew[t, i] + shift + self._gamma * back
             cut = lane.truncated and n > tail
             known = slice(0, n - tail if cut else n)
             q_mean[i], mc_mean[i] = q[known, i].mean(), ret[known].mean()

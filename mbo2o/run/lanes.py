@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
+import io
 import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbo2o.data.io import goals
 from mbo2o.types import Batch, UserError
 
 # MuJoCo prints and logs to a file in the working directory what gymnasium's models deprecate; real errors still raise
@@ -20,20 +25,41 @@ mujoco.set_mju_user_warning(lambda message: None)
 
 
 def make_env(env_id: str) -> gymnasium.Env:
-    """A gymnasium environment with Box observations and actions in a bounded box; UserError for anything else."""
+    """A gymnasium environment with Box observations and actions in a bounded box; UserError for anything else.
+
+    Goal-conditioned observations come flat, as `goals.flatten` says. gymnasium-robotics' sparse mazes pay 1 within 0.45 m of
+    the goal and 0 elsewhere. They end there, as D4RL's antmaze does and the package's default does not, so that an
+    episode's return is its success, in {0, 1}. Its dense mazes go on until the time limit.
+    """
+    ends_at_goal = {"continuing_task": False} if goals.sparse_maze(env_id) else {}
+    if goals.MAZE.fullmatch(env_id):
+        _import_mazes(env_id)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            env = gymnasium.make(env_id, disable_env_checker=True)
+            env = gymnasium.make(env_id, disable_env_checker=True, **ends_at_goal)
     except (gymnasium.error.Error, ImportError) as e:
         reason = " ".join(str(e).split())
         raise UserError(f"environment {env_id!r} cannot be made: {reason}") from e
     obs, act = env.observation_space, env.action_space
+    if isinstance(obs, gymnasium.spaces.Dict) and set(obs) == goals.KEYS:
+        obs = gymnasium.spaces.Box(-np.inf, np.inf, goals.flatten(env.reset(seed=0)[0]).shape, np.float64)
+        env = gymnasium.wrappers.TransformObservation(env, goals.flatten, obs)
+    if path := getattr(env.unwrapped, "tmp_xml_file_path", None):
+        Path(path).unlink(missing_ok=True)  # mazes leave one in /tmp each time
     if not (isinstance(obs, gymnasium.spaces.Box) and len(obs.shape) == 1):
         raise UserError(f"environment {env_id!r}: needs a flat Box of observations, found {obs}")
     if not (isinstance(act, gymnasium.spaces.Box) and act.is_bounded()):
         raise UserError(f"environment {env_id!r}: needs a bounded Box of actions, found {act}")
     return env
+
+
+def _import_mazes(env_id: str) -> None:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints news of other environments
+            importlib.import_module("gymnasium_robotics")  # registers
+    except ImportError as e:
+        raise UserError(f"environment {env_id!r} needs gymnasium-robotics: pip install 'mbo2o[mazes]'") from e
 
 
 class Lane:

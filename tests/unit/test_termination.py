@@ -135,7 +135,7 @@ def test_auto_matches_the_base_name_exactly():
     assert resolve("auto", "gymnasium_robotics:PointMaze_Medium_Diverse_GRDense-v3") is exploded
     assert resolve("none", "Hopper-v5") is none
     assert resolve(hopper, None) is hopper
-    for other in ("AntMaze_UMaze-v5", "mine/Ant-v5", "Ant-very-long", "HopperTall-v0", "hopper-medium-v2", "", None):
+    for other in ("AntMaze_Nowhere-v5", "mine/Ant-v5", "Ant-very-long", "HopperTall-v0", "hopper-medium-v2", "", None):
         with pytest.raises(UserError, match=r"walker2d.*learned.*module:function") as e:
             resolve("auto", other)
         assert "\n" not in str(e.value)
