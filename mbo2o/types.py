@@ -7,7 +7,7 @@ empty (one model, taken away for planning) or `(S,)` (S seeds trained side by si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -46,16 +46,25 @@ class Batch:
     """`(*S, B, D)`: the state that followed, also at an episode's end."""
     done: Tensor
     """`(*S, B)`: 1 where the task ended, so that nothing is bootstrapped; 0 at time limits."""
+    mc_return: Tensor | None = None
+    """`(*S, B)`: discounted sum of the rewards that followed in the record, -inf where its end is not known (yet).
+    None where nothing was recorded, as in imagined data."""
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
-        """Apply `f` to each field."""
-        return Batch(*(f(getattr(self, x.name)) for x in fields(self)))
+        """Apply `f` to each field that is there."""
+        return combine(f, [self])
 
 
-def cat(batches: list[Batch]) -> Batch:
+def combine(f: Callable[..., Tensor], batches: Sequence[Batch]) -> Batch:
+    """Apply `f` to the batches' tensors of each name; returns are there only if all batches have them."""
+    columns = [[getattr(b, x.name) for b in batches] for x in fields(Batch)]
+    return Batch(*(None if any(x is None for x in xs) else f(*xs) for xs in columns))  # type: ignore[arg-type]
+
+
+def cat(batches: Sequence[Batch]) -> Batch:
     """Join batches along the batch axis."""
-    join = lambda name, dim: torch.cat([getattr(b, name) for b in batches], dim)  # noqa: E731
-    return Batch(join("obs", -2), join("act", -2), join("rew", -1), join("next_obs", -2), join("done", -1))
+    vectors = batches[0].rew.dim() + 1
+    return combine(lambda *xs: torch.cat(xs, -2 if xs[0].dim() == vectors else -1), batches)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,50 @@
-"""What every learner offers: `update(batch)`, `act(obs)`, and a state that is complete."""
+"""What every learner offers: `update(batch)`, `act(obs)`, a state that is complete, and a way to take over another's."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mbo2o.nn.normalizer import Normalizer, statistics
+from mbo2o.nn.optim import Adam
 from mbo2o.registry import AGENTS
 from mbo2o.types import Batch, Metrics, Spec
+
+
+@dataclass(frozen=True)
+class Change:
+    """A line of the switch's table: what became of a part or a setting of the offline agent."""
+
+    part: str
+    what: str
+    """kept: taken over; reset: both have it, yet it starts afresh; new: only the online agent has it; dropped: only the
+    offline agent had it; changed: a setting whose value differs."""
+    note: str = ""
 
 
 class Agent(nn.Module, ABC):
     """A learner from batches. It knows no environment, dataset, phase or logger.
 
     Networks, targets, temperatures and optimisers are its submodules, so `state_dict` is everything that a restart needs.
+    Observations are in raw units outside; `observe` scales them for the networks within.
     """
 
     def __init__(self, spec: Spec, cfg: Any):
         super().__init__()
         self.spec, self.cfg = spec, cfg
+        self.observe = Normalizer(spec.seeds, spec.obs_dim)  # x itself until `prepare` sets statistics
+        self.updates = 0  # begun so far: schedules and delays count by it
+
+    def prepare(self, data: Batch) -> None:
+        """Before anything is learned from `data` `(N, ...)`, all of it: set what the networks have to know of its scale."""
+        if getattr(self.cfg, "normalize", False):
+            mean, std = statistics(data.obs)
+            self.observe.mean.copy_(mean)
+            self.observe.std.copy_(std)
 
     @abstractmethod
     def update(self, batch: Batch) -> Metrics:
@@ -33,6 +57,83 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
         """The agent's own estimate of the discounted return from `(obs, act)`: `(*S, B)`."""
+
+    def on_episode(self, ended: Tensor) -> None:
+        """Hear, after every step, in which seeds `ended` `(*S,)` the exploring episode is over."""
+
+    def adopt(self, other: Agent, *, moments: bool = True, rates: bool = True) -> list[Change]:
+        """Take over whatever both have: networks, targets, temperature, scales, optimisers; says what became of what.
+
+        A part is taken over if it has the same name and shapes. moments: an optimiser's moments come along with its network.
+        rates: its learning rate too, whatever the config says (ENOTO's code carries the offline ones). Schedules and delays
+        count from 0 again.
+        """
+        mine, theirs, table = _parts(self), _parts(other), []
+        afresh = {name for name in mine if name not in theirs or _shapes(mine[name]) != _shapes(theirs[name])}
+        for name, part in mine.items():
+            if name not in theirs:
+                table.append(Change(name, "new"))
+            elif name in afresh:
+                table.append(Change(name, "reset", f"{_size(theirs[name])} → {_size(part)}"))
+            elif isinstance(part, Adam) and not moments:
+                table.append(Change(name, "reset", "moments"))
+            else:
+                _copy(theirs[name], part)
+                table.append(Change(name, "kept"))
+            if rates and isinstance(part, Adam) and name not in afresh:
+                own, part.lr = part.lr, theirs[name].lr
+                if own != part.lr:
+                    note = f"learning rate {part.lr:g} carried, not {own:g}"
+                    table[-1] = Change(name, table[-1].what, ", ".join(x for x in (table[-1].note, note) if x))
+        table += [Change(name, "dropped") for name in theirs if name not in mine]
+        return table + _settings(other.cfg, self.cfg)
+
+    def get_extra_state(self) -> Tensor:
+        """The count of updates, for `state_dict`; a tensor on the host."""
+        return torch.tensor(self.updates)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the count."""
+        self.updates = int(state)
+
+
+def _parts(agent: Agent) -> dict[str, Any]:
+    """An agent's networks, optimisers and bare parameters by name; buffers are its own business."""
+    return {**dict(agent.named_children()), **dict(agent.named_parameters(recurse=False))}
+
+
+def _state(part: nn.Module | Tensor) -> dict[str, Tensor]:
+    return dict(part.state_dict()) if isinstance(part, nn.Module) else {"": part}
+
+
+def _shapes(part: nn.Module | Tensor) -> list[tuple[str, torch.Size]]:
+    return [(k, v.shape) for k, v in _state(part).items()]
+
+
+def _size(part: nn.Module | Tensor) -> str:
+    return f"{sum(v.numel() for v in _state(part).values())} numbers"
+
+
+@torch.no_grad()
+def _copy(source: nn.Module | Tensor, target: nn.Module | Tensor) -> None:
+    for a, b in zip(_state(source).values(), _state(target).values(), strict=True):
+        b.copy_(a)
+
+
+def _settings(old: Any, new: Any) -> list[Change]:
+    """Settings that one config has and the other has not, or that differ."""
+    a, b = _flat(old), _flat(new)
+    table = [Change(k, "dropped", str(v)) for k, v in a.items() if k not in b]
+    table += [Change(k, "new", str(v)) for k, v in b.items() if k not in a]
+    return table + [Change(k, "changed", f"{a[k]} → {v}") for k, v in b.items() if k in a and a[k] != v]
+
+
+def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for f in fields(cfg):
+        value = getattr(cfg, f.name)
+        out |= _flat(value, f"{prefix}{f.name}.") if is_dataclass(value) else {f"{prefix}{f.name}": value}
+    return out
 
 
 def make_agent(cfg: Any, spec: Spec) -> Any:

@@ -1,97 +1,116 @@
-"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) with N critics and the smallest as the target."""
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) with N critics, and what its offspring share."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
+from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam, polyak
-from mbo2o.nn.policy import TanhGaussian
+from mbo2o.nn.policy import TanhGaussian, repeat
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec
+from mbo2o.types import Batch, Metrics, Spec, UserError
 
-from .base import Agent
+from .qensemble import QConfig, QEnsemble
+
+BACKUPS = ("sampled", "deterministic", "max")
 
 
 @dataclass
-class SACConfig:
+class SACConfig(QConfig):
     """Defaults: the hyperparameters shared by MOPO, MBPO and the SAC paper's table 1 unless said."""
 
-    critics: int = 2  # N; the target and the actor take the smallest of all N
-    gamma: float = 0.99
-    tau: float = 0.005  # Polyak step of the target critics
     actor_lr: float = 3e-4
-    critic_lr: float = 3e-4
     alpha_lr: float = 3e-4
     init_alpha: float = 1.0  # entropy temperature at the start
     target_entropy: float | None = None  # None: -act_dim (SAC; MOPO's repo uses -3 on every D4RL task)
-    backup_entropy: bool = True  # the target holds the next action's entropy (MOPO, MBPO, RLPD; WSRL leaves it out)
+    backup: str = "sampled"  # the target's a': sampled, deterministic (d3rlpy's CQL), max of backup_samples (CQL on antmaze)
+    backup_entropy: bool = True  # the target holds the next action's entropy (MOPO, MBPO, RLPD; CQL and WSRL leave it out)
+    backup_samples: int = 10  # of backup=max
+    policy_delay: int = 1  # critic steps per step of actor and temperature (REDQ: 20)
     actor: MLPConfig = field(default_factory=MLPConfig)
-    critic: MLPConfig = field(default_factory=MLPConfig)
 
 
 @agent("sac", SACConfig)
-class SAC(Agent):
+class SAC(QEnsemble):
     """Maximise return plus entropy: clipped N-critic targets, a reparametrised actor, a learned temperature."""
 
     cfg: SACConfig
 
     def __init__(self, spec: Spec, cfg: SACConfig):
         super().__init__(spec, cfg)
+        if cfg.backup not in BACKUPS:
+            raise UserError(f"backup {cfg.backup!r} is not one of {', '.join(BACKUPS)}")
         self.actor = TanhGaussian(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
-        self.critic = EnsembleMLP((*spec.seeds, cfg.critics), spec.obs_dim + spec.act_dim, 1, cfg.critic)
-        self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.full(spec.seeds, cfg.init_alpha).log())
         self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
-        self.critic_optim = Adam(self.critic.parameters(), cfg.critic_lr)
-        self.alpha_optim = Adam([self.log_alpha], cfg.alpha_lr)
+        self.log_alpha_optim = Adam([self.log_alpha], cfg.alpha_lr)
         self.target_entropy = -float(spec.act_dim) if cfg.target_entropy is None else cfg.target_entropy
 
-    def q(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Every critic's value, `(*S, N, B)`."""
-        return self.critic(obs, act).squeeze(-1)
+    def mode(self, obs: Tensor) -> Tensor:
+        """Tanh of the mean."""
+        return self.actor.mode(obs)
 
-    def value(self, obs: Tensor, act: Tensor) -> Tensor:
-        """The smallest critic's value, `(*S, B)`."""
-        return self.q(obs, act).amin(-2)
+    def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The Gaussian before the tanh."""
+        mean, log_std = self.actor(obs)
+        return mean, log_std.exp()
 
-    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """A sample of the policy, or its mode: `(*S, B, D)` → `(*S, B, A)`."""
+    def decode(self, obs: Tensor, u: Tensor) -> Tensor:
+        """Tanh."""
+        return torch.tanh(u)
+
+    def next_value(self, next_obs: Tensor) -> tuple[Tensor, Tensor]:
+        """What the target bootstraps from, `(*S, B)`, and the target critics' values behind it, `(*S, N, B)`."""
+        cfg = self.cfg
+        if cfg.backup == "deterministic":
+            q = self.q_target(next_obs, self.actor.mode(next_obs))
+            return self.reduce(q), q
+        k = cfg.backup_samples if cfg.backup == "max" else 1
+        act, log_prob = self.actor.sample(next_obs, k)
+        q = self.q_target(next_obs if k == 1 else repeat(next_obs, k), act)
+        v = self.reduce(q)
+        if cfg.backup_entropy:
+            v = v - self.log_alpha.exp().unsqueeze(-1) * log_prob
+        if cfg.backup == "max":
+            best = v.unflatten(-1, (k, -1)).max(-2)
+            index = best.indices.unsqueeze(-2).unsqueeze(-2).expand(*q.shape[:-1], 1, -1)
+            return best.values, q.unflatten(-1, (k, -1)).gather(-2, index).squeeze(-2)
+        return v, q
+
+    def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
+        """Y = r + γ (1 - d) [R_i Q̄_i(s', a') - α log π(a'|s')], `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`."""
         with torch.no_grad():
-            return self.actor.sample(obs)[0] if explore else self.actor.mode(obs)
+            v, q = self.next_value(b.next_obs)
+            return b.rew + self.cfg.gamma * (1 - b.done) * v, q
 
-    def backup(self, b: Batch) -> Tensor:
-        """Y = r + γ (1 - d) [min_i Q̄_i(s', a') - α log π(a'|s')], `(*S, B)`."""
-        with torch.no_grad():
-            next_act, log_prob = self.actor.sample(b.next_obs)
-            v = self.target(b.next_obs, next_act).squeeze(-1).amin(-2)
-            if self.cfg.backup_entropy:
-                v = v - self.log_alpha.exp().unsqueeze(-1) * log_prob
-            return b.rew + self.cfg.gamma * (1 - b.done) * v
+    def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor, Metrics]:
+        """What a variant adds to the critics' loss, `(*S,)`; q are the critics' values of the batch."""
+        return torch.zeros_like(self.log_alpha), {}
 
     def update(self, batch: Batch) -> Metrics:
-        """One step each of critics, actor and temperature."""
-        q, y = self.q(batch.obs, batch.act), self.backup(batch)
-        critic_loss = (q - y.unsqueeze(-2)).square().mean(-1).sum(-1)
-        self.critic_optim.step(critic_loss)
-
-        act, log_prob = self.actor.sample(batch.obs)
-        alpha = self.log_alpha.detach().exp()
-        actor_loss = (alpha.unsqueeze(-1) * log_prob - self.value(batch.obs, act)).mean(-1)
-        self.actor_optim.step(actor_loss)
-
-        entropy = -log_prob.detach().mean(-1)
-        self.alpha_optim.step(self.log_alpha * (entropy - self.target_entropy))  # dual ascent on E[-log π] ≥ H̄
-
+        """One step of the critics, and every `policy_delay` times one of actor and temperature."""
+        self.updates += 1
+        b = self.observed(batch)
+        q = self.q(b.obs, b.act)
+        y, next_q = self.backup(b)
+        critic_loss = self.td_loss(b, q, y, next_q)
+        extra, metrics = self.regulariser(b, q)
+        self.critic_optim.step(critic_loss + extra)
+        metrics |= {"critic_loss": critic_loss.detach(), "q": q.detach().mean((-2, -1))}
+        if self.updates % self.cfg.policy_delay == 0:
+            metrics |= self.improve(b)
         polyak(self.target, self.critic, self.cfg.tau)
-        return {
-            "critic_loss": critic_loss.detach(),
-            "actor_loss": actor_loss.detach(),
-            "q": q.detach().mean((-2, -1)),
-            "entropy": entropy,
-            "alpha": alpha,
-        }
+        return metrics
+
+    def improve(self, b: Batch) -> Metrics:
+        """One step of actor and temperature."""
+        act, log_prob = self.actor.sample(b.obs)
+        alpha = self.log_alpha.detach().exp()
+        actor_loss = (alpha.unsqueeze(-1) * log_prob - self.value_for_actor(b.obs, act)).mean(-1)
+        self.actor_optim.step(actor_loss)
+        entropy = -log_prob.detach().mean(-1)
+        self.log_alpha_optim.step(self.log_alpha * (entropy - self.target_entropy))  # dual ascent on E[-log π] ≥ H̄
+        return {"actor_loss": actor_loss.detach(), "entropy": entropy, "alpha": alpha}

@@ -29,7 +29,8 @@ class TransitionDataset:
     """
 
     packed: Tensor
-    """`(N, 2D + A + 2)` float32, columns obs, act, rew, next_obs, done: a batch is then one gather."""
+    """`(N, 2D + A + 2)` float32, columns obs, act, rew, next_obs, done: a batch is then one gather. `with_returns` adds a
+    column, the return that followed."""
     obs_dim: int
     act_dim: int
     terminated: Tensor
@@ -174,8 +175,10 @@ class TransitionDataset:
         return self._split(self.packed.index_select(0, index.reshape(-1)).view(*index.shape, self.packed.shape[1]))
 
     def _split(self, packed: Tensor) -> Batch:
-        obs, act, rew, next_obs, done = packed.split([self.obs_dim, self.act_dim, 1, self.obs_dim, 1], -1)
-        return Batch(obs, act, rew.squeeze(-1), next_obs, done.squeeze(-1))
+        widths = [self.obs_dim, self.act_dim, 1, self.obs_dim, 1]
+        known = [1] if packed.shape[-1] > sum(widths) else []
+        obs, act, rew, next_obs, done, *mc = packed.split(widths + known, -1)
+        return Batch(obs, act, rew.squeeze(-1), next_obs, done.squeeze(-1), *(x.squeeze(-1) for x in mc))
 
     def with_seeds(self, seeds: tuple[int, ...]) -> TransitionDataset:
         """The same data, in the same memory, sampled for `seeds` leading axes."""
@@ -185,6 +188,28 @@ class TransitionDataset:
         """The same data on `device`."""
         names = ("packed", "terminated", "truncated", "valid_next", "episode", "index")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def with_reward(self, scale: float, shift: float) -> TransitionDataset:
+        """The same data with rewards `scale·r + shift`, without returns: `with_returns` comes after."""
+        packed = self.packed[:, : 2 * self.obs_dim + self.act_dim + 2].clone()
+        self._split(packed).rew.mul_(scale).add_(shift)
+        return replace(self, packed=packed)
+
+    def with_returns(self, gamma: float, failure: float | None = None) -> TransitionDataset:
+        """The same data, whose batches hold `returns_to_go` (-inf where it is not known).
+
+        failure: an episode that never gets another reward than this one is taken to go on like that for ever, so its
+        return is failure/(1-γ) in every row (Cal-QL's sparse tasks: a cut-off sum of negative rewards would be too high).
+        """
+        column = self.returns_to_go(gamma).nan_to_num(nan=-torch.inf)
+        if failure is not None:
+            other = (self.rew != failure).to(torch.int64)
+            hopeless = (
+                torch.zeros(int(self.episode[-1]) + 1, dtype=torch.int64).to(other).index_add(0, self.episode, other) == 0
+            )
+            column = torch.where(hopeless[self.episode], failure / (1 - gamma), column)
+        plain = self.packed[:, : 2 * self.obs_dim + self.act_dim + 2]
+        return replace(self, packed=torch.cat([plain, column.unsqueeze(-1)], -1))
 
     def returns_to_go(self, gamma: float) -> Tensor:
         """Σ_k γ^k r_{t+k} to the end of the row's episode, `(N,)` float32.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mbo2o.types import Batch, Source, cat
+from mbo2o.types import Batch, Source, cat, combine
 
 from .buffer import ReplayBuffer
 from .dataset import TransitionDataset
@@ -67,8 +67,7 @@ class Aged:
         old, new = self.offline.sample(n), self.online.sample(n)
         is_old = torch.rand(old.rew.shape, device=old.rew.device) < self.share
         pick = lambda a, b: torch.where(is_old.unsqueeze(-1) if a.dim() > is_old.dim() else is_old, a, b)  # noqa: E731
-        fields = ("obs", "act", "rew", "next_obs", "done")
-        return Batch(*(pick(getattr(old, name), getattr(new, name)) for name in fields))
+        return combine(pick, [old, new])
 
 
 def offline_share(priority: float, n_offline: int, n_online: int) -> float:

@@ -13,6 +13,7 @@ class Adam(nn.Module):
 
     def __init__(self, params: Iterable[Tensor], lr: float, eps: float = 1e-8):
         super().__init__()
+        self.lr = lr
         self._params = list(params)
         self._adam = torch.optim.Adam(self._params, lr=lr, eps=eps, fused=True)
         for i, p in enumerate(self._params):
@@ -24,23 +25,15 @@ class Adam(nn.Module):
             # the optimiser updates these very tensors in place; load_state_dict copies into them
             self._adam.state[p] = {key: self.get_buffer(name) for key, name in names.items()}
 
-    @property
-    def lr(self) -> float:
-        """Learning rate."""
-        return self._adam.param_groups[0]["lr"]
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self._adam.param_groups[0]["lr"] = value
-
-    def step(self, loss: Tensor) -> None:
-        """Descend a per-seed loss `(*S,)`, in this optimiser's parameters only.
+    def step(self, loss: Tensor, schedule: float = 1.0) -> None:
+        """Descend a per-seed loss `(*S,)`, in this optimiser's parameters only, at `schedule` times the learning rate.
 
         The sum over seeds is safe: parameters of different seeds share no term, and Adam is elementwise.
         """
+        self._adam.param_groups[0]["lr"] = self.lr * schedule
         grads = torch.autograd.grad(loss.sum(), self._params)
         for p, g in zip(self._params, grads, strict=True):
-            p.grad = g
+            p.grad = g.contiguous()  # fused Adam reads memory in order, whatever the strides
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
 

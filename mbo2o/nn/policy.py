@@ -1,4 +1,4 @@
-"""Stochastic policies over the unit box."""
+"""Policies over the unit box."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 
 LOG_STD = (-5.0, 2.0)
-"""Range of log σ before the tanh, by clamping (OfflineRL-Kit, unifloral; RLPD and REDQ start at -20)."""
+"""Range of log σ before the tanh, by clamping (OfflineRL-Kit, unifloral, EDAC; RLPD and REDQ start at -20)."""
 
 
 class TanhGaussian(nn.Module):
@@ -30,12 +30,41 @@ class TanhGaussian(nn.Module):
         """The deterministic action tanh(μ), `(*S, B, A)`."""
         return torch.tanh(self(obs)[0])
 
-    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """A reparametrised action `(*S, B, A)` and its log-density `(*S, B)`."""
-        mean, log_std = self(obs)
+    def sample(self, obs: Tensor, n: int = 1) -> tuple[Tensor, Tensor]:
+        """Reparametrised actions `(*S, n·B, A)`, n for each state, the whole batch n times over; log-densities `(*S, n·B)`."""
+        mean, log_std = (x if n == 1 else repeat(x, n) for x in self(obs))
         noise = torch.randn_like(mean)
         u = mean + log_std.exp() * noise
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh²u), in the form that neither overflows nor cancels
         log_jacobian = 2 * (math.log(2) - u - F.softplus(-2 * u))
         return torch.tanh(u), (log_normal - log_jacobian).sum(-1)
+
+
+class BoundedGaussian(nn.Module):
+    """a ~ N(tanh μ(s), σ), clipped when acting: σ depends on no state (IQL's and CORL's AWAC's policy, PEX's bounds of σ).
+
+    The bounds of log σ are a sigmoid's: a bare parameter behind a hard clamp would lose its gradient there for good.
+    """
+
+    def __init__(self, seeds: tuple[int, ...], obs_dim: int, act_dim: int, cfg: MLPConfig):
+        super().__init__()
+        self.net = EnsembleMLP(seeds, obs_dim, act_dim, cfg)
+        self.spread = nn.Parameter(torch.full((*seeds, 1, act_dim), math.log(-LOG_STD[0] / LOG_STD[1])))  # σ = 1
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean in [-1, 1] and log σ, each `(*S, B, A)`."""
+        mean = torch.tanh(self.net(obs))
+        low, high = LOG_STD
+        return mean, (low + (high - low) * torch.sigmoid(self.spread)).expand_as(mean)
+
+    def log_prob(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Log-density of unclipped actions, `(*S, B)`."""
+        mean, log_std = self(obs)
+        z = (act - mean) * (-log_std).exp()
+        return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def repeat(x: Tensor, n: int) -> Tensor:
+    """`(*S, B, D)` → `(*S, n·B, D)`: the whole batch, n times over."""
+    return x.unsqueeze(-3).expand(*x.shape[:-2], n, *x.shape[-2:]).flatten(-3, -2)

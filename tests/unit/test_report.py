@@ -196,7 +196,7 @@ def test_report_on_runs_that_are_not_whole(tmp_path: Path, phases: tuple[str, ..
     page = write_report(synthesise(tmp_path / "run", 3, phases, model), tmp_path / "out")
     html = page.read_text()
     assert html.count("data:image/png") == pictures == len(list(page.parent.glob("*.png")))
-    assert html.count("Nothing to show") == 5 - pictures
+    assert html.count("<img") == pictures
     assert ("Nothing was evaluated yet" in html) == (not phases)
     assert ("J0: at the switch" in html) == ("online" in phases)
 

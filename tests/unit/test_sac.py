@@ -53,7 +53,7 @@ def test_target_equals_a_loop_over_samples(seeds, entropy):
         p.add_(0.1 * torch.randn_like(p))  # the target is not the critic
     b = batch(seeds)
     torch.manual_seed(5)
-    y = agent.backup(b)
+    y = agent.backup(b)[0]
     torch.manual_seed(5)
     next_act, log_prob = agent.actor.sample(b.next_obs)
     values = agent.target(b.next_obs, next_act)[..., 0]
@@ -73,7 +73,7 @@ def test_truncation_bootstraps_and_termination_does_not():
     constant(agent.target, torch.full((2, 1), 10.0))
     for done, tail in ((0, 9.0), (1, 0.0)):
         b = batch(done=done)
-        torch.testing.assert_close(agent.backup(b), b.rew + tail)
+        torch.testing.assert_close(agent.backup(b)[0], b.rew + tail)
 
 
 def test_the_smallest_critic_speaks():
@@ -87,7 +87,7 @@ def test_the_smallest_critic_speaks():
     assert torch.equal(agent.q(b.obs, b.act), low.expand(2, 3, 8))
     b.rew.zero_()
     agent.cfg.backup_entropy = False
-    torch.testing.assert_close(agent.backup(b), 0.99 * (1 - b.done) * smallest)
+    torch.testing.assert_close(agent.backup(b)[0], 0.99 * (1 - b.done) * smallest)
     m = agent.update(b)
     torch.testing.assert_close(m["actor_loss"], -0.5 * m["entropy"] - smallest[:, 0])
     torch.testing.assert_close(m["q"], low.mean((-2, -1)))
@@ -97,7 +97,7 @@ def test_critic_loss_equals_a_loop():
     agent, b = make((2,), critics=3), batch((2,))
     q = agent.q(b.obs, b.act).detach()
     torch.manual_seed(5)
-    y = agent.backup(b)
+    y = agent.backup(b)[0]
     torch.manual_seed(5)
     loss = agent.update(b)["critic_loss"]
     for s in range(2):
@@ -150,7 +150,7 @@ def test_entropy_sign_of_the_target():
     log_density = log_normal - torch.log1p(-torch.tanh(u).square())
     entropy = -torch.trapezoid(log_normal.exp() * log_density, u).item()
     assert entropy > 0.5
-    assert agent.backup(b).mean().item() == pytest.approx(0.9 * 0.5 * entropy, abs=0.01)
+    assert agent.backup(b)[0].mean().item() == pytest.approx(0.9 * 0.5 * entropy, abs=0.01)
 
 
 def test_actor_is_paid_for_entropy():

@@ -6,35 +6,52 @@ import pytest
 import torch
 
 from mbo2o.registry import AGENTS, agent, find
-from mbo2o.types import Batch, UserError, cat
+from mbo2o.types import Batch, UserError, cat, combine
+
+NAMES = [f.name for f in fields(Batch)]
+PLAIN = [name for name in NAMES if name != "mc_return"]
 
 
-def batch(seeds, n):
+def batch(seeds, n, returns=False):
     return Batch(
         torch.randn(*seeds, n, 3),
         torch.randn(*seeds, n, 2),
         torch.randn(*seeds, n),
         torch.randn(*seeds, n, 3),
         torch.randn(*seeds, n),
+        torch.randn(*seeds, n) if returns else None,
     )
 
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_cat_joins_along_the_batch(seeds):
-    a, b = batch(seeds, 4), batch(seeds, 1)
+@pytest.mark.parametrize("returns", [True, False])
+def test_cat_joins_along_the_batch(seeds, returns):
+    a, b = batch(seeds, 4, returns), batch(seeds, 1, returns)
     joined = cat([a, b])
-    for f in fields(Batch):
-        x = getattr(joined, f.name)
-        vector = f.name in ("obs", "act", "next_obs")
-        parts = x.split([4, 1], -2 if vector else -1)
-        assert torch.equal(parts[0], getattr(a, f.name))
-        assert torch.equal(parts[1], getattr(b, f.name))
+    for name in NAMES if returns else PLAIN:
+        vector = name in ("obs", "act", "next_obs")
+        parts = getattr(joined, name).split([4, 1], -2 if vector else -1)
+        assert torch.equal(parts[0], getattr(a, name))
+        assert torch.equal(parts[1], getattr(b, name))
+    assert returns or joined.mc_return is None
 
 
-def test_map_reaches_every_field():
-    b = batch((), 4)
+def test_returns_are_joined_only_if_all_have_them():
+    known, unknown = batch((2,), 4, returns=True), batch((2,), 4)
+    for parts in ([known, unknown], [unknown, known, known]):
+        assert cat(parts).mc_return is None
+        assert cat(parts).rew.shape == (2, 4 * len(parts))
+    mean = combine(lambda x, y: (x + y) / 2, [known, known])
+    assert all(torch.equal(getattr(mean, name), getattr(known, name)) for name in NAMES)
+    assert combine(torch.minimum, [known, unknown]).mc_return is None
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_map_reaches_every_field_that_is_there(returns):
+    b = batch((), 4, returns)
     doubled = b.map(lambda x: 2 * x)
-    assert all(torch.equal(getattr(doubled, f.name), 2 * getattr(b, f.name)) for f in fields(Batch))
+    assert all(torch.equal(getattr(doubled, name), 2 * getattr(b, name)) for name in (NAMES if returns else PLAIN))
+    assert returns or doubled.mc_return is None
 
 
 def test_a_misspelt_name_is_corrected():

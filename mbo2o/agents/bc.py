@@ -1,0 +1,59 @@
+"""Behaviour cloning: the likeliest policy given the data (Pomerleau 1988)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.nn.optim import Adam
+from mbo2o.nn.policy import BoundedGaussian
+from mbo2o.registry import agent
+from mbo2o.types import Batch, Metrics, Spec
+
+from .base import Agent
+
+
+@dataclass
+class BCConfig:
+    """Defaults: CORL's, unless said; its BC has no σ, and fits the mean by squared error."""
+
+    gamma: float = 0.99  # of the returns in reports only: BC sees no rewards
+    actor_lr: float = 3e-4
+    normalize: bool = False  # scale observations by the dataset's mean and deviation, frozen afterwards (CORL: true)
+    actor: MLPConfig = field(default_factory=MLPConfig)
+
+    def online(self) -> BCConfig:
+        """Itself: online, BC imitates what is in its batches, itself included."""
+        return self
+
+
+@agent("bc", BCConfig)
+class BC(Agent):
+    """Imitate the data, whatever they were worth: what offline methods have to beat, and a start for their actors."""
+
+    cfg: BCConfig
+
+    def __init__(self, spec: Spec, cfg: BCConfig):
+        super().__init__(spec, cfg)
+        self.actor = BoundedGaussian(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
+        self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
+
+    def act(self, obs: Tensor, explore: bool = False) -> Tensor:
+        """The Gaussian's mean, or a sample of it, clamped."""
+        with torch.no_grad():
+            mean, log_std = self.actor(self.observe(obs))
+            return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1, 1) if explore else mean
+
+    def value(self, obs: Tensor, act: Tensor) -> Tensor:
+        """NaN: BC estimates none."""
+        return torch.full_like(obs[..., 0], torch.nan)
+
+    def update(self, batch: Batch) -> Metrics:
+        """One step of the actor, towards the data's likelihood."""
+        self.updates += 1
+        actor_loss = -self.actor.log_prob(self.observe(batch.obs), batch.act).mean(-1)
+        self.actor_optim.step(actor_loss)
+        return {"actor_loss": actor_loss.detach()}

@@ -1,0 +1,50 @@
+"""Cal-QL: conservative values that stay above what the data earned (Nakamoto et al. 2023, arXiv 2303.05479)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbo2o.registry import agent
+from mbo2o.types import Batch, Metrics, UserError
+
+from .cql import CQL, CQLConfig
+
+
+@dataclass
+class CalQLConfig(CQLConfig):
+    """Defaults: the authors' code and its script for antmaze, whose rewards are 10 r - 5 and whose critics have four layers.
+
+    On adroit they take weight 1.
+    """
+
+    calibrate: bool = True  # online too, as the authors do (CORL stops at the switch)
+    ensemble: str = "sum"
+    gap: float | None = 0.8
+    backup: str = "max"
+    actor_lr: float = 1e-4
+
+    def online(self) -> CalQLConfig:
+        """All stays, the term and its bound."""
+        return self
+
+
+@agent("calql", CalQLConfig)
+class CalQL(CQL):
+    """CQL that pushes the policy's actions no lower than the return that followed in the data, lest the switch forget them."""
+
+    cfg: CalQLConfig
+
+    def bound(self, q: Tensor, b: Batch) -> tuple[Tensor, Metrics]:
+        """Max(Q, G), G the return that followed s; where G is greater, nothing pushes Q down."""
+        if not self.cfg.calibrate:
+            return super().bound(q, b)
+        if b.mc_return is None:
+            raise UserError(
+                "calql: the batch has no returns to bound values by; draw it from a dataset `with_returns` "
+                "or a buffer with a `gamma`, or set calibrate=false"
+            )
+        g = b.mc_return.unsqueeze(-2).unsqueeze(-2)
+        return torch.maximum(q, g), {"bound_rate": (q.detach() < g).float().mean((-3, -2, -1))}

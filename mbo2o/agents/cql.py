@@ -1,0 +1,92 @@
+"""Conservative Q-learning (Kumar et al. 2020, arXiv 2006.04779) on N critics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from mbo2o.nn.optim import Adam
+from mbo2o.nn.policy import repeat
+from mbo2o.registry import agent
+from mbo2o.types import Batch, Metrics, Spec, UserError
+
+from .sac import SAC, SACConfig
+
+LARGEST = 1e6
+"""Of the Lagrange multiplier (Cal-QL, CORL)."""
+
+
+@dataclass
+class CQLConfig(SACConfig):
+    """Defaults: what ENOTO's released code pre-trains with (d3rlpy v1's CQL), unless said."""
+
+    weight: float = 5.0  # c of the conservative term (CORL 10 on MuJoCo, 5 on antmaze)
+    samples: int = 10  # K uniform, K from π(·|s), K from π(·|s')
+    temperature: float = 1.0  # of the log-sum-exp
+    ensemble: str = "mean"  # the term's reduction over critics: mean (ENOTO's code: c/N per critic) or sum (c per critic)
+    gap: float | None = None  # Lagrange: c is scaled so that the gap stays at this (antmaze 0.8); None: c is constant
+    gap_floor: float = -math.inf  # a state's gap is not pushed below (CORL on antmaze -200)
+    lagrange_lr: float = 3e-4  # CORL
+    init_lagrange: float = math.e  # CORL starts the logarithm at 1
+    backup: str = "deterministic"
+    backup_entropy: bool = False
+    actor_lr: float = 3e-5
+    alpha_lr: float = 1e-4
+
+    def online(self) -> SACConfig:
+        """SAC: the conservative term goes, the backup becomes soft (ENOTO)."""
+        kept = {f.name: getattr(self, f.name) for f in fields(SACConfig)}
+        return SACConfig(**kept | {"backup": "sampled", "backup_entropy": True})
+
+
+@agent("cql", CQLConfig)
+class CQL(SAC):
+    """SAC whose critics are pushed down where the policy and chance would act, and up at the data."""
+
+    cfg: CQLConfig
+
+    def __init__(self, spec: Spec, cfg: CQLConfig):
+        super().__init__(spec, cfg)
+        if cfg.ensemble not in ("mean", "sum"):
+            raise UserError(f"ensemble {cfg.ensemble!r} is not one of mean, sum")
+        if cfg.gap is not None:
+            self.log_lagrange = nn.Parameter(torch.full(spec.seeds, cfg.init_lagrange).log())
+            self.log_lagrange_optim = Adam([self.log_lagrange], cfg.lagrange_lr)
+
+    def bound(self, q: Tensor, b: Batch) -> tuple[Tensor, Metrics]:
+        """Values of the policy's actions, `(*S, N, 2K, B)`, as the term counts them."""
+        return q, {}
+
+    def log_sum_exp(self, b: Batch) -> tuple[Tensor, Metrics]:
+        """T log Σ_k exp(q_k / T), `(*S, N, B)`: q_k = Q(s, a_k) - log density(a_k) over 3K actions, all valued at s."""
+        k, n = self.cfg.samples, b.rew.shape[-1]
+        with torch.no_grad():  # else the critics' loss would train the actor
+            uniform = torch.rand(*b.act.shape[:-2], k * n, b.act.shape[-1], device=b.act.device) * 2 - 1
+            here, log_here = self.actor.sample(b.obs, k)
+            there, log_there = self.actor.sample(b.next_obs, k)
+        q = self.q(repeat(b.obs, 3 * k), torch.cat([uniform, here, there], -2)).unflatten(-1, (3 * k, n))
+        policy, metrics = self.bound(q[..., k:, :], b)
+        q = torch.cat([q[..., :k, :], policy], -2)
+        log_uniform = torch.full_like(log_here, -b.act.shape[-1] * math.log(2))
+        log_density = torch.cat([log_uniform, log_here, log_there], -1).unflatten(-1, (3 * k, n))
+        t = self.cfg.temperature
+        return t * torch.logsumexp((q - log_density.unsqueeze(-3)) / t, -2), metrics
+
+    def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor, Metrics]:
+        """C [log Σ_a exp Q_i(s, a) - Q_i(s, a_data)], averaged or summed over critics."""
+        cfg = self.cfg
+        above, metrics = self.log_sum_exp(b)
+        gap = (above - q).clamp(min=cfg.gap_floor).mean(-1)
+        metrics |= {"gap": gap.detach().mean(-1)}
+        over_critics = gap.mean(-1) if cfg.ensemble == "mean" else gap.sum(-1)
+        if cfg.gap is None:
+            return cfg.weight * over_critics, metrics
+        slack = cfg.weight * (gap - cfg.gap).mean(-1)
+        self.log_lagrange_optim.step(-self.log_lagrange.exp() * slack.detach())
+        with torch.no_grad():  # here, for a clamp in the loss has no gradient to come back by
+            self.log_lagrange.clamp_(max=math.log(LARGEST))
+        scale = self.log_lagrange.detach().exp()
+        return scale * cfg.weight * over_critics, metrics | {"lagrange": scale}

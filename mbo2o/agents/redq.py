@@ -1,0 +1,29 @@
+"""REDQ: randomised ensembled double Q-learning (Chen et al. 2021, arXiv 2101.05982)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbo2o.registry import agent
+
+from .sac import SAC, SACConfig
+
+
+@dataclass
+class REDQConfig(SACConfig):
+    """Defaults: the paper's, made for twenty updates per environment step (`recipe.utd=20`).
+
+    Its `target_entropy` is MBPO's: Hopper -1, Walker2d and HalfCheetah -3, Ant -4.
+    """
+
+    critics: int = 10  # N
+    target: str = "random_min_pair"  # M = 2 of N, drawn anew in every update
+    actor_reduction: str = "mean_q"
+    policy_delay: int = 20  # the actor moves with the last of a step's updates
+
+
+@agent("redq", REDQConfig)
+class REDQ(SAC):
+    """SAC that can update often: the target's pair is drawn at random, the actor climbs the mean, and only now and then."""
+
+    cfg: REDQConfig

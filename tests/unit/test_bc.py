@@ -1,0 +1,123 @@
+"""BC: its likelihood, that it finds the data's mean and spread, isolation of seeds, and that others take its actor over."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from mbo2o.agents.awac import AWACConfig
+from mbo2o.agents.base import make_agent
+from mbo2o.agents.bc import BC, BCConfig
+from mbo2o.agents.iql import IQLConfig
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.types import Batch, Spec
+
+SMALL = MLPConfig(hidden=[16])
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def make(seeds=(), act_dim=2, **cfg) -> BC:
+    return BC(Spec(3, act_dim, seeds), BCConfig(**{"actor": SMALL, **cfg}))
+
+
+def batch(seeds=(), n=8, act_dim=2) -> Batch:
+    obs, next_obs = torch.randn(2, *seeds, n, 3)
+    act, rew = torch.rand(*seeds, n, act_dim) * 2 - 1, torch.randn(*seeds, n)
+    return Batch(obs, act, rew, next_obs, torch.zeros(*seeds, n))
+
+
+@pytest.mark.parametrize("seeds", [(), (2,)])
+def test_loss_equals_a_loop_over_samples(seeds):
+    agent, b = make(seeds), batch(seeds)
+    agent.actor.spread.data.normal_(-1.0, 0.3)
+    mean, std = (x.detach() for x in (torch.tanh(agent.actor.net(b.obs)), agent.actor(b.obs)[1].exp()[..., :1, :]))
+    loss = agent.update(b)["actor_loss"]
+    assert loss.shape == seeds
+    assert not loss.requires_grad
+    for k in [(0,), (1,)] if seeds else [()]:
+        normals = [Normal(mean[(*k, i)], std[(*k, 0)]).log_prob(b.act[(*k, i)]).sum().item() for i in range(8)]
+        assert loss[k].item() == pytest.approx(-sum(normals) / 8, rel=1e-5)
+
+
+def test_finds_the_mean_and_the_spread_of_the_data():
+    """Actions ½ sin(s₁) ± 0.1 in one seed, the opposite ± 0.3 in the other; observations far from the unit scale."""
+    agent = make((2,), act_dim=1, actor_lr=1e-2, normalize=True)
+    sign, spread = torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.1], [0.3]])
+    every = torch.randn(1000, 3) * 30 + 100
+    agent.prepare(Batch(every, every[:, :1], every[:, 0], every, every[:, 0]))
+    policy = lambda obs: sign * 0.5 * torch.sin((obs[..., 0] - 100) / 30)  # noqa: E731
+    for _ in range(600):
+        b = batch((2,), n=128, act_dim=1)
+        b.obs = b.obs * 30 + 100
+        b.act = (policy(b.obs) + spread * torch.randn(2, 128)).unsqueeze(-1)
+        agent.update(b)
+    obs = torch.randn(2, 200, 3).clamp(-2, 2) * 30 + 100
+    assert (agent.act(obs)[..., 0] - policy(obs)).abs().mean() < 0.06
+    torch.testing.assert_close(agent.actor(obs)[1].exp()[:, :1, 0], spread, rtol=0.15, atol=0)
+    off = (agent.act(obs, explore=True) - agent.act(obs))[..., 0]
+    torch.testing.assert_close(off.std(-1, keepdim=True), spread, rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("seeds", [(), (2,)])
+def test_acts_in_the_box_and_values_nothing(seeds):
+    agent = make(seeds)
+    obs = torch.randn(*seeds, 50, 3)
+    for explore in (False, True):
+        act = agent.act(obs, explore)
+        assert act.shape == (*seeds, 50, 2)
+        assert act.abs().max() <= 1
+        assert not act.requires_grad
+    assert torch.equal(agent.act(obs), agent.act(obs))
+    assert (agent.act(obs, explore=True).abs() == 1).any()  # σ = 1 at first: clamped
+    value = agent.value(obs, act)
+    assert value.shape == (*seeds, 50)
+    assert value.isnan().all()
+
+
+@pytest.mark.parametrize("seeds", [(), (3,)])
+def test_state_is_complete(seeds, tmp_path):
+    agent, batches = make(seeds), [batch(seeds) for _ in range(6)]
+    for b in batches[:3]:
+        agent.update(b)
+    torch.save(agent.state_dict(), tmp_path / "agent.pt")
+    history = [agent.update(b)["actor_loss"] for b in batches[3:]]
+    twin = make(seeds)
+    twin.update(batches[0])
+    twin.load_state_dict(torch.load(tmp_path / "agent.pt"))
+    for expected, b in zip(history, batches[3:], strict=True):
+        assert torch.equal(twin.update(b)["actor_loss"], expected)
+    assert all(torch.equal(x, agent.state_dict()[name]) for name, x in twin.state_dict().items())
+
+
+@pytest.mark.parametrize("poison", [math.nan, 1e6])
+def test_seeds_do_not_touch(poison):
+    clean, batches = make((3,)), [batch((3,)) for _ in range(5)]
+    poisoned = copy.deepcopy(clean)
+    for b in batches:
+        clean.update(b)
+        act = b.act.clone()
+        act[0] = poison
+        m = poisoned.update(Batch(b.obs, act, b.rew, b.next_obs, b.done))
+    for (name, a), b in zip(clean.named_parameters(), poisoned.parameters(), strict=True):
+        assert torch.equal(a[1:], b[1:]), name
+        assert not torch.equal(a[0], b[0]), name
+    assert m["actor_loss"][1:].isfinite().all()
+
+
+@pytest.mark.parametrize("cfg", [IQLConfig(actor=SMALL, critic=SMALL, value_net=SMALL), AWACConfig(actor=SMALL, critic=SMALL)])
+def test_others_take_its_actor_over(cfg):
+    bc = make((2,), normalize=True)
+    for _ in range(3):
+        bc.update(batch((2,)))
+    agent = make_agent(cfg, bc.spec)
+    table = {x.part: x.what for x in agent.adopt(bc)}
+    assert (table["actor"], table["actor_optim"], table["critic"]) == ("kept", "kept", "new")
+    obs = torch.randn(2, 5, 3)
+    assert torch.equal(agent.act(obs), bc.act(obs))
+    assert bc.cfg.online() is bc.cfg

@@ -1,0 +1,82 @@
+"""REDQ: when the actor moves, which critics the target asks, and what the actor climbs."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from mbo2o.agents.redq import REDQ, REDQConfig
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.types import Batch, Spec
+
+SMALL = MLPConfig(hidden=[8])
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def make(seeds=(), **cfg) -> REDQ:
+    return REDQ(Spec(3, 2, seeds), REDQConfig(actor=SMALL, critic=SMALL, **cfg))
+
+
+def batch(seeds=(), n=6) -> Batch:
+    obs, next_obs = torch.randn(2, *seeds, n, 3)
+    return Batch(obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n))
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_actor_moves_with_every_kth_update_and_critics_with_all(delay):
+    agent = make(policy_delay=delay)
+    for t in range(1, 8):
+        before = [weights(x) for x in (agent.critic, agent.target, agent.actor)]
+        log_alpha = agent.log_alpha.item()
+        metrics = agent.update(batch())
+        critic, target, actor = (
+            not torch.equal(weights(x), w) for x, w in zip((agent.critic, agent.target, agent.actor), before, strict=True)
+        )
+        due = t % delay == 0
+        assert critic
+        assert target
+        assert actor == due == (agent.log_alpha.item() != log_alpha)
+        assert ("actor_loss" in metrics) == due
+
+
+def test_delay_goes_on_where_it_was_saved():
+    agent, twin = make(policy_delay=3), make(policy_delay=3)
+    agent.update(batch())
+    agent.update(batch())
+    twin.load_state_dict(agent.state_dict())
+    assert "actor_loss" in twin.update(batch())
+
+
+def test_target_asks_a_random_pair_of_ten():
+    """One pair per update and seed, whatever the batch; any of the 45."""
+    agent, values = make((2,), backup_entropy=False, gamma=0.5), torch.randperm(20).float().reshape(2, 10)
+    agent.target.layers[-1].weight.zero_()
+    agent.target.layers[-1].bias.copy_(values[..., None, None])
+    b = batch((2,), n=3)
+    draws = torch.stack([(agent.backup(b)[0] - b.rew) / 0.5 for _ in range(600)])
+    assert torch.allclose(draws, draws[..., :1].expand_as(draws), atol=1e-4)
+    draws = draws[..., 0].round()
+    for s in range(2):
+        minima = [min(pair) for pair in combinations(values[s].tolist(), 2)]
+        assert set(draws[:, s].tolist()) == set(minima)
+        assert draws[:, s].mean().item() == pytest.approx(sum(minima) / 45, abs=0.7)  # 3.5 standard errors
+    assert not torch.equal(draws[:, 0].argsort(), draws[:, 1].argsort())
+
+
+def test_actor_climbs_the_mean():
+    agent = make(policy_delay=1, critic_lr=0.0)
+    values = torch.randn(10)
+    agent.critic.layers[-1].weight.data.zero_()
+    agent.critic.layers[-1].bias.data.copy_(values[:, None, None])
+    b = batch()
+    torch.testing.assert_close(agent.value(b.obs, b.act), values.mean().expand(6))
+    m = agent.update(b)
+    torch.testing.assert_close(m["actor_loss"], -m["entropy"] - values.mean())
