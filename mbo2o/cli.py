@@ -11,6 +11,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .train import Config
 
 STOPPED = 143
+QUICK = [f"recipe.{x}" for x in ("offline_steps=40", "online_steps=60", "batch=16", "start=20", "probe_every=20")]
+QUICK += ["recipe.critics=3", "run.eval_every=20", "run.eval_episodes=1", "run.log_every=20"]
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
 
@@ -74,13 +77,14 @@ def store_schemas() -> None:
     from hydra.core.config_store import ConfigStore
 
     from . import recipes  # noqa: F401  registers
-    from .registry import RECIPES
+    from .registry import AGENTS, RECIPES
     from .train import Config
 
     store = ConfigStore.instance()
     store.store(name="config_base", node=Config)
-    for entry in RECIPES.values():
-        store.store(group="recipe", name=f"{entry.name}_base", node=entry.config)
+    for group, table in (("recipe", RECIPES), ("agent", AGENTS)):
+        for entry in table.values():
+            store.store(group=group, name=f"{entry.name}_base", node=entry.config)
 
 
 def to_config(node: Any) -> Any:
@@ -159,7 +163,7 @@ def _groups_only(overrides: list[str]) -> Any:
     from hydra.errors import HydraException
 
     try:
-        return compose("config", overrides=[o for o in overrides if re.fullmatch(r"recipe=\w+", o)])
+        return compose("config", overrides=[o for o in overrides if re.fullmatch(r"(recipe|agent@[\w.]+|switch)=[\w-]+", o)])
     except HydraException:
         return compose("config")
 
@@ -195,12 +199,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from .run.evaluate import Evaluator
     from .train import restore
 
     run, recipe = restore(Path(options.run_dir))
     episodes, seed = options.episodes, options.seed
-    result = run.evaluate_with(Evaluator(run.env_id, run.spec.seeds, episodes, seed, recipe.gamma))
+    result = run.evaluate_with(run.evaluator(episodes, seed, recipe.gamma))
     rows = {name: x.tolist() for name, x in result.items()}
     if options.json:
         print(json.dumps(rows))
@@ -269,16 +272,34 @@ def _data_collect(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from .studies import moore
+    from .studies import enoto, moore, offline
 
-    results = Path(options.results)
-    chosen = [f"experiment={options.experiment}", f"dataset={options.dataset}", f"seeds={options.seeds}"]
-    base = compose_config([*chosen, *options.overrides])
-    name = Path(options.dataset).stem
+    what, results = options.what, Path(options.results)
+    experiment = options.experiment or {"moore": "hopper-small"}.get(what, "qensemble-small")
+    chosen = [f"experiment={experiment}", f"dataset={options.dataset}", f"seeds={options.seeds}"]
+    base = compose_config([*chosen, *(QUICK if options.quick else []), *options.overrides])
+    name = f"{what}-{options.name or Path(options.dataset).stem}"
     out = Path(options.out) / name
-    moore.run(base, out, moore.ARMS | (moore.extra(base) if options.extra else {}))
-    moore.collect(out, results, name)
-    print(results / f"moore-{name}.csv")
+    if what == "moore":
+        arms = _choose(moore.ARMS | moore.extra(base), options.arms or list(moore.ARMS))
+        moore.run(base, out, arms)
+        moore.collect(out, results, name)
+    elif what == "enoto":
+        enoto.run(base, out, list(_choose(enoto.arms(base.recipe), options.arms)))
+        enoto.collect(base, out, results, name)
+    else:
+        changes = {
+            f.name: getattr(base.recipe.offline, f.name) for f in fields(base.recipe.offline) if f.name in offline.SHARED
+        }
+        offline.run(base, out, list(_choose(dict.fromkeys(offline.LEARNERS), options.arms)), changes)
+        offline.collect(out, results, name)
+    print(results / f"{name}.csv")
+
+
+def _choose(arms: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
+    from .registry import find
+
+    return {name: find(arms, name, "arm") for name in names or arms}
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -327,17 +348,21 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "study",
         _study,
-        "Run a study: MOORe's priority and its baselines from one offline phase. Finished parts are not run again.",
-        "mbo2o study moore hopper-medium-replay-v5 --seeds 3",
+        "Run a study; finished parts are not run again. moore: its priority and baselines from one offline phase. enoto: "
+        "pairs, targets and explorations from the same offline checkpoints. offline: every offline learner on one dataset.",
+        "mbo2o study moore hopper-medium-replay-v5 --seeds 3\n  mbo2o study enoto hopper-medium-replay-v5 --seeds 5\n"
+        "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --set agent@recipe.offline=td3bc --name my-td3bc",
     )
-    p.add_argument("what", choices=["moore"])
+    p.add_argument("what", choices=["moore", "enoto", "offline"])
     p.add_argument("dataset")
+    p.add_argument("--arms", nargs="+", metavar="ARM", help="only these (moore: its four; the others: all)")
     p.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE", help="settings of the runs")
-    p.add_argument("--experiment", default="hopper-small")
+    p.add_argument("--experiment", help="settings by name (moore: hopper-small; the others: qensemble-small)")
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--out", default="runs/study-moore")
+    p.add_argument("--name", help="of the results; the dataset's if not given")
+    p.add_argument("--out", default="runs/studies")
     p.add_argument("--results", default="data/results")
-    p.add_argument("--extra", action="store_true", help="also the arms on alpha and on the penalty's coefficient")
+    p.add_argument("--quick", action="store_true", help="sizes that take a minute and show nothing but that it runs")
 
     p = add(commands, "bench", _bench, "Measure speed against peers, as ratios in one run.", "mbo2o bench dynamics")
     p.add_argument("what", choices=["dynamics"])
@@ -358,17 +383,21 @@ def _parser() -> argparse.ArgumentParser:
         "Make datasets: train SAC and keep what it saw and became, or play a policy that was kept.",
         "mbo2o data collect --env Hopper-v5 --steps 150000 --out my-hopper\n"
         "  mbo2o data collect --policy data/actors/hopper-medium-v5.safetensors --rows 100000 --out hopper-medium.hdf5\n"
-        "  mbo2o data collect --policy random --env Hopper-v5 --rows 20000 --out hopper-random.hdf5",
+        "  mbo2o data collect --policy random --env Hopper-v5 --rows 20000 --out hopper-random.hdf5\n"
+        "  mbo2o data collect --policy waypoint --env PointMaze_UMaze-v3 --noise 0.5 --wander 1 --out umaze-medium.hdf5",
     )
-    p.add_argument("--policy", help="an actor's file, or `random`; without it SAC is trained")
+    p.add_argument("--policy", help="an actor's file, `random`, or `waypoint` (PointMaze); without it SAC is trained")
     p.add_argument("--env", help="gymnasium id (an actor knows its own)")
     p.add_argument("--out", required=True, type=Path, help="a .hdf5 file for --policy, a folder otherwise")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--rows", type=int, default=100_000, help="rows of random, medium and expert")
+    p.add_argument("--rows", type=int, default=100_000, help="rows of each file but medium-replay")
     p.add_argument("--steps", type=int, default=150_000, help="environment steps of training")
     p.add_argument("--hidden", type=int, default=128, help="width of SAC's two hidden layers")
     p.add_argument("--lr", type=float, default=3e-4, help="SAC's learning rates")
+    p.add_argument("--batch", type=int, default=256, help="SAC's batch size")
     p.add_argument("--medium", type=float, default=0.5, help="medium is the first policy at this share of the best return")
     p.add_argument("--medium-step", type=int, help="or name the step (an evaluated one) at which the policy is medium")
     p.add_argument("--deterministic", action="store_true", help="play the mean action instead of a sample")
+    p.add_argument("--noise", type=float, default=0.0, help="of waypoint: deviation of the noise on actions in [-1, 1]")
+    p.add_argument("--wander", type=float, default=0.0, help="of waypoint: share of episodes that head for another cell")
     return top

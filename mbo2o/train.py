@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import difflib
 import hashlib
 import json
@@ -19,7 +20,7 @@ import mbo2o
 from .data.dataset import TransitionDataset
 from .dynamics.termination import name_of
 from .recipes import Recipe, make_recipe
-from .registry import RECIPES, find
+from .registry import AGENTS, RECIPES, find
 from .report.page import write_report
 from .run.run import Restored, Run, RunConfig
 from .types import UserError
@@ -47,6 +48,7 @@ def train(cfg: Config) -> Path:
     """Run, or go on with, the run that `cfg` names; returns its directory. UserError, Diverged or Stopped otherwise."""
     _check(cfg)
     torch.set_num_threads(cfg.threads)
+    _keep_memory()
     recipe = make_recipe(cfg.recipe)
     dataset = find_dataset(cfg.dataset) if recipe.needs_dataset else None
     env_id = cfg.env or (dataset and dataset.attrs.get("env_id"))
@@ -73,17 +75,27 @@ def train(cfg: Config) -> Path:
     return directory
 
 
+def _keep_memory() -> None:
+    """Have glibc keep freed blocks: it would unmap large ones and fault them in again each update (CQL: 1.5 times the time)."""
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20)):
+            mallopt(option, value)
+
+
 def _check(cfg: Config) -> None:
     """Refuse numbers that would fail only later, and a device that is not there."""
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
     counts |= {f"run.{x}": getattr(cfg.run, x) for x in ("log_every", "eval_every", "eval_episodes", "checkpoint_every")}
-    every = ("rollout_every", "model_every", "batch", "horizon", "epoch", "rollouts", "online_rollouts")
+    every = ("rollout_every", "model_every", "batch", "horizon", "epoch", "rollouts", "online_rollouts", "utd", "critics")
     counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in every if hasattr(cfg.recipe, x)}
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
-    if not 0 <= getattr(cfg.recipe, "real", 0) <= 1:
-        raise UserError(f"recipe.real={cfg.recipe.real} is a share: it must lie in [0, 1]")
+    for share in ("real", "offline_share", "distill_share"):
+        if not 0 <= getattr(cfg.recipe, share, 0) <= 1:
+            raise UserError(f"recipe.{share}={getattr(cfg.recipe, share)} is a share: it must lie in [0, 1]")
     try:
         torch.zeros(1, device=cfg.device)
     except (RuntimeError, AssertionError) as e:
@@ -97,7 +109,8 @@ def _check_start(cfg: Config) -> None:
     other, _ = read_config(Path(str(cfg.start_from)))
     pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds")}
     pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
-    pairs |= {f"recipe.{x}": (getattr(other.recipe, x, None), getattr(cfg.recipe, x, None)) for x in ("agent", "dynamics")}
+    phase = ("agent", "dynamics", "offline", "offline_steps", "critics", "offline_target")
+    pairs |= {f"recipe.{x}": (getattr(other.recipe, x, None), getattr(cfg.recipe, x, None)) for x in phase}
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise UserError(f"start_from={cfg.start_from}: was run with {name}={theirs}, not {ours}")
@@ -124,6 +137,9 @@ def read_config(directory: Path) -> tuple[Config, str]:
     assert isinstance(stored, dict)
     recipe, settings = stored.pop("recipe"), stored.pop("run")
     entry = find(RECIPES, recipe.pop("name"), "recipe")
+    for key, value in recipe.items():
+        if isinstance(value, dict) and (agent := AGENTS.get(value.get("name", ""))):
+            recipe[key] = _typed(agent.config, {k: v for k, v in value.items() if k != "name"})
     known = {f.name for f in fields(Config)}
     plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
     cfg = Config(**plain, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
@@ -176,6 +192,10 @@ def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
     if cfg.dataset and os.path.exists(cfg.dataset):
         plain["dataset"] = os.path.abspath(cfg.dataset)  # still there when the report or `eval` is called from elsewhere
     name = next(entry.name for entry in RECIPES.values() if entry.config is type(cfg.recipe))
+    agents = {entry.config: entry.name for entry in AGENTS.values()}
+    for key, value in plain["recipe"].items():
+        if kind := agents.get(type(getattr(cfg.recipe, key))):
+            plain["recipe"][key] = {"name": kind, **value}
     return {**plain, "env": env_id, "recipe": {"name": name, **plain["recipe"]}}
 
 

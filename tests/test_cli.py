@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -105,13 +106,18 @@ def test_cfg_job_shows_the_whole_config(capfd):
 def test_yaml_composes_and_restates_no_default(path):
     """YAML only chooses and overrides: a value that equals its parent's, or the dataclass's default, is written twice."""
     group = path.parent.name
-    overrides = {"conf": ["recipe=moore"], "recipe": [f"recipe={path.stem}"], "experiment": [f"experiment={path.stem}"]}[group]
+    agent = ["recipe=finetune", f"agent@recipe.offline={path.stem}"]
+    overrides = {"conf": ["recipe=moore"], "agent": agent}.get(group, [f"{group}={path.stem}"])
     config = compose_config(overrides)
     assert isinstance(config, Config)
     tree = OmegaConf.to_container(OmegaConf.load(path))
-    tree = {"recipe": tree} if group == "recipe" else tree
+    tree = {"recipe": tree} if group == "recipe" else {} if group == "agent" else tree
     parents = [x for x in OmegaConf.load(path).get("defaults", []) if isinstance(x, str) and x.endswith("-small")]
-    below = compose_config([f"experiment={parents[0]}"]) if parents else Config(recipe=type(config.recipe)())
+    recipe = type(config.recipe)()
+    for key, chosen in vars(config.recipe).items():
+        if getattr(recipe, key) in ("???", None) and is_dataclass(chosen):
+            setattr(recipe, key, type(chosen)())  # an agent: its own defaults
+    below = compose_config([f"experiment={parents[0]}"]) if parents else Config(recipe=recipe)
     fresh = OmegaConf.to_container(OmegaConf.structured(below))
 
     def repeated(chosen, default, where):

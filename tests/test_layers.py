@@ -21,9 +21,10 @@ BELOW = {  # what a package may import of this project
     "report": {"types"},
     "planning": {"dynamics", "ensemble", "types"},
     "bench": {"dynamics", "ensemble", "data", "agents", "nn", "types"},
-    "collect": {"run", "agents", "data", "ensemble", "nn", "types"},
+    "collect": {"run", "agents", "data", "ensemble", "nn", "types", "waypoint"},
+    "waypoint": {"run", "data", "types"},
     "train": {"recipes", "run", "dynamics", "data", "report", "registry", "types"},
-    "studies": {"train", "recipes", "report", "registry", "types"},
+    "studies": {"train", "recipes", "ensemble", "report", "registry", "types"},
 }
 FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},

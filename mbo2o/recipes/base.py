@@ -33,8 +33,9 @@ class Recipe:
         """Learn from the environment."""
 
     def __call__(self, run: Run) -> None:
-        """The whole method."""
-        for phase in ("offline", "switch", "online"):
+        """The whole method; with `online_steps=0` its offline phase alone, for others to start from."""
+        offline_only = self.needs_dataset and getattr(self.cfg, "online_steps", None) == 0
+        for phase in ("offline",) if offline_only else ("offline", "switch", "online"):
             run.enter(phase)
             getattr(self, phase)(run)
 

@@ -149,8 +149,7 @@ class ModelBased(Recipe):
                 batches = Mix((real, cfg.real), (self.imagined, 1 - cfg.real))
                 for _ in range(cfg.utd):
                     run.log(self.agent.update(batches.sample(cfg.batch)))
-        if cfg.online_steps:
-            self.keep_model(run)
+        self.keep_model(run)
 
     def make_online_buffer(self, run: Run) -> None:
         """An empty buffer for what will be imagined online."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -50,6 +51,11 @@ SECTIONS = [
         "downward spiral that costs the offline policy.",
     ),
     Section(
+        "critics", "Critics on the dataset", plots.critics, ("probe", "distance"),
+        "The same rows each time. A swing of Q right after the switch is the change of pessimism; members that agree "
+        "everywhere can no longer warn; distance says how far the policy has moved from the data's actions.",
+    ),
+    Section(
         "calibration", "Calibration", plots.calibration, ("model", "coverage90"),
         "Dots on their dashed line: intervals as wide as they claim; below: the model is overconfident in this output; "
         "above: too cautious. Large dots are the mean over seeds, small ones the seeds.",
@@ -75,12 +81,12 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     out = Path(run_dir) / "report" if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
     body = [f"<h1>{escape(log.title)}</h1>", f'<p class="sub">{escape(_progress(log))}</p>', _table(log)]
+    body.append(_switch_table(Path(run_dir) / "switch.json"))
     for section in SECTIONS:
-        body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
-        if not log.has(*section.needs):
+        if not log.has(*section.needs):  # another kind of method, or not that far yet
             (out / f"{section.name}.png").unlink(missing_ok=True)  # of a report on an earlier run of this name
-            body.append(f'<p class="note">Nothing to show: the log holds no “{escape("/".join(section.needs))}”.</p>')
             continue
+        body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
         png = _png(section.draw(log))
         (out / f"{section.name}.png").write_bytes(png)
         data = base64.b64encode(png).decode()
@@ -143,6 +149,15 @@ def _table(log: RunLog) -> str:
         f'<h2 id="numbers">Numbers</h2><table><tr>{head}</tr>{first}{"".join(_row(*row) for row in rows)}</table>'
         f'<p class="note">{_caution(seeds)} “–”: a value that the log lacks.</p>'
     )
+
+
+def _switch_table(path: Path) -> str:
+    """What became of each part of the offline agent."""
+    if not path.is_file():
+        return ""
+    cells = [(x["what"], x["part"], x["note"]) for x in json.loads(path.read_text())]
+    rows = "".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in cells)
+    return f'<h2 id="switch">At the switch</h2><details><summary>parts and settings</summary><table>{rows}</table></details>'
 
 
 def _row(name: str, values: Array) -> str:

@@ -69,6 +69,15 @@ def q_values(log: RunLog) -> Figure:
     return figure
 
 
+def critics(log: RunLog) -> Figure:
+    """On fixed rows of the dataset: what the critics think of them, how far they disagree, how far the policy is from them."""
+    labels = ["mean Q", "std of Q\nover critics", "median\n‖π(s) - a‖"]
+    figure, rows = _timeline(log, "Critics and policy on the dataset's rows", labels)
+    for row, name, colour in zip(rows, ("q", "q_std", "distance"), (PURPLE, ORANGE, BLUE), strict=True):
+        _draw(log, row, "probe", name, colour, name)
+    return figure
+
+
 def calibration(log: RunLog) -> Figure:
     """Share of holdout rows inside the model's 50 % and 90 % intervals, per output, at the first and the last fit."""
     figure = Figure(figsize=(10, 5.2))
@@ -96,22 +105,43 @@ def calibration(log: RunLog) -> Figure:
     return figure
 
 
-def compare(runs: dict[str, RunLog]) -> Figure:
-    """Online returns of several runs, by name: mean over seeds, and its 95 % bootstrap interval where there are two.
+def compare(runs: dict[str, RunLog], phase: str = "online") -> Figure:
+    """Returns of several runs in one phase, by name: mean over seeds, and its 95 % bootstrap interval where there are two.
 
-    A run without an online evaluation is left out; more runs than the palette has colours are a `ValueError`.
+    A run without an evaluation there is left out; more runs than the palette has colours are a `ValueError`.
     """
+    when = "after the switch" if phase == "online" else "offline"
+    return compare_panels({f"Return {when}": runs}, phase)
+
+
+def compare_panels(panels: dict[str, dict[str, RunLog]], phase: str = "online") -> Figure:
+    """`compare`, side by side on one scale, by title; a run that stands in two panels keeps its colour."""
+    figure = Figure(figsize=(10 if len(panels) == 1 else 6 * len(panels), 5.6))
+    figure.subplots_adjust(left=0.1 if len(panels) == 1 else 0.06, right=0.96, top=0.82, bottom=0.13, wspace=0.08)
+    row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    _title(
+        figure, " · ".join(panels) if len(panels) == 1 else "Return after the switch", "mean over seeds and its 95 % interval"
+    )
+    colours: dict[str, str] = {}
+    for axes, (title, runs) in zip(row, panels.items(), strict=True):
+        if len(panels) > 1:
+            axes.set_title(title, loc="left", fontsize=13)
+        _draw_runs(axes, runs, phase, colours)
+    row[0].set_ylabel("return per episode", fontsize=14)
+    return figure
+
+
+def _draw_runs(axes: Axes, runs: dict[str, RunLog], phase: str, colours: dict[str, str]) -> None:
     palette = [BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK, GREY]
     if len(runs) > len(palette):
         raise ValueError(f"{len(runs)} runs in one picture; it can tell {len(palette)} apart")
-    figure = Figure(figsize=(10, 5.6))
-    figure.subplots_adjust(left=0.1, right=0.96, top=0.82, bottom=0.13)
-    axes = figure.subplots()
-    _title(figure, "Return after the switch", "mean over seeds and its 95 % bootstrap interval")
-    for (name, log), colour in zip(runs.items(), palette, strict=False):
-        series = log.series("eval", "return", "online")
+    kept = {colours[name] for name in runs if name in colours}
+    free = [c for c in palette if c not in kept]
+    for name, log in runs.items():
+        series = log.series("eval", "return", phase)
         if len(series.step) == 0:
             continue
+        colour = colours.setdefault(name, free.pop(0) if name not in colours else colours[name])
         seeds = series.values.shape[-1]
         label = f"{name} ({seeds} seed{'' if seeds == 1 else 's'})"
         axes.plot(series.step, series.values.mean(-1), color=colour, lw=2.8, label=label)
@@ -123,10 +153,8 @@ def compare(runs: dict[str, RunLog]) -> Figure:
     _dress(axes)
     axes.margins(x=0)
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    axes.set_xlabel("environment steps since the switch", fontsize=14)
-    axes.set_ylabel("return per episode", fontsize=14)
+    axes.set_xlabel("environment steps since the switch" if phase == "online" else "gradient steps", fontsize=14)
     axes.legend(frameon=False, fontsize=12)
-    return figure
 
 
 def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[Row]]:

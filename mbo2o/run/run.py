@@ -38,6 +38,9 @@ class RunConfig:
     q_limit: float = 1e6  # a mean |Q| beyond it counts as divergence
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
     tensorboard: bool = False
+    reward_scale: float = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
+    reward_shift: float = 0.0  # antmaze: -1 (IQL), or 10 and -5 (CQL, Cal-QL)
+    failure_reward: float | None = None  # transformed reward of failing: episodes of nothing else fail for ever (Cal-QL: -5)
 
 
 class Stateful(Protocol):
@@ -92,9 +95,12 @@ class Run:
         if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
             here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
             raise UserError(f"the dataset has {sizes[0]} observations and {sizes[1]} actions per step, {env_id} has {here}")
-        self._dataset = dataset.to(device).with_seeds(self.spec.seeds) if dataset is not None else None
-        self.online = ReplayBuffer(self.spec, cfg.online_capacity)
-        self._evaluate = Evaluator(env_id, self.spec.seeds, cfg.eval_episodes, seed, gamma)
+        self._dataset = None
+        if dataset is not None:
+            shaped = dataset.to(device).with_reward(cfg.reward_scale, cfg.reward_shift)
+            self._dataset = shaped.with_returns(gamma, cfg.failure_reward).with_seeds(self.spec.seeds)
+        self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
+        self._evaluate = self.evaluator(cfg.eval_episodes, seed, gamma)
         self.phase, self._order = "", 0
         self._tracked: dict[str, tuple[str, Stateful]] = {"online": ("online", self.online)}
         self._done: dict[str, int] = {}  # turns done of each loop, in the order they began
@@ -152,7 +158,10 @@ class Run:
             else:
                 act = agent.act(self._lanes.obs().to(self.spec.device), explore=True)
             transition, truncated, ended = self._lanes.step(act)
+            transition.rew = self.cfg.reward_scale * transition.rew + self.cfg.reward_shift
             self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
+            if agent is not None:
+                agent.on_episode((transition.done + truncated > 0).squeeze(-1).to(self.spec.device))
             if ended:
                 self._log_episodes(ended)
             yield t
@@ -188,6 +197,8 @@ class Run:
     def enter(self, phase: str) -> None:
         """Begin a phase."""
         self.phase, self._order = phase, 0
+        if phase == "switch" and self._saved is not None and all(key.startswith("offline.") for key in self._done):
+            self._go_live()  # what was saved ends here: networks made at the switch draw as they would have without a break
 
     def finish(self) -> None:
         """Save the end of the run."""
@@ -222,6 +233,11 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
+        """One that plays this run's task, and discounts the rewards that its agents learn from."""
+        shaped = (self.cfg.reward_scale, self.cfg.reward_shift)
+        return Evaluator(self.env_id, self.spec.seeds, episodes, seed, gamma, shaped)
+
     def evaluate(self) -> Metrics:
         """Play the evaluation episodes with the tracked agent's deterministic policy."""
         return self.evaluate_with(self._evaluate)
@@ -241,6 +257,8 @@ class Run:
         saved = checkpoint.latest(other / "checkpoints", self.spec.device)
         if saved is None:
             raise UserError(f"{other}: has no checkpoint to start from")
+        if not all(key.startswith("offline.") for key in saved[1]["done"]):
+            raise UserError(f"{other}: has gone on online; start_from needs a run that ended offline (recipe.online_steps=0)")
         past = (other / "metrics.jsonl").read_bytes()[: saved[1]["metrics_bytes"]]
         (self.directory / "metrics.jsonl").write_bytes(past)
         return saved

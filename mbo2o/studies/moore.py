@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from mbo2o.report.plots import compare
-from mbo2o.report.read import RunLog, read_run
-from mbo2o.report.statistics import spearman, summarise
-from mbo2o.train import Config, train
+from mbo2o.report.read import RunLog
+from mbo2o.report.statistics import spearman
+from mbo2o.train import Config
+
+from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
 
 ARMS: dict[str, dict[str, Any]] = {
     "priority": {},
@@ -35,55 +36,31 @@ def extra(base: Config) -> dict[str, dict[str, Any]]:
 
 def run(base: Config, out: Path, arms: dict[str, dict[str, Any]]) -> None:
     """One offline phase, then every arm, under `out`; what is finished is not run again."""
-    offline = replace(base, dir=str(out / "offline"), recipe=replace(base.recipe, online_steps=0), report=False)
-    train(offline)
+    run_offline(base, out / "offline")
     for name, change in arms.items():
-        recipe = replace(base.recipe, **change)
-        train(replace(base, dir=str(out / name), recipe=recipe, start_from=str(out / "offline"), report=False))
+        run_arm(replace(base, recipe=replace(base.recipe, **change)), out / name, out / "offline")
 
 
 def collect(out: Path, results: Path, name: str) -> None:
-    """Write `results/moore-NAME.csv` (one row per arm and seed), its curves, and the figure of the arms."""
-    arms = [*ARMS, *sorted(p.name for p in out.iterdir() if p.name not in {*ARMS, "offline"})]
-    logs = {arm: read_run(out / arm) for arm in arms if (out / arm / "metrics.jsonl").exists()}
-    results.mkdir(parents=True, exist_ok=True)
-    rows = [row for arm, log in logs.items() for row in _rows(arm, log)]
-    _write(results / f"moore-{name}.csv", rows)
-    curves = [
-        {"arm": arm, "seed": k, "step": int(step), "return": round(float(value), 2)}
-        for arm, log in logs.items()
-        for curve in [log.series("eval", "return", "online")]
-        for step, values in zip(curve.step, curve.values, strict=True)
-        for k, value in enumerate(values)
-    ]
-    _write(results / f"moore-{name}-curves.csv", curves)
+    """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure of the arms."""
+    logs = read_arms(out, [*ARMS, *sorted(p.name for p in out.iterdir() if p.name not in {*ARMS, "offline"})])
+    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
+    write(results / f"{name}-curves.csv", curves(logs))
     figure = compare({arm: logs[arm] for arm in ARMS if arm in logs})
-    figure.savefig(results / f"moore-{name}.png", dpi=110)
+    figure.savefig(results / f"{name}.png", dpi=110)
 
 
-def _rows(arm: str, log: RunLog) -> list[dict[str, Any]]:
-    curve = log.series("eval", "return", "online")
-    summary = summarise(curve.step, curve.values)
+def _rows(arm: str, log: RunLog) -> list[Row]:
     u = {short: log.series("uncertainty", f"{long}/imagined", "online") for short, long in NAMES.items()}
     share = log.series("model", "share_offline", "online").values
-    rows = []
-    for k in range(curve.values.shape[1]):
-        row: dict[str, Any] = {"arm": arm, "seed": k, "steps": int(curve.step[-1]), "behaviour": log.behaviour_return}
-        row |= {x: getattr(summary, x)[k] for x in ("j0", "drop", "auc", "final", "best")}
-        row["share_last"] = share[-1, k]
+    rows = online_rows(arm, log)
+    for k, row in enumerate(rows):
+        row["share_last"] = float(share[-1, k])
         for short, series in u.items():
             values = series.values[:, k]
             known = values[np.isfinite(values)]
             row |= {f"{short}_first": known[0], f"{short}_last": known[-1], f"{short}_spearman": spearman(series.step, values)}
-        rows.append({key: round(float(v), 4) if isinstance(v, float | np.floating) else v for key, v in row.items()})
     return rows
 
 
 NAMES = {"u1": "max_aleatoric", "u3": "max_pairwise", "u5": "mixture_std"}
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
@@ -12,8 +11,12 @@ from pathlib import Path
 import numpy as np
 
 import mbo2o.recipes  # noqa: F401  registers
-from mbo2o.registry import RECIPES
+from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.statistics import bootstrap_interval, paired_difference
+
+from .arms import read
+from .enoto import verdicts
+from .offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "data" / "results"
@@ -32,10 +35,7 @@ def _moore() -> str:
     lines = ["| data | arm | seeds | behaviour | at the switch | drop | mean online | final | U3 online | U5 online |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
     for path in _studies():
-        with open(path, newline="") as f:
-            rows = list(csv.DictReader(f))
-        for arm in dict.fromkeys(r["arm"] for r in rows):
-            mine = [r for r in rows if r["arm"] == arm]
+        for arm, mine in read(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
             decay = [f"{_mean(mine, f'{u}_first'):.2f} → {_mean(mine, f'{u}_last'):.2f}" for u in ("u3", "u5")]
             behaviour = f"{float(mine[0]['behaviour']):.0f}"
@@ -46,9 +46,7 @@ def _moore() -> str:
 def _moore_claims() -> str:
     lines = ["| data | priority minus | drop | mean online | final |", "|---|---|---|---|---|"]
     for path in _studies():
-        with open(path, newline="") as f:
-            rows = list(csv.DictReader(f))
-        by_arm = {arm: [r for r in rows if r["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in rows)}
+        by_arm = read(path)
         for arm in ("uniform", "half", "online"):
             if arm not in by_arm:
                 continue
@@ -61,8 +59,48 @@ def _moore_claims() -> str:
     return "\n".join(lines)
 
 
-def _studies() -> list[Path]:
-    return sorted(p for p in RESULTS.glob("moore-*.csv") if not p.stem.endswith("-curves"))
+def _studies(kind: str = "moore") -> list[Path]:
+    return sorted(p for p in RESULTS.glob(f"{kind}-*.csv") if not p.stem.endswith("-curves"))
+
+
+def _offline() -> str:
+    tables = {path.stem.removeprefix("offline-"): read(path) for path in _studies("offline")}
+    first = {name: next(iter(arms.values()))[0] for name, arms in tables.items()}
+    lines = ["| agent | " + " | ".join(tables) + " |", "|---|" + "---|" * len(tables)]
+    behaviour = [f"{float(row['behaviour']):.0f}" for row in first.values()]
+    lines.append("| *the data's behaviour* | " + " | ".join(behaviour) + " |")
+    for agent in LEARNERS:
+        cells = [_interval([float(r["final"]) for r in arms[agent]]) if agent in arms else "" for arms in tables.values()]
+        lines.append(f"| `{agent}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _enoto() -> str:
+    lines = [
+        "| data | arm | seeds | at the switch | drop | mean online | final | wobble |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in _studies("enoto"):
+        for arm, rows in read(path).items():
+            cells = [_interval([float(r[x]) for r in rows]) for x in ("j0", "drop", "auc", "final", "wobble")]
+            lines.append(" | ".join([f"| {path.stem.removeprefix('enoto-')}", f"`{arm}`", str(len(rows)), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _enoto_claims() -> str:
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for path in _studies("enoto"):
+        measured = {
+            arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k != "arm"} for arm, rows in read(path).items()
+        }
+        for claim, mean, low, high, verdict in verdicts(measured):
+            digits = 2 if max(abs(low), abs(high)) < 10 else 0
+            cell = f"{verdict}: {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+            found.setdefault((claim.name, claim.text), {})[path.stem.removeprefix("enoto-")] = cell
+    columns = list(dict.fromkeys(name for cells in found.values() for name in cells))
+    lines = ["| claim | measure, ours - theirs | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    lines += [f"| {a} | {b} | " + " | ".join(cells.get(x, "") for x in columns) + " |" for (a, b), cells in found.items()]
+    return "\n".join(lines)
 
 
 def _mean(rows: list[dict[str, str]], key: str) -> float:
@@ -72,6 +110,12 @@ def _mean(rows: list[dict[str, str]], key: str) -> float:
 def _interval(values: list[float]) -> str:
     low, high = bootstrap_interval(values)
     return f"{np.mean(values):.0f} [{float(low):.0f}, {float(high):.0f}]"
+
+
+def _agents() -> str:
+    lines = ["| agent | idea |", "|---|---|"]
+    lines += [f"| `{e.name}` | {' '.join((e.cls.__doc__ or '').split(chr(10) * 2)[0].split())} |" for e in AGENTS.values()]
+    return "\n".join(lines)
 
 
 def _methods() -> str:
@@ -96,6 +140,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
     "moore-claims": _moore_claims,
     "methods": _methods,
+    "agents": _agents,
+    "offline": _offline,
+    "enoto": _enoto,
+    "enoto-claims": _enoto_claims,
     "bench": _bench,
 }
 

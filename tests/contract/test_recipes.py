@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mbo2o.recipes  # noqa: F401  registers
+from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
@@ -24,6 +25,8 @@ from mbo2o.types import UserError
 NET = MLPConfig(hidden=[8])
 SMALL = {
     "agent": SACConfig(actor=NET, critic=NET),
+    "offline": CQLConfig(actor=NET, critic=NET, samples=2),
+    "critics": 3,
     "dynamics": DynamicsConfig(members=3, elites=2, net=NET),
     "fit": FitConfig(min_updates=10, max_updates=20, epoch_updates=5),
     "refit": FitConfig(min_updates=5, max_updates=10, epoch_updates=5),
@@ -83,7 +86,7 @@ def finished(tmp_path_factory, pendulum):
 
 
 def test_there_are_recipes():
-    assert {"mopo", "moore", "mbpo"} <= set(RECIPES)
+    assert {"mopo", "moore", "mbpo", "finetune", "enoto", "scratch"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -179,7 +182,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
     assert_same(outcome(tmp_path / "run"), outcome(finished(name)))
 
 
-@pytest.mark.parametrize("name", ["mopo", "moore"])
+@pytest.mark.parametrize("name", ["mopo", "moore", "finetune", "enoto"])
 def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_path, monkeypatch):
     """Seed 0 sees absurd rewards, offline, imagined and online; seeds 1 and 2 end bit-identical."""
     from mbo2o.data.buffer import ReplayBuffer

@@ -1,0 +1,147 @@
+"""Pre-train any agent on the data, hand its networks to an online one, go on in the environment.
+
+SAC-N, EDAC, CQL, Cal-QL, IQL, AWAC, TD3+BC and LAPO, and every pair of them that shares networks, are settings of this recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+
+from mbo2o.agents import Agent, make_agent
+from mbo2o.agents.base import Change
+from mbo2o.agents.qensemble import QEnsemble
+from mbo2o.data.sources import Aged, Mix
+from mbo2o.registry import recipe
+from mbo2o.run.run import Run
+from mbo2o.types import Metrics, Source, UserError
+
+from .base import Recipe
+
+PROBE = 1000
+"""Rows of the dataset that a probe looks at."""
+BUFFERS = ("empty", "append", "mix", "anneal", "distill")
+
+
+@dataclass
+class FinetuneConfig:
+    """Defaults: ENOTO's protocol (arXiv 2306.06871 and its authors' E2O code) unless said."""
+
+    offline: Any = MISSING  # an agent of `mbo2o methods`
+    online: Any = None  # None: what the offline agent becomes (its config's `online()`)
+    offline_steps: int = 1_000_000  # gradient steps
+    online_steps: int = 250_000  # environment steps per seed
+    batch: int = 256
+    utd: int = 1  # gradient steps per environment step
+    start: int = 1000  # environment steps before the first online update; the agent acts, nothing learns (WSRL 5000, CORL 0)
+    buffer: str = "empty"  # what online batches hold: empty (online data alone), append (uniform over both), mix
+    # (offline_share of each batch), anneal (that share, falling to 0), distill (a random part of the dataset seeds the buffer)
+    offline_share: float = 0.5  # of mix (Cal-QL, RLPD), and of anneal at its start
+    anneal_steps: int = 100_000  # environment steps until no offline data are left (ours)
+    distill_share: float = 0.05  # of distill (adaptive BC), but at least
+    distill_rows: int = 50_000  # rows
+    carry_moments: bool = True  # the optimisers' moments cross the switch
+    probe_every: int = 1000  # turns between looks at Q and actions on fixed rows of the dataset
+    carry_rates: bool = True  # learning rates cross it, too, over what the online agent's config says
+
+
+@recipe("finetune", FinetuneConfig)
+class Finetune(Recipe):
+    """Learn offline with one agent, go on online with the same networks in another (or the same) one."""
+
+    paper = "Nair et al. 2020, arXiv 2006.09359, and each agent's own"
+    cfg: FinetuneConfig
+    agent: Agent
+
+    @property
+    def gamma(self) -> float:
+        """The offline agent's discount."""
+        return float(self.cfg.offline.gamma)
+
+    def configs(self) -> tuple[Any, Any]:
+        """The agents' configs before and after the switch."""
+        return self.cfg.offline, self.cfg.online or self.cfg.offline.online()
+
+    def offline(self, run: Run) -> None:
+        """Learn from the dataset alone."""
+        cfg = self.cfg
+        if cfg.buffer not in BUFFERS:
+            raise UserError(f"recipe.buffer={cfg.buffer} is not one of {', '.join(BUFFERS)}")
+        offline, online = self.configs()
+        with torch.random.fork_rng():
+            make_agent(online, run.spec)  # a setting that it refuses is refused now
+        self.agent = make_agent(offline, run.spec)
+        self.agent.prepare(run.dataset.rows(run.dataset.index))
+        run.track(agent=self.agent)
+        for t in run.steps(cfg.offline_steps):
+            if t % cfg.probe_every == 0:
+                run.write("probe", self.probe(run))
+            run.log(self.agent.update(run.dataset.sample(cfg.batch)))
+
+    def switch(self, run: Run) -> None:
+        """Carry over what both agents have, and say so."""
+        cfg, before = self.cfg, self.agent
+        self.agent = make_agent(self.configs()[1], run.spec)
+        table = self.agent.adopt(before, moments=cfg.carry_moments, rates=cfg.carry_rates)
+        run.track(agent=self.agent)
+        for _ in run.once("switch"):
+            run.say(describe(table))
+            (run.directory / "switch.json").write_text(json.dumps([asdict(x) for x in table], indent=1))
+            if cfg.buffer == "distill":
+                self.distill(run)
+
+    def distill(self, run: Run) -> None:
+        """Put a random part of the dataset, drawn for each seed, into the online buffer, to be overwritten in time."""
+        n = min(max(round(self.cfg.distill_share * len(run.dataset)), self.cfg.distill_rows), len(run.dataset))
+        if n > run.cfg.online_capacity:
+            raise UserError(f"recipe.buffer=distill keeps {n} rows, more than run.online_capacity={run.cfg.online_capacity}")
+        order = torch.rand(*run.spec.seeds, len(run.dataset), device=run.spec.device).argsort(-1)
+        run.online.add(run.dataset.rows(run.dataset.index[order[..., :n]]))
+
+    def online(self, run: Run) -> None:
+        """Act, remember, learn."""
+        cfg = self.cfg
+        for t in run.interact(self.agent, cfg.online_steps):
+            if t % cfg.probe_every == 0:
+                run.write("probe", self.probe(run))
+            if t >= cfg.start:
+                source = self.source(run, t)
+                for _ in range(cfg.utd):
+                    run.log(self.agent.update(source.sample(cfg.batch)))
+
+    def probe(self, run: Run) -> Metrics:
+        """On the same rows of the dataset each time: the critics' mean and spread, the policy's distance to the data.
+
+        `distance` is the median over rows of ‖π(s) - a‖ (ENOTO's figure 1c), `q_std` the mean over rows of the deviation
+        over critics.
+        """
+        b = run.dataset.rows(
+            run.dataset.index[torch.linspace(0, len(run.dataset) - 1, PROBE).long()].expand(*run.spec.seeds, -1)
+        )
+        metrics = {"distance": (self.agent.act(b.obs) - b.act).norm(dim=-1).median(-1).values}
+        if isinstance(self.agent, QEnsemble):
+            with torch.no_grad():
+                q = self.agent.q(self.agent.observe(b.obs), b.act)
+            metrics |= {"q": q.mean((-2, -1)), "q_std": q.std(-2, correction=0).mean(-1)}
+        return metrics
+
+    def source(self, run: Run, t: int) -> Source:
+        """Where turn t's batches come from."""
+        cfg = self.cfg
+        if cfg.buffer in ("empty", "distill"):
+            return run.online
+        if cfg.buffer == "append":
+            return Aged(run.dataset, run.online, len(run.dataset) / (len(run.dataset) + len(run.online)))
+        fading = max(0.0, 1 - t / cfg.anneal_steps) if cfg.buffer == "anneal" else 1.0
+        share = cfg.offline_share * fading
+        return Mix((run.dataset, share), (run.online, 1 - share))
+
+
+def describe(table: list[Change]) -> str:
+    """The switch's table as text."""
+    lines = [f"  {x.what:<8} {x.part:<24} {x.note}".rstrip() for x in table]
+    return "\n".join(["at the switch:", *lines])

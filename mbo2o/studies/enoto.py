@@ -1,0 +1,154 @@
+"""What makes the switch smooth? ENOTO's claims (arXiv 2306.06871, figures 1 to 4), all arms from the same checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mbo2o.ensemble.explore import ExploreConfig
+from mbo2o.ensemble.targets import SunriseConfig
+from mbo2o.recipes.enoto import ENOTOConfig
+from mbo2o.report.plots import compare_panels
+from mbo2o.report.read import RunLog
+from mbo2o.report.statistics import paired_difference
+from mbo2o.train import Config
+
+from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
+
+WINDOW = 10
+"""Evaluations over which a return's wobble is measured."""
+
+
+def arms(base: ENOTOConfig) -> dict[str, ENOTOConfig]:
+    """Online variants by name; with CQL offline, `freed` is CQL → SAC and `freed-n` CQL-N → SAC-N.
+
+    Those with 2 critics start from an offline phase with 2, the others from one with N.
+    """
+    n = replace(base, target="min_q", explore=ExploreConfig(), sunrise=SunriseConfig())
+    two = replace(n, critics=2)
+    wmp = replace(n, target="weighted_min_pair")
+    ucb = replace(base.explore, name="ucb")
+    return {
+        "kept": replace(two, online=base.offline),
+        "kept-data": replace(two, online=base.offline, buffer="append"),
+        "freed": two,
+        "kept-n": replace(n, online=base.offline),
+        "freed-n": n,
+        "wmp": wmp,
+        "rmp": replace(n, target="random_min_pair"),
+        "rem": replace(n, target="rem"),
+        "mean": replace(n, target="mean_q"),
+        "ucb": replace(wmp, explore=ucb),
+        "ucb-10": replace(wmp, explore=replace(ucb, ucb_coef=10.0)),
+        "oac": replace(wmp, explore=replace(base.explore, name="oac")),
+        "bootstrapped": replace(wmp, explore=replace(base.explore, name="bootstrapped"), mask=0.5),
+        "weight": replace(wmp, sunrise=base.sunrise),
+        "weight-scalar": replace(wmp, sunrise=SunriseConfig("scalar_batch")),
+        "sunrise": replace(wmp, explore=ucb, sunrise=base.sunrise),
+    }
+
+
+PANELS = {
+    "Pairs (figures 1, 2)": ["kept", "kept-data", "freed", "freed-n"],
+    "Targets on N critics (figure 3)": ["freed-n", "wmp", "rmp", "rem", "mean"],
+    "Explorations on the weighted pair (figure 4)": ["wmp", "oac", "bootstrapped", "sunrise"],
+}
+
+
+def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
+    """The offline phases that the chosen arms need, then the arms, under `out`; what is finished is not run again."""
+    for name in chosen:
+        recipe = arms(base.recipe)[name]
+        offline = out / f"offline-{recipe.critics}"
+        plain = replace(base, recipe=replace(arms(base.recipe)["freed"], critics=recipe.critics))
+        run_offline(plain, offline)
+        run_arm(replace(base, recipe=recipe), out / name, offline)
+
+
+def collect(base: Config, out: Path, results: Path, name: str) -> None:
+    """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
+    logs = read_arms(out, list(arms(base.recipe)))
+    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
+    write(results / f"{name}-curves.csv", curves(logs))
+    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
+    compare_panels({title: runs for title, runs in shown.items() if len(runs) > 1}).savefig(results / f"{name}.png", dpi=100)
+
+
+def _rows(arm: str, log: RunLog) -> list[Row]:
+    ret = log.series("eval", "return", "online").values
+    # of the two evaluations at the switch the claims need one; Q is looked at where data are
+    q, distance = log.series("probe", "q", "online").values, log.series("probe", "distance", "online").values
+    end = max(1, round(0.1 * len(ret)))
+    believed, true = (log.series("eval", x, "online").values[-end:].mean(0) for x in ("q", "mc_return"))
+    windows = np.lib.stride_tricks.sliding_window_view(ret, min(WINDOW, len(ret)), axis=0)
+    rows = online_rows(arm, log)
+    for k, row in enumerate(rows):
+        row |= {
+            "wobble": windows[:, k].std(-1).mean(),
+            "q_range": np.ptp(q[:, k]) / max(abs(q[0, k]), 1e-8) if q.shape[1] > k else np.nan,
+            "distance": distance[-1, k],
+            "q_end": believed[k],
+            "mc_end": true[k],
+        }
+    return rows
+
+
+class Claim(NamedTuple):
+    """`ours - theirs` of a measure should be positive."""
+
+    name: str
+    text: str
+    value: Callable[[dict[str, dict[str, np.ndarray]]], Any]
+
+
+def _difference(measure: str, more: str, less: str) -> Callable[[dict[str, dict[str, np.ndarray]]], Any]:
+    return lambda m: m[more][measure] - m[less][measure]
+
+
+CLAIMS = [
+    Claim("A1", "kept: drop below a tenth of J0", lambda m: 0.1 * m["kept"]["j0"] - m["kept"]["drop"]),
+    Claim("A1", "kept gains: AUC - J0", lambda m: m["kept"]["auc"] - m["kept"]["j0"]),
+    Claim("A2", "drop: freed > kept", _difference("drop", "freed", "kept")),
+    Claim("A2", "wobble: freed > kept", _difference("wobble", "freed", "kept")),
+    Claim("A3", "drop: freed > freed-n", _difference("drop", "freed", "freed-n")),
+    Claim("A5", "final: freed-n > kept", _difference("final", "freed-n", "kept")),
+    Claim("A5", "final: freed-n > freed", _difference("final", "freed-n", "freed")),
+    Claim("A5", "AUC: freed-n > kept", _difference("auc", "freed-n", "kept")),
+    Claim("A5", "AUC: freed-n > freed", _difference("auc", "freed-n", "freed")),
+    Claim("A6", "swing of Q: freed > freed-n", _difference("q_range", "freed", "freed-n")),
+    Claim("A7", "distance to the data: freed-n > kept", _difference("distance", "freed-n", "kept")),
+    Claim("B1", "AUC: wmp > min", _difference("auc", "wmp", "freed-n")),
+    Claim("B1", "AUC: rmp > min", _difference("auc", "rmp", "freed-n")),
+    Claim("B1", "final: wmp > min", _difference("final", "wmp", "freed-n")),
+    Claim("B1", "final: rmp > min", _difference("final", "rmp", "freed-n")),
+    Claim("B2", "AUC: min > mean", _difference("auc", "freed-n", "mean")),
+    Claim("B2", "AUC: min > rem", _difference("auc", "freed-n", "rem")),
+    Claim("B3", "wobble: rmp > wmp", _difference("wobble", "rmp", "wmp")),
+    Claim("C1", "AUC: sunrise > oac", _difference("auc", "sunrise", "oac")),
+    Claim("C1", "AUC: sunrise > bootstrapped", _difference("auc", "sunrise", "bootstrapped")),
+    Claim("C2", "AUC: sunrise > wmp", _difference("auc", "sunrise", "wmp")),
+    Claim("C2", "AUC: ucb-10 > wmp", _difference("auc", "ucb-10", "wmp")),
+    Claim("C2", "AUC: weight > wmp", _difference("auc", "weight", "wmp")),
+    Claim("C2", "AUC: weight-scalar > wmp (expected: equal)", _difference("auc", "weight-scalar", "wmp")),
+    Claim("E2", "AUC: kept-n > kept", _difference("auc", "kept-n", "kept")),
+    Claim("E/F", "AUC: sunrise > kept", _difference("auc", "sunrise", "kept")),
+    Claim("E/F", "final: sunrise > kept", _difference("final", "sunrise", "kept")),
+]
+
+
+def verdicts(measured: dict[str, dict[str, np.ndarray]]) -> list[tuple[Claim, float, float, float, str]]:
+    """Each claim that the arms allow: mean, interval, and whether it holds (interval above 0) or in direction only."""
+    out = []
+    for claim in CLAIMS:
+        try:
+            difference = np.asarray(claim.value(measured), float)
+        except KeyError:
+            continue  # an arm that was not run
+        mean, low, high = paired_difference(difference, np.zeros_like(difference))
+        verdict = "holds" if low > 0 else "direction only" if mean > 0 else "contrary" if high < 0 else "not reproduced"
+        out.append((claim, mean, low, high, verdict))
+    return out

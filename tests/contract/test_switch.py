@@ -1,0 +1,186 @@
+"""The switch: each published pair is a preset whose table is what its row says, and which changes nothing by itself."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from mbo2o.agents.cql import CQLConfig
+from mbo2o.cli import compose_config, conf_folder
+from mbo2o.data.sources import Aged, Mix
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
+from mbo2o.report.read import read_run
+from mbo2o.run.run import Run, RunConfig
+from mbo2o.train import Config, find_dataset, train
+from mbo2o.types import UserError
+
+NET = MLPConfig(hidden=[8])
+CONSERVATIVE = {"weight", "samples", "temperature", "ensemble", "gap", "gap_floor", "lagrange_lr", "init_lagrange"}
+SOFT = {"backup": "deterministic → sampled", "backup_entropy": "False → True"}
+SUNRISE = {
+    "target": "min_q → weighted_min_pair",
+    "explore.name": "policy → ucb",
+    "sunrise.weight": "none → per_sample",
+    "sunrise.temperature": "10.0 → 1.0",
+    "sunrise.std_norm": "none → batch_mean",
+}
+ROWS = {
+    # preset: (settings dropped, settings changed, buffer, steps before the first update)
+    "cql": (set(), {}, "append", 0),
+    "cql-sac": (CONSERVATIVE, SOFT, "empty", 1000),
+    "cql-enoto": (CONSERVATIVE, SOFT | SUNRISE, "empty", 1000),
+    "sacn": (set(), {}, "empty", 1000),
+    "edac": ({"diversity"}, {}, "empty", 1000),
+    "calql": (set(), {}, "mix", 0),
+    "calql-corl": (set(), {"calibrate": "True → False"}, "mix", 0),
+    "iql": (set(), {"actor_decay_steps": "20 → None"}, "append", 0),
+    "awac": (set(), {}, "append", 0),
+    "td3bc-enoto": (
+        set(),
+        SUNRISE | {"bc_weight": "1.0 → 0.3", "bc_final": "None → 0.0", "bc_decay_steps": "None → 500000"},
+        "empty",
+        1000,
+    ),
+    "lapo-enoto": (set(), SUNRISE, "empty", 1000),
+}
+
+
+def shrink(agent):
+    """The agent's config with nets of eight units."""
+    nets = {f.name: NET for f in fields(agent) if isinstance(getattr(agent, f.name), MLPConfig)}
+    few = {f.name: 2 for f in fields(agent) if f.name in ("samples", "backup_samples")}
+    decay = {"actor_decay_steps": 20} if hasattr(agent, "actor_decay_steps") else {}
+    return replace(agent, **nets | few | decay)
+
+
+def small(preset, dataset, directory, **change):
+    cfg = compose_config([f"switch={preset}", f"dataset={dataset}"])
+    offline = shrink(cfg.recipe.offline)
+    online = cfg.recipe.online and shrink(cfg.recipe.online)
+    sizes = {"offline_steps": 20, "online_steps": 30, "batch": 8, "offline": offline, "online": online, "distill_rows": 50}
+    run = RunConfig(log_every=10, eval_every=10, eval_episodes=1, checkpoint_every=1000, online_capacity=1000)
+    return replace(cfg, recipe=replace(cfg.recipe, **sizes | change), run=run, dir=str(directory), seeds=2, report=False)
+
+
+def test_every_row_is_a_preset():
+    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == set(ROWS)
+
+
+@pytest.mark.parametrize("preset", ROWS)
+def test_preset_does_what_its_row_says(preset, pendulum, tmp_path, capsys):
+    dropped, changed, buffer, start = ROWS[preset]
+    cfg = small(preset, pendulum, tmp_path / "run")
+    assert (cfg.recipe.buffer, cfg.recipe.start) == (buffer, start)
+    train(cfg)
+    table = json.loads((tmp_path / "run" / "switch.json").read_text())
+    assert {x["what"] for x in table} <= {"kept", "dropped", "changed"}
+    parts = {x["part"] for x in table if x["what"] == "kept"}
+    assert {"observe", "critic", "target", "critic_optim"} <= parts
+    assert any("actor" in x or "latent" in x for x in parts)
+    assert {x["part"] for x in table if x["what"] == "dropped"} == dropped
+    assert {x["part"]: x["note"] for x in table if x["what"] == "changed"} == changed
+    printed = capsys.readouterr().err
+    assert all(x["part"] in printed for x in table)
+    # with no update in between, evaluation is the same on both sides of the switch, to the last bit
+    log = read_run(tmp_path / "run")
+    before, after = log.series("eval", "return", "offline"), log.series("eval", "return", "online")
+    assert before.values[-1].tolist() == after.values[0].tolist()
+    assert after.step[0] == 0
+
+
+@pytest.fixture
+def opened(pendulum, tmp_path):
+    """A recipe with 30 online rows, and its run."""
+
+    def make(**change):
+        cfg = FinetuneConfig(offline=CQLConfig(actor=NET, critic=NET, samples=2), **change)
+        run = Run(
+            tmp_path,
+            RunConfig(online_capacity=700),
+            env_id="Pendulum-v1",
+            seed=0,
+            seeds=2,
+            gamma=0.99,
+            dataset=find_dataset(str(pendulum)),
+        )
+        for _ in range(30):
+            run.online.add(run._lanes.step(torch.zeros(2, 1, 1))[0])
+        return Finetune(cfg), run
+
+    return make
+
+
+def test_buffers_hold_what_they_say(opened):
+    recipe, run = opened(buffer="empty")
+    assert recipe.source(run, 5) is run.online
+    recipe.cfg.buffer = "append"
+    appended = recipe.source(run, 5)
+    assert isinstance(appended, Aged)
+    assert appended.share == pytest.approx(600 / 630)
+    recipe.cfg.buffer, recipe.cfg.offline_share = "mix", 0.36
+    mixed = recipe.source(run, 5)
+    assert isinstance(mixed, Mix)
+    assert mixed.counts(100) == [36, 64]
+    recipe.cfg.buffer, recipe.cfg.anneal_steps = "anneal", 10
+    assert [recipe.source(run, t).counts(100)[0] for t in (0, 5, 10, 50)] == [36, 18, 0, 0]
+    assert recipe.source(run, 50).sample(8).rew.shape == (2, 8)
+
+
+@pytest.mark.parametrize(("share", "rows", "expected"), [(0.05, 50, 50), (0.5, 50, 300), (0.05, 5000, 600)])
+def test_distillation_keeps_a_random_part(opened, share, rows, expected):
+    recipe, run = opened(buffer="distill", distill_share=share, distill_rows=rows)
+    recipe.distill(run)
+    assert len(run.online) == 30 + expected
+    kept = run.online.latest(expected)
+    whole = {tuple(x) for x in run.dataset.obs.tolist()}
+    for seed in range(2):
+        found = [tuple(x) for x in kept.obs[seed].tolist()]
+        assert set(found) <= whole
+        assert len(set(found)) == expected  # without replacement
+    if expected < 600:
+        assert not torch.equal(kept.obs[0], kept.obs[1])  # each seed its own
+    assert kept.mc_return is not None
+
+
+def test_distillation_that_does_not_fit_is_refused(opened):
+    recipe, run = opened(buffer="distill", distill_rows=600)
+    run.cfg.online_capacity = 100
+    with pytest.raises(UserError, match="online_capacity=100"):
+        recipe.distill(run)
+
+
+def test_unknown_buffer_is_refused(pendulum, tmp_path):
+    with pytest.raises(UserError, match=", ".join(BUFFERS)):
+        train(small("cql-sac", pendulum, tmp_path / "run", buffer="emtpy"))
+
+
+@pytest.mark.parametrize("buffer", BUFFERS)
+def test_every_buffer_trains(buffer, pendulum, tmp_path):
+    train(small("cql-sac", pendulum, tmp_path / "run", buffer=buffer, start=3))
+    assert read_run(tmp_path / "run").has("train", "critic_loss")
+
+
+def test_offline_updates_are_carried_or_reset(pendulum, tmp_path):
+    """Learning rates and moments cross the switch, unless told otherwise."""
+    notes = {}
+    for carry in (True, False):
+        train(small("cql-sac", pendulum, tmp_path / str(carry), carry_moments=carry, carry_rates=carry))
+        table = json.loads((tmp_path / str(carry) / "switch.json").read_text())
+        notes[carry] = {x["part"]: (x["what"], x["note"]) for x in table if x["part"].endswith("_optim")}
+    assert notes[True]["actor_optim"] == ("kept", "")  # SAC's config was given CQL's rates
+    assert notes[False]["actor_optim"] == ("reset", "moments")
+
+
+def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):
+    cfg = small("iql", pendulum, tmp_path / "run")
+    cfg = replace(cfg, run=replace(cfg.run, reward_scale=0.1, reward_shift=1.0))
+    train(cfg)
+    plain = find_dataset(str(pendulum))
+    run = Run(tmp_path / "run", cfg.run, env_id="Pendulum-v1", seed=0, seeds=2, gamma=0.99, dataset=plain, look_only=True)
+    torch.testing.assert_close(run.dataset.rew, 0.1 * plain.rew + 1)
+    assert (run.online.latest(30).rew <= 1).all()
+    assert (run.online.latest(30).rew > -0.7).all()  # raw rewards go down to -16
+    assert (read_run(tmp_path / "run").series("eval", "return").values < -100).all()
+    assert isinstance(cfg, Config)
