@@ -71,10 +71,13 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base.recipe)))
+    known = list(arms(base.recipe))
+    others = sorted(p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("offline-"))
+    logs = read_arms(out, [*known, *others])  # others: runs of other methods, put here to be compared
     write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
-    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
+    panels = PANELS | ({"Beside other methods": ["kept", "kept-n", "sunrise", *others]} if others else {})
+    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in panels.items()}
     compare_panels({title: runs for title, runs in shown.items() if len(runs) > 1}).savefig(results / f"{name}.png", dpi=100)
 
 
@@ -89,7 +92,7 @@ def _rows(arm: str, log: RunLog) -> list[Row]:
     for k, row in enumerate(rows):
         row |= {
             "wobble": windows[:, k].std(-1).mean(),
-            "q_range": np.ptp(q[:, k]) / max(abs(q[0, k]), 1e-8) if q.shape[1] > k else np.nan,
+            "q_range": np.ptp(q[:, k]) / max(abs(q[0, k]), 1e-8) if len(q) else np.nan,
             "distance": distance[-1, k],
             "q_end": believed[k],
             "mc_end": true[k],
