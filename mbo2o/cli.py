@@ -11,7 +11,6 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
     from .train import Config
 
 STOPPED = 143
-QUICK = [f"recipe.{x}" for x in ("offline_steps=40", "online_steps=60", "batch=16", "start=20", "probe_every=20")]
-QUICK += ["recipe.critics=3", "run.eval_every=20", "run.eval_episodes=1", "run.log_every=20"]
+QUICK = ["run.eval_every=20", "run.eval_episodes=1", "run.log_every=20", "recipe.offline_steps=40", "recipe.online_steps=60"]
+QUICK_Q = [f"recipe.{x}" for x in ("batch=16", "start=20", "probe_every=20", "critics=3")]
+QUICK_MODEL = [f"recipe.{x}" for x in ("fit.max_updates=20", "model_every=30", "rollouts=64", "online_rollouts=64")]
+"""Sizes that show nothing but that a study runs."""
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
 
@@ -272,12 +273,17 @@ def _data_collect(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
+    from .recipes.enoto import ENOTOConfig
+    from .recipes.moore import MOOReConfig
     from .studies import enoto, moore, offline
 
     what, results = options.what, Path(options.results)
     experiment = options.experiment or {"moore": "hopper-small"}.get(what, "qensemble-small")
+    entry, quick = ("moore", QUICK + QUICK_MODEL) if what == "moore" else ("enoto", QUICK + QUICK_Q)
     chosen = [f"experiment={experiment}", f"dataset={options.dataset}", f"seeds={options.seeds}"]
-    base = compose_config([*chosen, *(QUICK if options.quick else []), *options.overrides])
+    if not isinstance(compose_config(chosen).recipe, MOOReConfig if what == "moore" else ENOTOConfig):
+        raise UserError(f"study {what}: experiment {experiment!r} is of another kind; {what} wants one of recipe={entry}")
+    base: Any = compose_config([*chosen, *(quick if options.quick else []), *options.overrides])
     name = f"{what}-{options.name or Path(options.dataset).stem}"
     out = Path(options.out) / name
     if what == "moore":
@@ -288,10 +294,7 @@ def _study(options: argparse.Namespace) -> None:
         enoto.run(base, out, list(_choose(enoto.arms(base.recipe), options.arms)))
         enoto.collect(base, out, results, name)
     else:
-        changes = {
-            f.name: getattr(base.recipe.offline, f.name) for f in fields(base.recipe.offline) if f.name in offline.SHARED
-        }
-        offline.run(base, out, list(_choose(dict.fromkeys(offline.LEARNERS), options.arms)), changes)
+        offline.run(base, out, list(_choose(dict.fromkeys(offline.LEARNERS), options.arms)))
         offline.collect(out, results, name)
     print(results / f"{name}.csv")
 
@@ -351,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
         "Run a study; finished parts are not run again. moore: its priority and baselines from one offline phase. enoto: "
         "pairs, targets and explorations from the same offline checkpoints. offline: every offline learner on one dataset.",
         "mbo2o study moore hopper-medium-replay-v5 --seeds 3\n  mbo2o study enoto hopper-medium-replay-v5 --seeds 5\n"
-        "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --set agent@recipe.offline=td3bc --name my-td3bc",
+        "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --experiment td3bc-small --name my-td3bc",
     )
     p.add_argument("what", choices=["moore", "enoto", "offline"])
     p.add_argument("dataset")

@@ -23,7 +23,7 @@ from .recipes import Recipe, make_recipe
 from .registry import AGENTS, RECIPES, find
 from .report.page import write_report
 from .run.run import Restored, Run, RunConfig
-from .types import UserError
+from .types import UserError, at_least_one
 
 
 @dataclass
@@ -87,12 +87,15 @@ def _keep_memory() -> None:
 def _check(cfg: Config) -> None:
     """Refuse numbers that would fail only later, and a device that is not there."""
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
-    counts |= {f"run.{x}": getattr(cfg.run, x) for x in ("log_every", "eval_every", "eval_episodes", "checkpoint_every")}
-    every = ("rollout_every", "model_every", "batch", "horizon", "epoch", "rollouts", "online_rollouts", "utd", "critics")
-    counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in every if hasattr(cfg.recipe, x)}
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
+    of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
+    counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
+    of_recipe = ["rollout_every", "model_every", "batch", "horizon", "epoch", "rollouts", "online_rollouts", "utd", "critics"]
+    of_recipe += ["probe_every"]
+    counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
+    at_least_one("settings", **counts)
+    for name in ("offline_steps", "online_steps", "start", "distill_rows", "anneal_steps"):
+        if getattr(cfg.recipe, name, 0) < 0:
+            raise UserError(f"recipe.{name}={getattr(cfg.recipe, name)} must not be negative")
     for share in ("real", "offline_share", "distill_share"):
         if not 0 <= getattr(cfg.recipe, share, 0) <= 1:
             raise UserError(f"recipe.{share}={getattr(cfg.recipe, share)} is a share: it must lie in [0, 1]")
@@ -109,7 +112,9 @@ def _check_start(cfg: Config) -> None:
     other, _ = read_config(Path(str(cfg.start_from)))
     pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds")}
     pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
-    phase = ("agent", "dynamics", "offline", "offline_steps", "critics", "offline_target")
+    rewards = ("reward_scale", "reward_shift", "failure_reward")
+    pairs |= {f"run.{x}": (getattr(other.run, x), getattr(cfg.run, x)) for x in rewards}
+    phase = ("agent", "dynamics", "offline", "offline_steps", "batch", "critics", "offline_target")
     pairs |= {f"recipe.{x}": (getattr(other.recipe, x, None), getattr(cfg.recipe, x, None)) for x in phase}
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:

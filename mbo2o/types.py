@@ -28,6 +28,13 @@ class UserError(Exception):
     """A mistake of the user's: shown as one line (what, where, what to do), exit code 2, no traceback."""
 
 
+def at_least_one(where: str, **counts: float) -> None:
+    """Raise a `UserError` for the first of these numbers that is below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{where}: {name}={value} must be at least 1")
+
+
 class Diverged(Exception):
     """Training left the realm of numbers: shown as one line, exit code 3; the last checkpoint stays."""
 

@@ -1,13 +1,17 @@
 """Studies run from the command line at sizes that show nothing but that they run; their verdicts on made-up numbers."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 
-from mbo2o.cli import main
+from mbo2o.cli import compose_config, main
+from mbo2o.report.statistics import paired_difference, t_quantile
 from mbo2o.studies import enoto, offline
-from mbo2o.studies.arms import read
+from mbo2o.studies.arms import read, run_arm
+from mbo2o.train import train
+from mbo2o.types import Diverged
 
 
 def study(*args):
@@ -71,7 +75,72 @@ def test_learners_take_the_nets_of_the_base():
     from mbo2o.agents.cql import CQLConfig
     from mbo2o.ensemble.mlp import MLPConfig
 
-    base = CQLConfig(critic=MLPConfig(hidden=[7]), tau=0.5)
-    lapo = offline.sized("lapo", base, {"tau": 0.5, "samples": 3})
-    assert lapo.critic.hidden == lapo.latent.hidden == [7]
-    assert lapo.tau == 0.5
+    base = CQLConfig(critic=MLPConfig(hidden=[7]), actor=MLPConfig(hidden=[6]), tau=0.5, weight=3.0, clone_steps=9)
+    lapo = offline.sized("lapo", base)
+    assert (lapo.critic.hidden, lapo.latent.hidden, lapo.tau) == ([7], [6], 0.5)
+    assert offline.sized("iql", base).value_net.hidden == [7]
+    assert offline.sized("calql", base).clone_steps == 9
+    assert offline.sized("cql", base) is base
+
+
+def test_student_intervals_know_how_few_seeds_there_are():
+    assert t_quantile(0.975, 4) == pytest.approx(2.776, abs=1e-3)
+    assert t_quantile(0.975, 1) == pytest.approx(12.706, rel=1e-3)
+    rng = np.random.default_rng(0)
+    outside = [paired_difference(rng.normal(size=3), np.zeros(3))[1] > 0 for _ in range(2000)]
+    assert np.mean(outside) == pytest.approx(0.025, abs=0.01)
+
+
+def test_an_arm_that_diverges_is_told_and_the_others_run(pendulum, tmp_path, where, capsys):
+    out, name = tmp_path / "runs", f"enoto-{pendulum.stem}"
+    study("enoto", pendulum, *where, "--arms", "kept")
+    (out / name / "freed").mkdir()
+    shutil.copytree(out / name / "kept", out / name / "freed", dirs_exist_ok=True)
+    lines = (out / name / "kept" / "metrics.jsonl").read_text().splitlines(True)
+    cut = [i for i, x in enumerate(lines) if '"online"' in x][6]
+    (out / name / "freed" / "metrics.jsonl").write_text("".join(lines[:cut]))
+    (out / name / "freed" / "diverged.txt").write_text("q is 1e9\n")
+    (out / name / "wmp").mkdir()  # killed: neither finished nor diverged
+    shutil.copy(out / name / "kept" / "config.yaml", out / name / "wmp")
+    (out / name / "wmp" / "metrics.jsonl").write_text("".join(lines[:cut]))
+    capsys.readouterr()
+    study("enoto", pendulum, *where, "--arms", "kept", "freed")
+    rows = read(tmp_path / "results" / f"{name}.csv")
+    assert list(rows) == ["kept", "freed"]
+    assert rows["freed"][0]["auc"] == "nan"
+    assert rows["freed"][0]["j0"] == rows["kept"][0]["j0"]
+    assert "wmp: has not finished" in capsys.readouterr().err
+
+
+def test_a_study_goes_on_after_an_arm_diverges(pendulum, tmp_path, monkeypatch, capsys):
+    def explode(cfg):
+        raise Diverged("loss is nan")
+
+    monkeypatch.setattr("mbo2o.studies.arms.train", explode)
+    for _ in range(2):
+        run_arm(compose_config(["experiment=qensemble-small", f"dataset={pendulum}"]), tmp_path, tmp_path / "offline")
+    assert capsys.readouterr().err.count("loss is nan") == 1  # the second time nothing is run
+    assert (tmp_path / "diverged.txt").exists()
+
+
+def test_other_methods_stand_beside_the_arms(pendulum, tmp_path, where):
+    """A run without probes or a dataset among them."""
+    out, name = tmp_path / "runs", f"enoto-{pendulum.stem}"
+    sizes = [f"recipe.{x}" for x in ("online_steps=60", "start=20", "batch=16")]
+    sizes += ["run.eval_every=20", "run.eval_episodes=1", "report=false", f"dir={out / name / 'scratch'}"]
+    train(compose_config(["recipe=scratch", "env=Pendulum-v1", "seeds=2", *sizes]))
+    study("enoto", pendulum, *where, "--arms", "kept")
+    assert list(read(tmp_path / "results" / f"{name}.csv")) == ["kept", "scratch"]
+
+
+def test_a_study_wants_its_own_kind_of_experiment(pendulum, where, capsys):
+    for what, experiment in (("enoto", "hopper-small"), ("offline", "hopper-small"), ("moore", "qensemble-small")):
+        with pytest.raises(SystemExit) as done:
+            main(["study", what, str(pendulum), "--experiment", experiment, *map(str, where)])
+        assert done.value.code == 2
+        assert "of another kind" in capsys.readouterr().err
+
+
+def test_enoto_on_another_learner_as_the_help_says(pendulum, tmp_path, where):
+    study("enoto", pendulum, *where, "--arms", "freed", "wmp", "--experiment", "td3bc-small", "--name", "my-td3bc")
+    assert len(read(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2

@@ -70,6 +70,7 @@ class Agent(nn.Module, ABC):
         """
         mine, theirs, table = _parts(self), _parts(other), []
         afresh = {name for name in mine if name not in theirs or _shapes(mine[name]) != _shapes(theirs[name])}
+        afresh |= {f"{name}_optim" for name in afresh} & set(mine)  # moments of other parameters, though of the same shapes
         for name, part in mine.items():
             if name not in theirs:
                 table.append(Change(name, "new"))

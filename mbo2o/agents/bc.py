@@ -27,6 +27,10 @@ class BCConfig:
 
     def online(self) -> BCConfig:
         """Itself: online, BC imitates what is in its batches, itself included."""
+        return self.kept()
+
+    def kept(self) -> BCConfig:
+        """Itself."""
         return self
 
 

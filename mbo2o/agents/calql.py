@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,12 +15,13 @@ from .cql import CQL, CQLConfig
 
 @dataclass
 class CalQLConfig(CQLConfig):
-    """Defaults: the authors' code and its script for antmaze, whose rewards are 10 r - 5 and whose critics have four layers.
+    """Defaults: the authors' code and its script for antmaze, whose rewards are 10 r - 5. Its critics have four layers.
 
     On adroit they take weight 1.
     """
 
-    calibrate: bool = True  # online too, as the authors do (CORL stops at the switch)
+    calibrate: bool = True  # bound values by returns
+    calibrate_online: bool = True  # online, too (the authors; CORL stops at the switch)
     ensemble: str = "sum"
     gap: float | None = 0.8
     backup: str = "max"
@@ -28,7 +29,11 @@ class CalQLConfig(CQLConfig):
 
     def online(self) -> CalQLConfig:
         """All stays, the term and its bound."""
-        return self
+        return self.kept()
+
+    def kept(self) -> CalQLConfig:
+        """The same, without cloning, and with or without its bound."""
+        return replace(self, clone_steps=0, calibrate=self.calibrate_online)
 
 
 @agent("calql", CalQLConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mbo2o.nn.optim import Adam
 from mbo2o.nn.policy import repeat
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError
+from mbo2o.types import Batch, Metrics, Spec, UserError, at_least_one
 
 from .sac import SAC, SACConfig
 
@@ -21,7 +21,7 @@ LARGEST = 1e6
 
 @dataclass
 class CQLConfig(SACConfig):
-    """Defaults: what ENOTO's released code pre-trains with (d3rlpy v1's CQL), unless said."""
+    """Defaults: what ENOTO's released code pre-trains with (d3rlpy v1's CQL), unless said; its nets are 3x256."""
 
     weight: float = 5.0  # c of the conservative term (CORL 10 on MuJoCo, 5 on antmaze)
     samples: int = 10  # K uniform, K from π(·|s), K from π(·|s')
@@ -35,11 +35,16 @@ class CQLConfig(SACConfig):
     backup_entropy: bool = False
     actor_lr: float = 3e-5
     alpha_lr: float = 1e-4
+    clone_steps: int = 0  # updates at first whose actor imitates the data (CQL's example script 40k; d3rlpy, CORL 0)
 
     def online(self) -> SACConfig:
         """SAC: the conservative term goes, the backup becomes soft (ENOTO)."""
-        kept = {f.name: getattr(self, f.name) for f in fields(SACConfig)}
-        return SACConfig(**kept | {"backup": "sampled", "backup_entropy": True})
+        own = {f.name: getattr(self, f.name) for f in fields(SACConfig)}
+        return SACConfig(**own | {"backup": "sampled", "backup_entropy": True})
+
+    def kept(self) -> CQLConfig:
+        """The same; what it cloned it need not clone again."""
+        return replace(self, clone_steps=0)
 
 
 @agent("cql", CQLConfig)
@@ -50,6 +55,9 @@ class CQL(SAC):
 
     def __init__(self, spec: Spec, cfg: CQLConfig):
         super().__init__(spec, cfg)
+        at_least_one("cql", samples=cfg.samples)
+        if cfg.temperature <= 0:
+            raise UserError(f"cql: temperature={cfg.temperature} must be above 0")
         if cfg.ensemble not in ("mean", "sum"):
             raise UserError(f"ensemble {cfg.ensemble!r} is not one of mean, sum")
         if cfg.gap is not None:
@@ -74,6 +82,16 @@ class CQL(SAC):
         log_density = torch.cat([log_uniform, log_here, log_there], -1).unflatten(-1, (3 * k, n))
         t = self.cfg.temperature
         return t * torch.logsumexp((q - log_density.unsqueeze(-3)) / t, -2), metrics
+
+    def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor) -> Tensor:
+        """SAC's; in the first `clone_steps` -log π(a|s) of the data.
+
+        The authors' code adds SAC's α log π there. At α = 1, where it starts, that cancels the likelihood's hold on σ, which
+        then grows without bound: nothing is cloned before the temperature has come down.
+        """
+        if self.updates <= self.cfg.clone_steps:
+            return -self.actor.log_prob(b.obs, b.act)
+        return super().actor_loss(b, act, log_prob)
 
     def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor, Metrics]:
         """C [log Σ_a exp Q_i(s, a) - Q_i(s, a_data)], averaged or summed over critics."""

@@ -12,10 +12,17 @@ from torch import Tensor
 
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig, explore
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
-from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig, bootstrap_mask, masked_mean, sunrise_weight
+from mbo2o.ensemble.targets import (
+    REDUCTIONS,
+    SunriseConfig,
+    bootstrap_mask,
+    check_granularity,
+    masked_mean,
+    sunrise_weight,
+)
 from mbo2o.nn.optim import Adam
 from mbo2o.registry import find
-from mbo2o.types import Batch, Spec
+from mbo2o.types import Batch, Spec, at_least_one
 
 from .base import Agent
 
@@ -39,6 +46,10 @@ class QConfig:
 
     def online(self) -> Any:
         """The config that goes on in the environment, without what only offline learning needs; itself where all stays."""
+        return self.kept()
+
+    def kept(self) -> Any:
+        """The config that goes on as it is, pessimism included."""
         return self
 
 
@@ -52,7 +63,10 @@ class QEnsemble(Agent):
     def __init__(self, spec: Spec, cfg: QConfig):
         super().__init__(spec, cfg)
         find(EXPLORATIONS, cfg.explore.name, "exploration")
-        sunrise_weight(torch.zeros(1, 1), cfg.sunrise)  # a misspelt setting is refused now, not after the offline phase
+        # what is misspelt or cannot be is refused now, not after the offline phase
+        at_least_one("agent", critics=cfg.critics, candidates=cfg.explore.candidates)
+        sunrise_weight(torch.zeros(1, 1), cfg.sunrise)
+        check_granularity(cfg.granularity)
         self._reduce = find(REDUCTIONS, cfg.target, "target")
         self._reduce_for_actor = find(REDUCTIONS, cfg.actor_reduction, "actor_reduction")
         self.critic = EnsembleMLP((*spec.seeds, cfg.critics), spec.obs_dim + spec.act_dim, 1, cfg.critic)

@@ -11,7 +11,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.nn.policy import TanhGaussian, repeat
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError
+from mbo2o.types import Batch, Metrics, Spec, UserError, at_least_one
 
 from .qensemble import QConfig, QEnsemble
 
@@ -41,6 +41,7 @@ class SAC(QEnsemble):
 
     def __init__(self, spec: Spec, cfg: SACConfig):
         super().__init__(spec, cfg)
+        at_least_one("agent", policy_delay=cfg.policy_delay, backup_samples=cfg.backup_samples)
         if cfg.backup not in BACKUPS:
             raise UserError(f"backup {cfg.backup!r} is not one of {', '.join(BACKUPS)}")
         self.actor = TanhGaussian(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
@@ -105,11 +106,15 @@ class SAC(QEnsemble):
         polyak(self.target, self.critic, self.cfg.tau)
         return metrics
 
+    def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor) -> Tensor:
+        """Α log π(ã|s) - R_i Q_i(s, ã), `(*S, B)`, of the actor's own actions ã and their log-densities."""
+        return self.log_alpha.detach().exp().unsqueeze(-1) * log_prob - self.value_for_actor(b.obs, act)
+
     def improve(self, b: Batch) -> Metrics:
         """One step of actor and temperature."""
         act, log_prob = self.actor.sample(b.obs)
         alpha = self.log_alpha.detach().exp()
-        actor_loss = (alpha.unsqueeze(-1) * log_prob - self.value_for_actor(b.obs, act)).mean(-1)
+        actor_loss = self.actor_loss(b, act, log_prob).mean(-1)
         self.actor_optim.step(actor_loss)
         entropy = -log_prob.detach().mean(-1)
         self.log_alpha_optim.step(self.log_alpha * (entropy - self.target_entropy))  # dual ascent on E[-log π] ≥ H̄

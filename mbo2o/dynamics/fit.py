@@ -83,8 +83,11 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     candidates = [(rows, share, _pool(model, rows, cfg)) for rows, share in parts if share > 0]
     usable = [(rows, share, pool) for rows, share, pool in candidates if len(pool.held_out) and len(pool.seen) >= MIN_ROWS]
     if not usable:
-        n = sum(len(rows.index) for rows, _ in parts)
-        raise UserError(f"{n} transitions are too few to fit a dynamics model; give at least a few hundred")
+        n = sum(len(rows.index) for rows, share in parts if share > 0)
+        raise UserError(
+            f"{n} transitions are too few to fit a dynamics model; give at least a few hundred (online: a larger "
+            "recipe.model_every, so that the first refit has them)"
+        )
     parts, pools = [(rows, share) for rows, share, _ in usable], [pool for *_, pool in usable]
     shares = torch.tensor([share for _, share in parts], dtype=torch.float64)
     held = [(_rows(model, rows, p.held_out), share) for (rows, share), p in zip(parts, pools, strict=True)]

@@ -6,7 +6,6 @@ policy knows the Gaussian and how to make an action of it: the same code serves 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from mbo2o.types import UserError
 
 from .targets import member_std
 
@@ -106,8 +103,4 @@ EXPLORATIONS: dict[str, Callable[[Proposer, Tensor, ExploreConfig], Tensor]] = {
 @torch.no_grad()
 def explore(policy: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
     """Act as `cfg.name` says: `(*S, B, D)` → `(*S, B, A)`, without gradients."""
-    if cfg.name not in EXPLORATIONS:
-        near = difflib.get_close_matches(cfg.name, EXPLORATIONS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"no exploration is called {cfg.name!r}; {hint}choices: {', '.join(sorted(EXPLORATIONS))}")
     return EXPLORATIONS[cfg.name](policy, obs, cfg)

@@ -65,10 +65,15 @@ def weighted_min_pair(q: Tensor, granularity: str = "batch") -> Tensor:
 REDUCTIONS: dict[str, Reduction] = {f.__name__: f for f in (min_q, mean_q, first_q, rem, random_min_pair, weighted_min_pair)}
 
 
-def _draws(q: Tensor, granularity: str) -> int:
-    """How many draws a call makes per seed."""
+def check_granularity(granularity: str) -> None:
+    """Raise a `UserError` for a word that is none."""
     if granularity not in ("batch", "sample"):
         raise UserError(f"granularity {granularity!r} is not one of batch, sample")
+
+
+def _draws(q: Tensor, granularity: str) -> int:
+    """How many draws a call makes per seed."""
+    check_granularity(granularity)
     return 1 if granularity == "batch" else q.shape[-1]
 
 

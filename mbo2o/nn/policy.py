@@ -12,6 +12,8 @@ from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 
 LOG_STD = (-5.0, 2.0)
 """Range of log σ before the tanh, by clamping (OfflineRL-Kit, unifloral, EDAC; RLPD and REDQ start at -20)."""
+EDGE = 1e-6
+"""Of the box, where the tanh's inverse is infinite and float32 has no digits left to tell actions apart."""
 
 
 class TanhGaussian(nn.Module):
@@ -35,10 +37,21 @@ class TanhGaussian(nn.Module):
         mean, log_std = (x if n == 1 else repeat(x, n) for x in self(obs))
         noise = torch.randn_like(mean)
         u = mean + log_std.exp() * noise
-        log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh²u), in the form that neither overflows nor cancels
-        log_jacobian = 2 * (math.log(2) - u - F.softplus(-2 * u))
-        return torch.tanh(u), (log_normal - log_jacobian).sum(-1)
+        return torch.tanh(u), _log_density(u, noise, log_std)
+
+    def log_prob(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Log-density of the given actions, `(*S, B)`; those at the box's edge count as a little inside."""
+        mean, log_std = self(obs)
+        u = torch.atanh(act.clamp(-1 + EDGE, 1 - EDGE))
+        return _log_density(u, (u - mean) * (-log_std).exp(), log_std)
+
+
+def _log_density(u: Tensor, z: Tensor, log_std: Tensor) -> Tensor:
+    """Of tanh(u), where u is z deviations from the Gaussian's mean: `(*S, B, A)` → `(*S, B)`."""
+    log_normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh²u), in the form that neither overflows nor cancels
+    log_jacobian = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return (log_normal - log_jacobian).sum(-1)
 
 
 class BoundedGaussian(nn.Module):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mbo2o.agents.qensemble import QConfig
 from mbo2o.ensemble.explore import ExploreConfig
 from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.registry import recipe
+from mbo2o.types import UserError
 
 from .finetune import Finetune, FinetuneConfig
 
@@ -38,7 +40,20 @@ class ENOTO(Finetune):
     def configs(self) -> tuple[Any, Any]:
         """Offline: the learner with N critics and the smallest as target. Online: without its pessimistic term."""
         cfg = self.cfg
+        _, after = super().configs()
+        for config in (cfg.offline, after):
+            if not isinstance(config, QConfig):
+                raise UserError(f"enoto: {type(config).__name__} has no critics; take an agent that has, as cql, lapo or td3bc")
         before = replace(cfg.offline, critics=cfg.critics, target=cfg.offline_target)
-        after = cfg.online or before.online()
+        _unset(cfg.offline, "offline", critics=cfg.critics, target=cfg.offline_target)
+        _unset(cfg.online, "online", critics=cfg.critics, target=cfg.target)
         how = {"target": cfg.target, "mask": cfg.mask, "explore": cfg.explore, "sunrise": cfg.sunrise}
         return before, replace(after, critics=cfg.critics, **how)
+
+
+def _unset(config: Any, where: str, **settings: Any) -> None:
+    """Refuse what was set for an agent and is the recipe's to say."""
+    for name, ours in settings.items():
+        if config is not None and getattr(config, name) not in (ours, getattr(type(config)(), name)):
+            ruler = "offline_target" if (where, name) == ("offline", "target") else name
+            raise UserError(f"recipe.{where}.{name}={getattr(config, name)} is overruled by recipe.{ruler}={ours}: set that")

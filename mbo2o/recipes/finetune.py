@@ -32,7 +32,8 @@ class FinetuneConfig:
     """Defaults: ENOTO's protocol (arXiv 2306.06871 and its authors' E2O code) unless said."""
 
     offline: Any = MISSING  # an agent of `mbo2o methods`
-    online: Any = None  # None: what the offline agent becomes (its config's `online()`)
+    online: Any = None  # None: what the offline agent becomes (its config's `online()`), or with
+    keep: bool = False  # that agent as it is, its pessimism included
     offline_steps: int = 1_000_000  # gradient steps
     online_steps: int = 250_000  # environment steps per seed
     batch: int = 256
@@ -64,11 +65,14 @@ class Finetune(Recipe):
 
     def configs(self) -> tuple[Any, Any]:
         """The agents' configs before and after the switch."""
-        return self.cfg.offline, self.cfg.online or self.cfg.offline.online()
+        offline = self.cfg.offline
+        return offline, self.cfg.online or (offline.kept() if self.cfg.keep else offline.online())
 
     def offline(self, run: Run) -> None:
         """Learn from the dataset alone."""
         cfg = self.cfg
+        if cfg.keep and cfg.online:
+            raise UserError("recipe.keep=true goes on with the offline agent: leave recipe.online out")
         if cfg.buffer not in BUFFERS:
             raise UserError(f"recipe.buffer={cfg.buffer} is not one of {', '.join(BUFFERS)}")
         offline, online = self.configs()
@@ -95,7 +99,7 @@ class Finetune(Recipe):
                 self.distill(run)
 
     def distill(self, run: Run) -> None:
-        """Put a random part of the dataset, drawn for each seed, into the online buffer, to be overwritten in time."""
+        """Put a random part of the dataset, drawn for each seed, into the online buffer, first to be overwritten."""
         n = min(max(round(self.cfg.distill_share * len(run.dataset)), self.cfg.distill_rows), len(run.dataset))
         if n > run.cfg.online_capacity:
             raise UserError(f"recipe.buffer=distill keeps {n} rows, more than run.online_capacity={run.cfg.online_capacity}")
@@ -136,7 +140,7 @@ class Finetune(Recipe):
             return run.online
         if cfg.buffer == "append":
             return Aged(run.dataset, run.online, len(run.dataset) / (len(run.dataset) + len(run.online)))
-        fading = max(0.0, 1 - t / cfg.anneal_steps) if cfg.buffer == "anneal" else 1.0
+        fading = max(0.0, 1 - t / max(1, cfg.anneal_steps)) if cfg.buffer == "anneal" else 1.0
         share = cfg.offline_share * fading
         return Mix((run.dataset, share), (run.online, 1 - share))
 

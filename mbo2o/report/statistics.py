@@ -37,12 +37,25 @@ def bootstrap_interval(x: ArrayLike, level: float = 0.95, n: int = 2000, seed: i
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of `a - b` and its bootstrap interval; `a`, `b` `(S,)` of the same seeds in the same order."""
+    """Mean of `a - b` and Student's interval for it; `a`, `b` `(S,)` of the same seeds in the same order.
+
+    Not the bootstrap: without any effect its intervals leave out 0 in a quarter of all comparisons of three seeds.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"paired arms need the same seeds: shapes {a.shape} and {b.shape}")
-    low, high = bootstrap_interval(a - b, level)
-    return float((a - b).mean()), float(low), float(high)
+    d, n = a - b, len(a)
+    half = t_quantile((1 + level) / 2, n - 1) * d.std(ddof=1) / n**0.5 if n > 1 else float("nan")
+    return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
+
+
+def t_quantile(p: float, df: int) -> float:
+    """Where Student's distribution with `df` degrees of freedom reaches p in (0.5, 1), by summing up its density."""
+    # x = √df tan θ turns the tail into a finite range and the density into cosᵈᶠ⁻¹ θ
+    theta = np.linspace(0, np.pi / 2, 20_001)
+    mass = np.cos(theta) ** (df - 1)
+    below = np.concatenate([[0], np.cumsum((mass[1:] + mass[:-1]) / 2)])
+    return float(np.sqrt(df) * np.tan(np.interp(2 * p - 1, below / below[-1], theta)))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:

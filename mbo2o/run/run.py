@@ -35,7 +35,8 @@ class RunConfig:
     eval_episodes: int = 5  # per seed, always the same starts, deterministic policy
     checkpoint_every: int = 5000  # turns between checkpoints; entering a loop is one, too
     reference: str = "d4rl-v2"  # named pair of returns behind the normalised score
-    q_limit: float = 1e6  # a mean |Q| beyond it counts as divergence
+    q_limit: float | None = None  # a mean |Q| beyond it counts as divergence; None: ten times what the dataset's rewards allow,
+    # max(1, |r|) / (1 - γ), and 1e6 without a dataset
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
     tensorboard: bool = False
     reward_scale: float = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
@@ -99,6 +100,9 @@ class Run:
         if dataset is not None:
             shaped = dataset.to(device).with_reward(cfg.reward_scale, cfg.reward_shift)
             self._dataset = shaped.with_returns(gamma, cfg.failure_reward).with_seeds(self.spec.seeds)
+        self._q_limit = cfg.q_limit or 1e6
+        if dataset is not None and cfg.q_limit is None and gamma < 1:
+            self._q_limit = 10 * max(1.0, float(shaped.rew.abs().max())) / (1 - gamma)
         self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
         self._evaluate = self.evaluator(cfg.eval_episodes, seed, gamma)
         self.phase, self._order = "", 0
@@ -307,10 +311,11 @@ class Run:
             for name, x in means.items():
                 if not bool(torch.isfinite(x).all()):
                     raise Diverged(f"{name} is not finite at {self.phase} turn {self.turn}; the last checkpoint is kept")
-            if "q" in means and float(means["q"].abs().max()) > self.cfg.q_limit:
+            if "q" in means and float(means["q"].abs().max()) > self._q_limit:
                 worst = float(means["q"].abs().max())
                 where = f"{self.phase} turn {self.turn}"
-                raise Diverged(f"|Q| reached {worst:.3g} (run.q_limit) at {where}; the last checkpoint is kept")
+                limit = f"beyond run.q_limit={self._q_limit:.3g}"
+                raise Diverged(f"|Q| reached {worst:.3g} at {where}, {limit}; the last checkpoint is kept")
 
     def _evaluate_and_log(self) -> None:
         if "agent" not in self._tracked:

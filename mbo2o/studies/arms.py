@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ import numpy as np
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import summarise
 from mbo2o.train import Config, train
+from mbo2o.types import Diverged
 
 Row = dict[str, Any]
+DIVERGED = "diverged.txt"
+"""In an arm's directory: why it ended early."""
 
 
 def run_offline(base: Config, directory: Path) -> None:
@@ -23,23 +27,44 @@ def run_offline(base: Config, directory: Path) -> None:
 
 
 def run_arm(base: Config, directory: Path, start_from: Path) -> None:
-    """`base`, from the end of the offline run at `start_from`; nothing if it is finished."""
-    train(replace(base, dir=str(directory), start_from=str(start_from), report=False))
+    """`base`, from the end of the offline run at `start_from`; nothing if it is finished, or diverged before.
+
+    An arm that diverges says so and does not keep the others from running.
+    """
+    if (directory / DIVERGED).exists():
+        return
+    try:
+        train(replace(base, dir=str(directory), start_from=str(start_from), report=False))
+    except Diverged as e:
+        (directory / DIVERGED).write_text(f"{e}\n")
+        print(f"{directory.name}: diverged: {e}", file=sys.stderr)
 
 
-def read_arms(out: Path, arms: Sequence[str]) -> dict[str, RunLog]:
-    """The logs of those arms under `out` that have been run."""
-    return {arm: read_run(out / arm) for arm in arms if (out / arm / "metrics.jsonl").exists()}
+def read_arms(out: Path, arms: Sequence[str], phase: str = "online") -> dict[str, RunLog]:
+    """The logs of those arms under `out` that ran to the end of `phase`, or diverged; others are named and left out."""
+    logs = {}
+    for arm in arms:
+        if not (out / arm / "metrics.jsonl").exists():
+            continue
+        log = read_run(out / arm)
+        steps = log.series("eval", "return", phase).step
+        if len(steps) and (int(steps[-1]) == log.config["recipe"][f"{phase}_steps"] or (out / arm / DIVERGED).exists()):
+            logs[arm] = log
+        else:
+            print(f"{out / arm}: has not finished and is left out", file=sys.stderr)
+    return logs
 
 
 def online_rows(arm: str, log: RunLog) -> list[Row]:
-    """One row per seed: the numbers that describe the online curve."""
+    """One row per seed: the numbers that describe the online curve; NaN where the arm diverged before its end."""
     curve = log.series("eval", "return", "online")
-    summary = summarise(curve.step, curve.values)
+    summary, steps = summarise(curve.step, curve.values), int(curve.step[-1])
+    finished = steps == log.config["recipe"]["online_steps"]
     rows = []
     for k in range(curve.values.shape[1]):
-        row: Row = {"arm": arm, "seed": k, "steps": int(curve.step[-1]), "behaviour": log.behaviour_return}
-        rows.append(row | {x: float(getattr(summary, x)[k]) for x in ("j0", "drop", "auc", "final", "best")})
+        row: Row = {"arm": arm, "seed": k, "steps": steps, "behaviour": log.behaviour_return, "j0": float(summary.j0[k])}
+        rest = ("drop", "auc", "final", "best")
+        rows.append(row | {x: float(getattr(summary, x)[k]) if finished else float("nan") for x in rest})
     return rows
 
 

@@ -7,38 +7,45 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.registry import AGENTS, find
-from mbo2o.report.plots import compare
+from mbo2o.report.plots import compare_panels
 from mbo2o.train import Config
 
 from .arms import Row, curves, read_arms, run_offline, write
 
-SHARED = ("gamma", "tau", "samples")
+SHARED = ("gamma", "tau", "samples", "normalize", "clone_steps")
 """Settings of the base agent that the others take over, where they have them."""
 LEARNERS = ("bc", "td3bc", "iql", "awac", "cql", "calql", "sacn", "edac", "lapo")
 
 
-def sized(name: str, like: Any, changes: dict[str, Any]) -> Any:
-    """The agent's own defaults, with the nets and sizes of `like` and what `changes` says of fields that it has."""
+def sized(name: str, like: Any) -> Any:
+    """`like` if it is this agent's; else the agent's own defaults with the nets of `like` and what they SHARE."""
     config = find(AGENTS, name, "agent").config
+    if config is type(like):
+        return like
     own = config()
-    nets = {f.name: like.critic for f in fields(config) if type(getattr(own, f.name)) is type(like.critic)}
     known = {f.name for f in fields(config)}
-    return replace(own, **nets | {k: v for k, v in changes.items() if k in known})
+    nets = {x: like.critic if x in ("critic", "value_net") else like.actor for x in known if _is_net(getattr(own, x))}
+    return replace(own, **nets | {x: getattr(like, x) for x in SHARED if x in known and hasattr(like, x)})
 
 
-def run(base: Config, out: Path, chosen: Sequence[str], changes: dict[str, Any]) -> None:
+def _is_net(value: Any) -> bool:
+    return isinstance(value, MLPConfig)
+
+
+def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """Train each chosen agent offline under `out`; what is finished is not run again."""
     shared = {x: getattr(base.recipe, x) for x in ("offline_steps", "batch", "probe_every")}
     for name in chosen:
-        agent = sized(name, base.recipe.offline, changes)
+        agent = sized(name, base.recipe.offline)
         run_offline(replace(base, recipe=FinetuneConfig(offline=agent, **shared)), out / name)
 
 
 def collect(out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per agent and seed), its curves, and the figure."""
-    logs = read_arms(out, LEARNERS)
+    logs = read_arms(out, LEARNERS, "offline")
     rows: list[Row] = []
     for arm, log in logs.items():
         ret, score = (log.series("eval", x, "offline").values for x in ("return", "score"))
@@ -51,5 +58,6 @@ def collect(out: Path, results: Path, name: str) -> None:
         ]
     write(results / f"{name}.csv", rows)
     write(results / f"{name}-curves.csv", curves(logs, "offline"))
-    shown = {arm: logs[arm] for arm in list(logs)[:8]}
-    compare(shown, "offline").savefig(results / f"{name}.png", dpi=100)
+    half = list(logs)[: -(-len(logs) // 2)]
+    panels = {"": {arm: logs[arm] for arm in half}, " ": {arm: logs[arm] for arm in logs if arm not in half}}
+    compare_panels({title: runs for title, runs in panels.items() if runs}, "offline").savefig(results / f"{name}.png", dpi=100)

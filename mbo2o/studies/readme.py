@@ -91,7 +91,8 @@ def _enoto_claims() -> str:
     found: dict[tuple[str, str], dict[str, str]] = {}
     for path in _studies("enoto"):
         measured = {
-            arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k != "arm"} for arm, rows in read(path).items()
+            arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k not in ("arm", "behaviour")}
+            for arm, rows in read(path).items()
         }
         for claim, mean, low, high, verdict in verdicts(measured):
             digits = 2 if max(abs(low), abs(high)) < 10 else 0
@@ -108,8 +109,11 @@ def _mean(rows: list[dict[str, str]], key: str) -> float:
 
 
 def _interval(values: list[float]) -> str:
+    if np.isnan(values).any():
+        return "diverged"
     low, high = bootstrap_interval(values)
-    return f"{np.mean(values):.0f} [{float(low):.0f}, {float(high):.0f}]"
+    digits = 2 if max(values) < 10 else 0  # success rates, against returns
+    return f"{np.mean(values):.{digits}f} [{float(low):.{digits}f}, {float(high):.{digits}f}]"
 
 
 def _agents() -> str:

@@ -14,10 +14,20 @@ from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
 from mbo2o.train import Config, find_dataset, train
-from mbo2o.types import UserError
+from mbo2o.types import Diverged, UserError
 
 NET = MLPConfig(hidden=[8])
-CONSERVATIVE = {"weight", "samples", "temperature", "ensemble", "gap", "gap_floor", "lagrange_lr", "init_lagrange"}
+CONSERVATIVE = {
+    "weight",
+    "samples",
+    "temperature",
+    "ensemble",
+    "gap",
+    "gap_floor",
+    "lagrange_lr",
+    "init_lagrange",
+    "clone_steps",
+}
 SOFT = {"backup": "deterministic → sampled", "backup_entropy": "False → True"}
 SUNRISE = {
     "target": "min_q → weighted_min_pair",
@@ -33,7 +43,7 @@ ROWS = {
     "cql-enoto": (CONSERVATIVE, SOFT | SUNRISE, "empty", 1000),
     "sacn": (set(), {}, "empty", 1000),
     "edac": ({"diversity"}, {}, "empty", 1000),
-    "calql": (set(), {}, "mix", 0),
+    "calql": (set(), {}, "mix", 1000),
     "calql-corl": (set(), {"calibrate": "True → False"}, "mix", 0),
     "iql": (set(), {"actor_decay_steps": "20 → None"}, "append", 0),
     "awac": (set(), {}, "append", 0),
@@ -184,3 +194,62 @@ def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):
     assert (run.online.latest(30).rew > -0.7).all()  # raw rewards go down to -16
     assert (read_run(tmp_path / "run").series("eval", "return").values < -100).all()
     assert isinstance(cfg, Config)
+
+
+@pytest.mark.parametrize("preset", ["cql", "calql", "calql-corl"])
+def test_what_goes_on_as_it_is_keeps_its_networks_of_any_size(preset, pendulum, tmp_path):
+    """Sizes are given to the offline agent alone."""
+    cfg = compose_config([f"switch={preset}", f"dataset={pendulum}"])
+    offline = replace(shrink(cfg.recipe.offline), critics=3, gamma=0.9, clone_steps=5)
+    train(small(preset, pendulum, tmp_path / "run", offline=offline))
+    table = json.loads((tmp_path / "run" / "switch.json").read_text())
+    assert {x["what"] for x in table} <= {"kept", "changed"}
+    assert {x["part"] for x in table if x["what"] == "changed"} == {"clone_steps"} | (
+        {"calibrate"} if preset == "calql-corl" else set()
+    )
+
+
+def test_keeping_and_naming_another_is_refused(pendulum, tmp_path):
+    with pytest.raises(UserError, match=r"recipe\.keep"):
+        train(small("cql-sac", pendulum, tmp_path / "run", keep=True, online=CQLConfig()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["agent@recipe.offline=bc"], "BCConfig has no critics"),
+        (["agent@recipe.online=bc"], "BCConfig has no critics"),
+        (["recipe.offline.critics=7"], "overruled by recipe.critics=10: set that"),
+        (["recipe.offline.target=rem"], "overruled by recipe.offline_target=min_q"),
+        (["agent@recipe.online=sac", "recipe.online.target=rem"], "overruled by recipe.target=weighted_min_pair"),
+        (["recipe.probe_every=0"], "recipe.probe_every=0 must be at least 1"),
+        (["recipe.start=-1"], "recipe.start=-1 must not be negative"),
+        (["recipe.explore.candidates=0"], "candidates=0 must be at least 1"),
+        (["recipe.offline.granularity=bach"], "granularity 'bach'"),
+        (["recipe.offline.policy_delay=0"], "policy_delay=0"),
+        (["recipe.offline.samples=0"], "samples=0"),
+        (["recipe.offline.temperature=0"], "temperature=0"),
+    ],
+)
+def test_what_enoto_cannot_do_is_one_line_before_anything_is_learned(settings, message, pendulum, tmp_path):
+    cfg = compose_config(["recipe=enoto", f"dataset={pendulum}", f"dir={tmp_path / 'run'}", *settings])
+    with pytest.raises(UserError, match=message):
+        train(cfg)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("change", [{"run": {"reward_shift": -1.0}}, {"run": {"reward_scale": 0.1}}, {"recipe": {"batch": 4}}])
+def test_an_offline_phase_under_other_rewards_is_not_taken_over(change, pendulum, tmp_path):
+    train(small("cql-sac", pendulum, tmp_path / "offline", online_steps=0))
+    cfg = small("cql-sac", pendulum, tmp_path / "run")
+    changed = {name: replace(getattr(cfg, name), **values) for name, values in change.items()}
+    with pytest.raises(UserError, match=next(iter(next(iter(change.values()))))):
+        train(replace(cfg, start_from=str(tmp_path / "offline"), **changed))
+
+
+def test_values_that_no_reward_allows_are_divergence(pendulum, tmp_path):
+    """Pendulum's rewards reach -16: at γ = 0.9 no return is beyond 163."""
+    cfg = small("cql-sac", pendulum, tmp_path / "run")
+    offline = replace(cfg.recipe.offline, gamma=0.9, critic_lr=300.0, critic=MLPConfig(hidden=[8], layer_norm=True))
+    with pytest.raises(Diverged, match=r"beyond run\.q_limit=1\.[56]\de\+03"):
+        train(replace(cfg, recipe=replace(cfg.recipe, offline=offline)))

@@ -7,7 +7,9 @@ import torch
 
 from mbo2o.agents.base import Change
 from mbo2o.agents.cql import CQL, CQLConfig
+from mbo2o.agents.iql import IQL, IQLConfig
 from mbo2o.agents.sac import SAC, SACConfig
+from mbo2o.agents.td3bc import TD3BC, TD3BCConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.types import Batch, Spec
 
@@ -79,7 +81,7 @@ def test_says_which_settings_go_come_and_change():
     after = sac(before.cfg.online(), gamma=0.9, actor=SMALL)
     settings = [x for x in after.adopt(before) if x.what != "kept"]
     assert {x.part for x in settings if x.what == "dropped"} == {
-        "weight", "samples", "temperature", "ensemble", "gap", "gap_floor", "lagrange_lr", "init_lagrange"
+        "weight", "samples", "temperature", "ensemble", "gap", "gap_floor", "lagrange_lr", "init_lagrange", "clone_steps"
     }  # fmt: skip
     assert Change("weight", "dropped", "5.0") in settings
     assert [x for x in settings if x.what == "changed"] == [
@@ -221,3 +223,14 @@ def test_gradients_differ_by_the_conservative_term():
     for cql, plain, g in zip(*found, intended, strict=True):
         torch.testing.assert_close(cql - plain, torch.zeros_like(plain) if g is None else g, rtol=1e-4, atol=1e-4)
     assert intended[0].abs().max() > 1e-2
+
+
+def test_moments_of_a_network_that_is_not_taken_over_are_not_either():
+    """TD3+BC's actor has the shapes of IQL's deterministic one, under other names."""
+    before = TD3BC(Spec(3, 2, (2,)), TD3BCConfig(**TINY))
+    before.update(batch())
+    after = IQL(Spec(3, 2, (2,)), IQLConfig(**TINY, value_net=SMALL))
+    found = {x.part: x.what for x in after.adopt(before)}
+    assert found["critic_optim"] == "kept"
+    assert found["actor"] == found["actor_optim"] == "reset"
+    assert not any(x.any() for k, x in after.actor_optim.state_dict().items() if x.is_floating_point() and "lr" not in k)

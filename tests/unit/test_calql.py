@@ -32,7 +32,7 @@ def batch(seeds=(), n=4, mc=None) -> Batch:
 
 def twin_of(agent: CalQL) -> CQL:
     """CQL with the same settings and weights."""
-    settings = {k: v for k, v in vars(agent.cfg).items() if k != "calibrate"}
+    settings = {k: v for k, v in vars(agent.cfg).items() if not k.startswith("calibrate")}
     twin = CQL(agent.spec, CQLConfig(**settings))
     twin.load_state_dict(agent.state_dict())
     return twin

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mbo2o.agents.calql import CalQLConfig
 from mbo2o.agents.cql import CQL, CQLConfig
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.ensemble.mlp import MLPConfig
@@ -251,6 +252,28 @@ def test_two_equal_arms_are_worth_more_with_entropy(cls):
     torch.manual_seed(1)
     hard, _ = agent.next_value(obs)
     assert ((soft - hard).mean(-1) > 0.2).all()
+
+
+# ---------------------------------------------------------------------- cloning first
+
+
+def test_actor_clones_first_and_improves_then():
+    """The critics prefer a = 1 by far, the data hold -0.5: for `clone_steps` the actor goes to -0.5, then to 1."""
+    agent = make((2,), act_dim=1, actor_lr=1e-2, clone_steps=150, weight=0.0, init_alpha=0.01, alpha_lr=0.0)
+    agent.q = lambda obs, act: 20 * act.squeeze(-1).unsqueeze(-2).expand(2, 2, -1) + 0 * agent.critic(obs, act).squeeze(-1)
+    data = [batch((2,), n=32, act_dim=1, done=1) for _ in range(8)]
+    data = [Batch(b.obs, torch.full_like(b.act, -0.5), b.rew, b.next_obs, b.done) for b in data]
+    for t in range(150):
+        agent.update(data[t % 8])
+    cloned = agent.act(data[0].obs)
+    for t in range(150):
+        agent.update(data[t % 8])
+    torch.testing.assert_close(cloned, torch.full_like(cloned, -0.5), atol=0.1, rtol=0)
+    assert (agent.act(data[0].obs) > 0.8).all()
+
+
+def test_cloning_is_over_at_the_switch():
+    assert CalQLConfig(clone_steps=10).online().clone_steps == 0
 
 
 # ---------------------------------------------------------------------- its config

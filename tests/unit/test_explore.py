@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mbo2o.agents.cql import CQL, CQLConfig
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig, explore
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
-from mbo2o.types import UserError
+from mbo2o.types import Spec, UserError
 
 SEEDS = [(), (2,)]
 K = 6
@@ -170,4 +171,4 @@ def test_oac_leaves_the_policy_alone_where_critics_are_flat():
 
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'ucb'"):
-        Toy().act(states(), name="ubc")
+        CQL(Spec(3, 2), CQLConfig(explore=ExploreConfig(name="ubc")))

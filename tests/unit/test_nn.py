@@ -226,3 +226,14 @@ def test_a_constant_dimension_keeps_its_scale(constant):
     mean, std = statistics(torch.full((50_000, 1), constant))
     assert std.item() == 1
     assert mean.item() == pytest.approx(constant, rel=1e-5)
+
+
+def test_log_prob_of_given_actions_is_that_of_the_samples_and_finite_at_the_edge():
+    pi, obs = policy((2,), 2), torch.randn(2, 50, 3)
+    act, log_prob = pi.sample(obs)
+    torch.testing.assert_close(pi.log_prob(obs, act), log_prob, rtol=1e-3, atol=1e-3)
+    edge = torch.ones(2, 50, 2, requires_grad=True)
+    loss = pi.log_prob(obs, edge).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in pi.parameters())
