@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mbo2o.ensemble.explore import ExploreConfig
 from mbo2o.ensemble.targets import SunriseConfig
@@ -15,7 +17,7 @@ from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.report.plots import compare_panels
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference
-from mbo2o.train import Config
+from mbo2o.train import Config, find_dataset
 
 from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
 
@@ -71,12 +73,19 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     known = list(arms(base.recipe))
     others = sorted(p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("offline-"))
     logs = read_arms(out, [*known, *others])  # others: runs of other methods, put here to be compared
-    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
+    random = {"random_distance": _random_distance(find_dataset(str(base.dataset)).act)}
+    write(results / f"{name}.csv", [row | random for arm, log in logs.items() for row in _rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
     panels = PANELS | ({"Beside other methods": ["kept", "kept-n", "sunrise", *others]} if others else {})
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in panels.items()}
     drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
     compare_panels(drawn).savefig(results / f"{name}.png", dpi=100)
+
+
+def _random_distance(act: Tensor) -> float:
+    """Median over rows of ‖a - a'‖, a' uniform: how far chance acts from the data (see `Finetune.probe`)."""
+    chance = torch.rand(act.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return float((chance - act).norm(dim=-1).median())
 
 
 def _rows(arm: str, log: RunLog) -> list[Row]:
@@ -109,6 +118,16 @@ def _difference(measure: str, more: str, less: str) -> Callable[[dict[str, dict[
     return lambda m: m[more][measure] - m[less][measure]
 
 
+def _gain(arm: dict[str, np.ndarray]) -> np.ndarray:
+    """Of arms that start from different checkpoints."""
+    return arm["auc"] - arm["j0"]
+
+
+def _excess(arm: dict[str, np.ndarray]) -> np.ndarray:
+    """What the critics believe beyond what came of it."""
+    return arm["q_end"] - arm["mc_end"]
+
+
 CLAIMS = [
     Claim("A1", "kept: drop below a tenth of J0", lambda m: 0.1 * np.abs(m["kept"]["j0"]) - m["kept"]["drop"]),
     Claim("A1", "kept gains: AUC - J0", lambda m: m["kept"]["auc"] - m["kept"]["j0"]),
@@ -120,14 +139,18 @@ CLAIMS = [
     Claim("A5", "final: freed-n > freed", _difference("final", "freed-n", "freed")),
     Claim("A5", "AUC: freed-n > kept", _difference("auc", "freed-n", "kept")),
     Claim("A5", "AUC: freed-n > freed", _difference("auc", "freed-n", "freed")),
+    Claim("A5", "gain, AUC - J0: freed-n > kept", lambda m: _gain(m["freed-n"]) - _gain(m["kept"])),
+    Claim("A5", "gain, AUC - J0: freed-n > freed", lambda m: _gain(m["freed-n"]) - _gain(m["freed"])),
     Claim("A6", "swing of Q: freed > freed-n", _difference("q_range", "freed", "freed-n")),
     Claim("A7", "distance to the data: freed-n > kept", _difference("distance", "freed-n", "kept")),
+    Claim("A7", "distance to the data: random > freed-n", lambda m: m["freed-n"]["random_distance"] - m["freed-n"]["distance"]),
     Claim("B1", "AUC: wmp > min", _difference("auc", "wmp", "freed-n")),
     Claim("B1", "AUC: rmp > min", _difference("auc", "rmp", "freed-n")),
     Claim("B1", "final: wmp > min", _difference("final", "wmp", "freed-n")),
     Claim("B1", "final: rmp > min", _difference("final", "rmp", "freed-n")),
     Claim("B2", "AUC: min > mean", _difference("auc", "freed-n", "mean")),
     Claim("B2", "AUC: min > rem", _difference("auc", "freed-n", "rem")),
+    Claim("B2", "over-estimation: mean > min", lambda m: _excess(m["mean"]) - _excess(m["freed-n"])),
     Claim("B3", "wobble: rmp > wmp", _difference("wobble", "rmp", "wmp")),
     Claim("C1", "AUC: sunrise > oac", _difference("auc", "sunrise", "oac")),
     Claim("C1", "AUC: sunrise > bootstrapped", _difference("auc", "sunrise", "bootstrapped")),
