@@ -116,12 +116,15 @@ def compare(runs: dict[str, RunLog], phase: str = "online") -> Figure:
 
 def compare_panels(panels: dict[str, dict[str, RunLog]], phase: str = "online") -> Figure:
     """`compare`, side by side on one scale, by title; a run that stands in two panels keeps its colour."""
-    figure = Figure(figsize=(10 if len(panels) == 1 else 6 * len(panels), 5.6))
-    figure.subplots_adjust(left=0.1 if len(panels) == 1 else 0.06, right=0.96, top=0.82, bottom=0.13, wspace=0.08)
+    rows = 1 + max(len(runs) for runs in panels.values())  # of a legend, behaviour included
+    width, legend = (10 if len(panels) == 1 else 6 * len(panels)), 0.27 * -(-rows // 2)
+    height = 5.2 + legend
+    figure = Figure(figsize=(width, height))
+    edges = {"left": 1 / width, "right": 1 - 0.4 / width, "top": 1 - 1 / height, "bottom": (0.8 + legend) / height}
+    figure.subplots_adjust(**edges, wspace=0.12)
     row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    _title(
-        figure, " · ".join(panels) if len(panels) == 1 else "Return after the switch", "mean over seeds and its 95 % interval"
-    )
+    title = "Return after the switch" if phase == "online" else "Return while learning from data alone"
+    _title(figure, " · ".join(panels) if len(panels) == 1 else title, "mean over seeds and its 95 % interval")
     colours: dict[str, str] = {}
     for axes, (title, runs) in zip(row, panels.items(), strict=True):
         if len(panels) > 1:
@@ -154,7 +157,7 @@ def _draw_runs(axes: Axes, runs: dict[str, RunLog], phase: str, colours: dict[st
     axes.margins(x=0)
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.set_xlabel("environment steps since the switch" if phase == "online" else "gradient steps", fontsize=14)
-    axes.legend(frameon=False, fontsize=12)
+    axes.legend(frameon=False, fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[Row]]:

@@ -17,7 +17,11 @@ from .arms import Row, curves, read_arms, run_offline, write
 
 SHARED = ("gamma", "tau", "samples", "normalize", "clone_steps")
 """Settings of the base agent that the others take over, where they have them."""
-LEARNERS = ("bc", "td3bc", "iql", "awac", "cql", "calql", "sacn", "edac", "lapo")
+PANELS = {
+    "Held to the data's actions": ["bc", "td3bc", "iql", "awac", "lapo"],
+    "Pessimistic about others": ["cql", "calql", "sacn", "edac"],
+}
+LEARNERS = tuple(x for names in PANELS.values() for x in names)
 
 
 def sized(name: str, like: Any) -> Any:
@@ -58,6 +62,5 @@ def collect(out: Path, results: Path, name: str) -> None:
         ]
     write(results / f"{name}.csv", rows)
     write(results / f"{name}-curves.csv", curves(logs, "offline"))
-    half = list(logs)[: -(-len(logs) // 2)]
-    panels = {"": {arm: logs[arm] for arm in half}, " ": {arm: logs[arm] for arm in logs if arm not in half}}
-    compare_panels({title: runs for title, runs in panels.items() if runs}, "offline").savefig(results / f"{name}.png", dpi=100)
+    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
+    compare_panels({title: runs for title, runs in shown.items() if runs}, "offline").savefig(results / f"{name}.png", dpi=100)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mbo2o.agents.sac import SACConfig
+from mbo2o.cli import compose_config
 from mbo2o.collect import train as train_sac
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
@@ -14,6 +15,7 @@ from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import RunConfig
+from mbo2o.studies import offline
 from mbo2o.train import Config, train
 
 NET = MLPConfig(hidden=[64, 64])
@@ -29,6 +31,31 @@ def test_sac_swings_the_pendulum_up(tmp_path):
     returns = np.loadtxt(tmp_path / "evals.csv", delimiter=",", skiprows=1)[:, 1]
     assert returns[0] < -700
     assert returns[-2:].mean() > -300
+
+
+SCRATCH = {
+    "redq": ["recipe.online_steps=3000", "recipe.utd=5", "recipe.agent.critics=5"],
+    "sacn": ["recipe.online_steps=6000", "recipe.agent.critics=3"],
+    "td3bc": ["recipe.online_steps=6000", "recipe.agent.bc_weight=0"],
+}
+
+
+@pytest.mark.parametrize("agent", SCRATCH)
+def test_others_swing_it_up_from_scratch(agent, tmp_path):
+    small = ["critic_lr=1e-3", "actor_lr=1e-3", "tau=0.01", "critic.hidden=[64,64]", "actor.hidden=[64,64]"]
+    settings = ["recipe.start=500", "run.eval_every=500", "report=false", *(f"recipe.agent.{x}" for x in small)]
+    chosen = ["recipe=scratch", f"agent@recipe.agent={agent}", "env=Pendulum-v1", f"dir={tmp_path / 'run'}"]
+    train(compose_config([*chosen, *settings, *SCRATCH[agent]]))
+    assert read_run(tmp_path / "run").series("eval", "return").values[-3:].mean() > -300
+
+
+@pytest.mark.parametrize("agent", ["bc", "iql", "awac", "cql", "calql", "lapo"])
+def test_offline_learners_keep_up_with_their_data(agent, tmp_path):
+    """On Hopper's medium file, which ships: its behaviour returns 951."""
+    base = compose_config(["experiment=qensemble-small", "dataset=hopper-medium-v5", "run.eval_every=1000"])
+    offline.run(base, tmp_path, [agent])
+    log = read_run(tmp_path / agent)
+    assert log.series("eval", "return").values[-3:].mean() > log.behaviour_return
 
 
 def test_mbpo_swings_it_up_sooner(tmp_path):
