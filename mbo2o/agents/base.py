@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -61,21 +62,25 @@ class Agent(nn.Module, ABC):
     def on_episode(self, ended: Tensor) -> None:
         """Hear, after every step, in which seeds `ended` `(*S,)` the exploring episode is over."""
 
-    def adopt(self, other: Agent, *, moments: bool = True, rates: bool = True) -> list[Change]:
+    def adopt(
+        self, other: Agent, *, moments: bool = True, rates: bool = True, only: Collection[str] | None = None
+    ) -> list[Change]:
         """Take over whatever both have: networks, targets, temperature, scales, optimisers; says what became of what.
 
         A part is taken over if it has the same name and shapes. moments: an optimiser's moments come along with its network.
-        rates: its learning rate too, whatever the config says (ENOTO's code carries the offline ones). Schedules and delays
-        count from 0 again.
+        rates: its learning rate too, whatever the config says (ENOTO's code carries the offline ones). only: no other parts
+        than these and their optimisers. Schedules and delays count from 0 again.
         """
         mine, theirs, table = _parts(self), _parts(other), []
         afresh = {name for name in mine if name not in theirs or _shapes(mine[name]) != _shapes(theirs[name])}
+        afresh |= {name for name in mine if only is not None and name.removesuffix("_optim") not in only}
         afresh |= {f"{name}_optim" for name in afresh} & set(mine)  # moments of other parameters, though of the same shapes
         for name, part in mine.items():
             if name not in theirs:
                 table.append(Change(name, "new"))
             elif name in afresh:
-                table.append(Change(name, "reset", f"{_size(theirs[name])} → {_size(part)}"))
+                resized = _shapes(part) != _shapes(theirs[name])
+                table.append(Change(name, "reset", f"{_size(theirs[name])} → {_size(part)}" if resized else ""))
             elif isinstance(part, Adam) and not moments:
                 table.append(Change(name, "reset", "moments"))
             else:
@@ -96,6 +101,13 @@ class Agent(nn.Module, ABC):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the count."""
         self.updates = int(state)
+
+    def inner(self, kind: str) -> set[str]:
+        """Names of parts: "all", the "policy" (temperature included), the "critics", or "none"; scales belong to each."""
+        names = {name.removesuffix("_optim") for name in _parts(self)}
+        scales = {name for name, part in _parts(self).items() if isinstance(part, Normalizer)}
+        critics = names & {"critic", "target", "value_net"}
+        return {"all": names, "policy": names - critics, "critics": critics | scales, "none": scales}[kind]
 
 
 def _parts(agent: Agent) -> dict[str, Any]:

@@ -71,18 +71,17 @@ class IQL(QEnsemble):
         """V(s), `(*S, B)`."""
         return self.value_net(obs).squeeze(-1)
 
-    def backup(self, b: Batch) -> Tensor:
-        """Y = r + γ (1 - d) V(s'), `(*S, B)`."""
+    def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
+        """Y = r + γ (1 - d) V(s'), `(*S, B)`, and what V learns from, Q̄_i(s, a), `(*S, N, B)`."""
         with torch.no_grad():
-            return b.rew + self.cfg.gamma * (1 - b.done) * self.v(b.next_obs)
+            y = b.rew + self.cfg.gamma * (1 - b.done) * self.v(b.next_obs)
+            return y, self.q_target(b.obs, b.act)
 
     def update(self, batch: Batch) -> Metrics:
         """One step of V, the critics, their targets and the actor, in this order; the critics' target is from before it all."""
         self.updates += 1
         b = self.observed(batch)
-        y = self.backup(b)
-        with torch.no_grad():
-            q_target = self.q_target(b.obs, b.act)
+        y, q_target = self.backup(b)
         v = self.v(b.obs)
         advantage = self.reduce(q_target) - v
         value_loss = expectile_loss(advantage, self.cfg.expectile).mean(-1)

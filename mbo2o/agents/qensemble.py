@@ -126,6 +126,16 @@ class QEnsemble(Agent):
 
     # ------------------------------------------------------------------ learning
 
+    @abstractmethod
+    def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
+        """What the critics learn towards, `(*S, B)`, and the target critics' values whose spread SUNRISE weighs by."""
+
+    def td_error(self, batch: Batch) -> Tensor:
+        """Mean over critics and a raw batch of (Q_i - y)², `(*S,)`."""
+        with torch.no_grad():
+            b = self.observed(batch)
+            return (self.q(b.obs, b.act) - self.backup(b)[0].unsqueeze(-2)).square().mean((-2, -1))
+
     def observed(self, b: Batch) -> Batch:
         """The batch with scaled observations."""
         return Batch(self.observe(b.obs), b.act, b.rew, self.observe(b.next_obs), b.done, b.mc_return)

@@ -25,7 +25,8 @@ class SACConfig(QConfig):
     actor_lr: float = 3e-4
     alpha_lr: float = 3e-4
     init_alpha: float = 1.0  # entropy temperature at the start
-    target_entropy: float | None = None  # None: -act_dim (SAC; MOPO's repo uses -3 on every D4RL task)
+    target_entropy: float | None = None  # None: entropy_per_dim * act_dim (MOPO's repo uses -3 on every D4RL task)
+    entropy_per_dim: float = -1.0  # (SAC; RLPD -0.5)
     backup: str = "sampled"  # the target's a': sampled, deterministic (d3rlpy's CQL), max of backup_samples (CQL on antmaze)
     backup_entropy: bool = True  # the target holds the next action's entropy (MOPO, MBPO, RLPD; CQL and WSRL leave it out)
     backup_samples: int = 10  # of backup=max
@@ -48,7 +49,7 @@ class SAC(QEnsemble):
         self.log_alpha = nn.Parameter(torch.full(spec.seeds, cfg.init_alpha).log())
         self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
         self.log_alpha_optim = Adam([self.log_alpha], cfg.alpha_lr)
-        self.target_entropy = -float(spec.act_dim) if cfg.target_entropy is None else cfg.target_entropy
+        self.target_entropy = cfg.entropy_per_dim * spec.act_dim if cfg.target_entropy is None else cfg.target_entropy
 
     def mode(self, obs: Tensor) -> Tensor:
         """Tanh of the mean."""

@@ -24,6 +24,7 @@ from .base import Recipe
 
 PROBE = 1000
 """Rows of the dataset that a probe looks at."""
+INHERITED = ("all", "policy", "critics", "none")
 BUFFERS = ("empty", "append", "mix", "anneal", "distill")
 
 
@@ -45,6 +46,7 @@ class FinetuneConfig:
     anneal_steps: int = 100_000  # environment steps until no offline data are left (ours)
     distill_share: float = 0.05  # of distill (adaptive BC), but at least
     distill_rows: int = 50_000  # rows
+    inherit: str = "all"  # what crosses the switch: all, policy, critics or none of the networks (WSRL, section 5.6)
     carry_moments: bool = True  # the optimisers' moments cross the switch
     probe_every: int = 1000  # turns between looks at Q and actions on fixed rows of the dataset
     carry_rates: bool = True  # learning rates cross it, too, over what the online agent's config says
@@ -75,6 +77,8 @@ class Finetune(Recipe):
             raise UserError("recipe.keep=true goes on with the offline agent: leave recipe.online out")
         if cfg.buffer not in BUFFERS:
             raise UserError(f"recipe.buffer={cfg.buffer} is not one of {', '.join(BUFFERS)}")
+        if cfg.inherit not in INHERITED:
+            raise UserError(f"recipe.inherit={cfg.inherit} is not one of {', '.join(INHERITED)}")
         offline, online = self.configs()
         with torch.random.fork_rng():
             make_agent(online, run.spec)  # a setting that it refuses is refused now
@@ -90,7 +94,8 @@ class Finetune(Recipe):
         """Carry over what both agents have, and say so."""
         cfg, before = self.cfg, self.agent
         self.agent = make_agent(self.configs()[1], run.spec)
-        table = self.agent.adopt(before, moments=cfg.carry_moments, rates=cfg.carry_rates)
+        only = self.agent.inner(cfg.inherit)
+        table = self.agent.adopt(before, moments=cfg.carry_moments, rates=cfg.carry_rates, only=only)
         run.track(agent=self.agent)
         for _ in run.once("switch"):
             run.say(describe(table))
@@ -121,7 +126,7 @@ class Finetune(Recipe):
         """On the same rows of the dataset each time: the critics' mean and spread, the policy's distance to the data.
 
         `distance` is the median over rows of ‖π(s) - a‖ (ENOTO's figure 1c), `q_std` the mean over rows of the deviation
-        over critics.
+        over critics, `td_error` their mean squared distance from their targets: without offline data it rises (WSRL).
         """
         b = run.dataset.rows(
             run.dataset.index[torch.linspace(0, len(run.dataset) - 1, PROBE).long()].expand(*run.spec.seeds, -1)
@@ -131,6 +136,8 @@ class Finetune(Recipe):
             with torch.no_grad():
                 q = self.agent.q(self.agent.observe(b.obs), b.act)
             metrics |= {"q": q.mean((-2, -1)), "q_std": q.std(-2, correction=0).mean(-1)}
+            with torch.random.fork_rng():  # looking must not shift what is drawn next
+                metrics |= {"td_error": self.agent.td_error(b)}
         return metrics
 
     def source(self, run: Run, t: int) -> Source:

@@ -6,15 +6,17 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from mbo2o.agents import make_agent
 from mbo2o.agents.cql import CQLConfig
 from mbo2o.cli import compose_config, conf_folder
+from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Aged, Mix
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
 from mbo2o.train import Config, find_dataset, train
-from mbo2o.types import Diverged, UserError
+from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])
 CONSERVATIVE = {
@@ -54,6 +56,8 @@ ROWS = {
         1000,
     ),
     "lapo-enoto": (set(), SUNRISE, "empty", 1000),
+    "wsrl": (CONSERVATIVE, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
+    "rlpd": (set(), {}, "mix", 5000),
 }
 
 
@@ -253,3 +257,74 @@ def test_values_that_no_reward_allows_are_divergence(pendulum, tmp_path):
     offline = replace(cfg.recipe.offline, gamma=0.9, critic_lr=300.0, critic=MLPConfig(hidden=[8], layer_norm=True))
     with pytest.raises(Diverged, match=r"beyond run\.q_limit=1\.[56]\de\+03"):
         train(replace(cfg, recipe=replace(cfg.recipe, offline=offline)))
+
+
+def rows_at_updates(monkeypatch, cls):
+    """How many online rows there are, and how many of a batch's rows are the dataset's, at each update."""
+    seen = []
+    sample = ReplayBuffer.sample
+
+    def spied(self, n):
+        seen.append((len(self), n))
+        return sample(self, n)
+
+    monkeypatch.setattr(cls, "sample", spied)
+    return seen
+
+
+def test_wsrl_learns_nothing_while_it_warms_up_and_sees_no_offline_row(pendulum, tmp_path, monkeypatch):
+    seen = rows_at_updates(monkeypatch, ReplayBuffer)
+    train(small("wsrl", pendulum, tmp_path / "run", start=12, utd=4))
+    assert [n for n, _ in seen[:5]] == [13, 13, 13, 13, 14]  # the frozen policy's 12 and the turn's own
+    assert all(size == 8 for _, size in seen)  # whole batches
+    log = read_run(tmp_path / "run")
+    assert (
+        log.series("eval", "return", "online").values[1].tolist() == log.series("eval", "return", "online").values[0].tolist()
+    )
+
+
+def test_wsrl_steps_its_actor_once_for_four_steps_of_its_critics():
+    cfg = compose_config(["switch=wsrl", "dataset=hopper-medium-v5"])
+    assert cfg.recipe.utd == cfg.recipe.online.policy_delay == 4
+
+
+def test_rlpd_starts_from_nothing_on_exact_halves(pendulum, tmp_path, monkeypatch):
+    seen = rows_at_updates(monkeypatch, ReplayBuffer)
+    train(small("rlpd", pendulum, tmp_path / "run", offline_steps=0, start=5, utd=2))
+    assert len(seen) == 2 * 25
+    assert all(size == 4 for _, size in seen)  # of batches of 8
+    agent = make_agent(compose_config(["switch=rlpd", "dataset=hopper-medium-v5"]).recipe.offline, Spec(11, 3))
+    assert agent.target_entropy == -1.5
+
+
+@pytest.mark.parametrize(
+    ("inherit", "kept"),
+    [
+        ("all", {"observe", "actor", "log_alpha", "critic", "target"}),
+        ("policy", {"observe", "actor", "log_alpha"}),
+        ("critics", {"observe", "critic", "target"}),
+        ("none", {"observe"}),
+    ],
+)
+def test_a_choice_of_networks_crosses_the_switch(inherit, kept, pendulum, tmp_path):
+    train(small("wsrl", pendulum, tmp_path / "run", inherit=inherit))
+    table = {x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
+    networks = {"observe", "actor", "log_alpha", "critic", "target"}
+    assert {x for x in networks if table[x] == "kept"} == kept
+    assert {x for x in networks if table[x] == "reset"} == networks - kept
+    assert all(table[f"{x}_optim"] == table[x] for x in ("actor", "critic", "log_alpha"))
+
+
+def test_an_unknown_choice_is_refused(pendulum, tmp_path):
+    with pytest.raises(UserError, match="all, policy, critics, none"):
+        train(small("wsrl", pendulum, tmp_path / "run", inherit="actor"))
+
+
+def test_looking_at_td_errors_shifts_no_draw(pendulum, tmp_path):
+    """Probes draw next actions, and yet how often they are made changes nothing else."""
+    for every in (5, 1000):
+        train(small("cql-sac", pendulum, tmp_path / str(every), start=3, probe_every=every))
+    a, b = (read_run(tmp_path / x) for x in ("5", "1000"))
+    assert a.series("train", "critic_loss").values.tolist() == b.series("train", "critic_loss").values.tolist()
+    assert (a.series("probe", "td_error").values > 0).all()
+    assert len(a.series("probe", "td_error").step) > len(b.series("probe", "td_error").step)

@@ -105,8 +105,8 @@ def test_truncation_bootstraps_and_termination_does_not():
     constant(agent.value_net, torch.tensor([10.0]))
     for done, tail in ((0, 9.0), (1, 0.0)):
         b = batch(done=done)
-        torch.testing.assert_close(agent.backup(b), b.rew + tail)
-    assert not agent.backup(b).requires_grad
+        torch.testing.assert_close(agent.backup(b)[0], b.rew + tail)
+    assert not agent.backup(b)[0].requires_grad
 
 
 def test_v_hears_the_smallest_target_critic():
@@ -121,10 +121,10 @@ def test_v_hears_the_smallest_target_critic():
 
 def test_critics_look_ahead_by_the_v_from_before_its_step():
     agent, b = make(value_lr=1.0), batch(done=0)
-    y, q = agent.backup(b), agent.q(b.obs, b.act).detach()
+    y, q = agent.backup(b)[0], agent.q(b.obs, b.act).detach()
     loss = agent.update(b)["critic_loss"]
     torch.testing.assert_close(loss, (q - y.unsqueeze(-2)).square().mean(-1).sum(-1))
-    assert not torch.allclose(agent.backup(b), y)
+    assert not torch.allclose(agent.backup(b)[0], y)
 
 
 @pytest.mark.parametrize("learns", NETWORKS)
@@ -149,7 +149,7 @@ def test_sunrise_weighs_by_the_target_critics_of_the_data():
     agent = make(critics=2, critic_lr=0.0, sunrise=SunriseConfig(weight="per_sample", temperature=1.0))
     constant(agent.target, torch.tensor([[1.0], [5.0]]))  # population std 2
     b = batch()
-    q, y = agent.q(b.obs, b.act).detach(), agent.backup(b)
+    q, y = agent.q(b.obs, b.act).detach(), agent.backup(b)[0]
     expected = (1 / (1 + math.exp(2.0)) + 0.5) * (q - y.unsqueeze(-2)).square().mean(-1).sum(-1)
     torch.testing.assert_close(agent.update(b)["critic_loss"], expected)
 
