@@ -52,7 +52,7 @@ def same(a, b):
 
 
 def test_there_are_agents():
-    assert {"sac", "sacn", "edac", "redq", "cql", "calql", "iql", "awac", "td3bc", "lapo", "bc"} <= set(AGENTS)
+    assert {"sac", "sacn", "edac", "redq", "cql", "calql", "iql", "awac", "td3bc", "lapo", "bc", "obac"} <= set(AGENTS)
 
 
 @pytest.mark.parametrize("name", AGENTS)

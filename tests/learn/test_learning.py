@@ -37,6 +37,7 @@ SCRATCH = {
     "redq": ["recipe.online_steps=3000", "recipe.utd=5", "recipe.agent.critics=5"],
     "sacn": ["recipe.online_steps=6000", "recipe.agent.critics=3"],
     "td3bc": ["recipe.online_steps=6000", "recipe.agent.bc_weight=0"],
+    "obac": ["recipe.online_steps=6000", "recipe.agent.constraint_weight=0.01"],
 }
 
 
