@@ -79,7 +79,18 @@ def small(preset, dataset, directory, **change):
 
 
 def test_every_row_is_a_preset():
-    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == set(ROWS)
+    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex"}
+
+
+def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
+    """The one switch after which the policy is another: the new actor has a say from the start."""
+    cfg = small("pex", pendulum, tmp_path / "run")
+    assert (cfg.recipe.buffer, cfg.recipe.offline_share, cfg.recipe.start) == ("mix", 0.5, 5000)
+    train(replace(cfg, recipe=replace(cfg.recipe, start=5)))
+    table = {x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
+    assert {x for x, what in table.items() if what == "new"} == {"second", "second_optim", "inverse_temperature", "scale"}
+    assert {x for x, what in table.items() if what == "dropped"} == {"actor_optim"}
+    assert read_run(tmp_path / "run").has("train", "second")
 
 
 @pytest.mark.parametrize("preset", ROWS)
