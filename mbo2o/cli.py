@@ -306,9 +306,13 @@ def _choose(arms: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    from .bench.agents import print_agents
     from .bench.dynamics import print_bench
 
-    print_bench(rounds=options.rounds, out=options.out)
+    if options.what == "dynamics":
+        print_bench(rounds=options.rounds, out=options.out)
+    else:
+        print_agents(rounds=options.rounds, out=options.out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -367,8 +371,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--results", default="data/results")
     p.add_argument("--quick", action="store_true", help="sizes that take a minute and show nothing but that it runs")
 
-    p = add(commands, "bench", _bench, "Measure speed against peers, as ratios in one run.", "mbo2o bench dynamics")
-    p.add_argument("what", choices=["dynamics"])
+    text = "Measure speed. dynamics: against mbrl, as ratios in one run. agents: critic updates at 1, 4 and 20 per step."
+    p = add(commands, "bench", _bench, text, "mbo2o bench dynamics\n  mbo2o bench agents")
+    p.add_argument("what", choices=["dynamics", "agents"])
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--out", type=Path, help="also write the results here, a line of JSON each")
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig, explore
-from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
+from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig, members
 from mbo2o.ensemble.targets import (
     REDUCTIONS,
     SunriseConfig,
     bootstrap_mask,
     check_granularity,
+    draw_pair,
     masked_mean,
     sunrise_weight,
 )
@@ -68,6 +70,8 @@ class QEnsemble(Agent):
         sunrise_weight(torch.zeros(1, 1), cfg.sunrise)
         check_granularity(cfg.granularity)
         self._reduce = find(REDUCTIONS, cfg.target, "target")
+        # drawn once per batch and with no weights by the spread of all, a pair needs no more than two target critics
+        self._only_a_pair = (cfg.target, cfg.granularity, cfg.sunrise.weight) == ("random_min_pair", "batch", "none")
         self._reduce_for_actor = find(REDUCTIONS, cfg.actor_reduction, "actor_reduction")
         self.critic = EnsembleMLP((*spec.seeds, cfg.critics), spec.obs_dim + spec.act_dim, 1, cfg.critic)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -115,6 +119,13 @@ class QEnsemble(Agent):
     def q_target(self, obs: Tensor, act: Tensor) -> Tensor:
         """Every target critic's value, `(*S, N, B)`."""
         return self.target(obs, act).squeeze(-1)
+
+    def q_next(self, obs: Tensor, act: Tensor) -> Tensor:
+        """The target critics' values that the reduction looks at: `q_target`, or of a random pair those two, `(*S, 2, B)`."""
+        if not self._only_a_pair:
+            return self.q_target(obs, act)
+        pair = torch.stack(draw_pair(self.cfg.critics, self.spec.seeds, obs.device), -1)
+        return functional_call(self.target, members(self.target, pair), (obs, act)).squeeze(-1)
 
     def reduce(self, q: Tensor) -> Tensor:
         """The target's reduction of `(*S, N, B)` to `(*S, B)`."""

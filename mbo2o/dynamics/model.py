@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mbo2o.ensemble.gaussian import GaussianEnsemble
-from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.ensemble.mlp import MLPConfig, members
 from mbo2o.nn.normalizer import Normalizer
 from mbo2o.types import Spec, UserError
 
@@ -82,7 +82,8 @@ class GaussianDynamics(nn.Module):
         # places ≥ b only fill up the shares
         order = torch.rand(*x.shape[:-2], share * k, generator=generator, device=x.device).argsort(-1)
         dealt = _take_rows(x, order.clamp(max=b - 1)).unflatten(-2, (k, share))
-        parameters = self._elite_parameters()
+        # the log-variance's bounds are shared by the members
+        parameters = {f"net.{name}": p for name, p in members(self.net.net, self.elites).items()}
         mean, log_var = _in_chunks(lambda x: functional_call(self.net, parameters, (x,)), dealt, self.elites.numel())
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         draw = self.targets.inverse(mean + torch.exp(0.5 * log_var) * noise).flatten(-3, -2)
@@ -101,15 +102,6 @@ class GaussianDynamics(nn.Module):
         """The elites' average of a prediction `(*S, M, B, D+1)` → `(*S, B, D+1)`."""
         member = self.elites[..., None, None].expand(*self.elites.shape, *mean.shape[-2:])
         return mean.gather(-3, member).mean(-3)
-
-    def _elite_parameters(self) -> dict[str, Tensor]:
-        def take(p: Tensor, name: str) -> Tensor:
-            if not name.startswith("net."):
-                return p  # the log-variance's bounds are shared by the members
-            e = self.elites.reshape(*self.elites.shape, *[1] * (p.dim() - self.elites.dim()))
-            return p.gather(self.elites.dim() - 1, e.expand(*self.elites.shape, *p.shape[self.elites.dim() :]))
-
-        return {name: take(p, name) for name, p in self.net.named_parameters()}
 
     def seed(self, k: int) -> GaussianDynamics:
         """Seed k's model on its own, without the seed axis."""

@@ -89,3 +89,13 @@ class EnsembleMLP(nn.Module):
                 x = F.layer_norm(x, x.shape[-1:]) * self.scales[i] + self.shifts[i]
             x = activation(x)
         return self.layers[-1](x)
+
+
+def members(net: EnsembleMLP, index: Tensor) -> dict[str, Tensor]:
+    """Parameters of some members alone, for `torch.func.functional_call`: `index` `(*S, K)` counts the last member axis."""
+
+    def take(p: Tensor) -> Tensor:
+        k = index.reshape(*index.shape, *[1] * (p.dim() - index.dim()))
+        return p.gather(index.dim() - 1, k.expand(*index.shape, *p.shape[index.dim() :]))
+
+    return {name: take(p) for name, p in net.named_parameters()}

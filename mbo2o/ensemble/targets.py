@@ -44,10 +44,14 @@ def rem(q: Tensor, granularity: str = "batch") -> Tensor:
 
 def random_min_pair(q: Tensor, granularity: str = "batch") -> Tensor:
     """The smaller of two members drawn without replacement (REDQ with M = 2)."""
-    n, shape = q.shape[-2], (*q.shape[:-2], 1, _draws(q, granularity))
-    i = torch.randint(n, shape, device=q.device)
-    j = (i + torch.randint(1, max(2, n), shape, device=q.device)) % n  # any other member; a single one meets itself
+    i, j = draw_pair(q.shape[-2], (*q.shape[:-2], 1, _draws(q, granularity)), q.device)
     return torch.minimum(q.take_along_dim(i, -2), q.take_along_dim(j, -2)).squeeze(-2)
+
+
+def draw_pair(n: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two different numbers below n, each `shape`; a single member meets itself."""
+    i = torch.randint(n, shape, device=device)
+    return i, (i + torch.randint(1, max(2, n), shape, device=device)) % n
 
 
 def weighted_min_pair(q: Tensor, granularity: str = "batch") -> Tensor:

@@ -140,6 +140,13 @@ def _bench() -> str:
     return "\n".join(lines)
 
 
+def _updates() -> str:
+    results = [json.loads(x) for x in (RESULTS / "bench-agents.jsonl").read_text().splitlines()]
+    lines = ["| agent | updates per step | ms per critic update |", "|---|---|---|"]
+    lines += [f"| {r['agent']} | {r['utd']} | {r['ms']:.0f} |" for r in results]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
     "moore-claims": _moore_claims,
@@ -149,6 +156,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "enoto": _enoto,
     "enoto-claims": _enoto_claims,
     "bench": _bench,
+    "updates": _updates,
 }
 
 

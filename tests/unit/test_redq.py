@@ -1,12 +1,15 @@
 """REDQ: when the actor moves, which critics the target asks, and what the actor climbs."""
 
+import json
 from itertools import combinations
 
 import pytest
 import torch
 
 from mbo2o.agents.redq import REDQ, REDQConfig
+from mbo2o.bench.agents import print_agents
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.types import Batch, Spec
 
 SMALL = MLPConfig(hidden=[8])
@@ -80,3 +83,42 @@ def test_actor_climbs_the_mean():
     torch.testing.assert_close(agent.value(b.obs, b.act), values.mean().expand(6))
     m = agent.update(b)
     torch.testing.assert_close(m["actor_loss"], -m["entropy"] - values.mean())
+
+
+@pytest.mark.parametrize("backup", ["sampled", "deterministic", "max"])
+@pytest.mark.parametrize("seeds", [(), (2,)])
+def test_two_target_critics_are_asked_and_no_more(backup, seeds):
+    """The values are those of two different members of ten, and the target is the smaller one."""
+    agent, b = make(seeds, backup=backup, backup_entropy=False, gamma=0.5), batch(seeds)
+    for p in agent.target.parameters():
+        p.add_(0.3 * torch.randn_like(p))
+    torch.manual_seed(3)
+    y, two = agent.backup(b)
+    assert two.shape == (*seeds, 2, 6)
+    torch.testing.assert_close(y, b.rew + 0.5 * two.amin(-2))
+    if backup == "deterministic":
+        every = agent.q_target(b.next_obs, agent.actor.mode(b.next_obs))
+        found = (two.unsqueeze(-2) - every.unsqueeze(-3)).abs().amax(-1) < 1e-5  # (*S, 2, 10)
+        assert (found.sum(-1) == 1).all()
+        assert (found.sum(-2) <= 1).all()
+
+
+@pytest.mark.parametrize("change", [{"granularity": "sample"}, {"sunrise": SunriseConfig("per_sample")}, {"target": "min_q"}])
+def test_all_are_asked_where_all_matter(change):
+    assert make(**change).backup(batch())[1].shape == (10, 6)
+
+
+def test_the_benchmark_of_updates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mbo2o.bench.agents.CRITIC", SMALL)
+    monkeypatch.setattr("mbo2o.bench.agents.BATCH", 8)
+    print_agents(rounds=1, out=tmp_path / "bench.jsonl")
+    results = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert [(r["agent"].split(",")[0], r["utd"]) for r in results] == [
+        ("sac", 1),
+        ("redq", 1),
+        ("redq", 4),
+        ("redq", 20),
+        ("all", 20),
+    ]
+    assert all(r["ms"] > 0 for r in results)
+    assert len(capsys.readouterr().out.splitlines()) == 6
