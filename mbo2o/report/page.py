@@ -53,7 +53,8 @@ SECTIONS = [
     Section(
         "critics", "Critics on the dataset", plots.critics, ("probe", "distance"),
         "The same rows each time. A swing of Q right after the switch is the change of pessimism; members that agree "
-        "everywhere can no longer warn; distance says how far the policy has moved from the data's actions.",
+        "everywhere can no longer warn; without offline data in the batches the TD error rises here (WSRL); distance "
+        "says how far the policy has moved from the data's actions.",
     ),
     Section(
         "calibration", "Calibration", plots.calibration, ("model", "coverage90"),

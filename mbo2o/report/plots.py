@@ -70,11 +70,20 @@ def q_values(log: RunLog) -> Figure:
 
 
 def critics(log: RunLog) -> Figure:
-    """On fixed rows of the dataset: what the critics think of them, how far they disagree, how far the policy is from them."""
-    labels = ["mean Q", "std of Q\nover critics", "median\n‖π(s) - a‖"]
-    figure, rows = _timeline(log, "Critics and policy on the dataset's rows", labels)
-    for row, name, colour in zip(rows, ("q", "q_std", "distance"), (PURPLE, ORANGE, BLUE), strict=True):
+    """On fixed rows of the dataset: what the critics think of them, how far off and at odds they are, how far the policy is."""
+    known = [
+        ("q", "mean Q", PURPLE),
+        ("q_std", "std of Q\nover critics", ORANGE),
+        ("td_error", "TD error²\n(log scale)", RED),
+        ("distance", "median\n‖π(s) - a‖", BLUE),
+    ]
+    shown = [x for x in known if log.has("probe", x[0])]
+    figure, rows = _timeline(log, "Critics and policy on the dataset's rows", [label for _, label, _ in shown])
+    for row, (name, _, colour) in zip(rows, shown, strict=True):
         _draw(log, row, "probe", name, colour, name)
+        if name == "td_error":
+            for axes in row.values():
+                axes.set_yscale("log")
     return figure
 
 
