@@ -1,6 +1,7 @@
 """Studies run from the command line at sizes that show nothing but that they run; their verdicts on made-up numbers."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 
 from mbo2o.cli import compose_config, main
 from mbo2o.report.statistics import paired_difference, t_quantile
-from mbo2o.studies import enoto, offline
+from mbo2o.studies import enoto, offline, wsrl
 from mbo2o.studies.arms import read, run_arm
+from mbo2o.studies.claims import verdicts
 from mbo2o.train import train
 from mbo2o.types import Diverged
 
@@ -63,7 +65,7 @@ def test_an_unknown_arm_is_one_line(pendulum, where, capsys):
 def test_verdicts():
     kept = {"j0": np.full(5, 100.0), "drop": np.array([1.0, 2, 3, 2, 1]), "auc": np.array([90.0, 130, 100, 120, 80])}
     freed = {"j0": kept["j0"], "drop": np.array([0.0, 1, 2, 1, 0]), "auc": kept["auc"]}
-    found = {(claim.name, claim.text): verdict for claim, *_, verdict in enoto.verdicts({"kept": kept, "freed": freed})}
+    found = {(claim.name, claim.text): verdict for claim, *_, verdict in verdicts(enoto.CLAIMS, {"kept": kept, "freed": freed})}
     assert found == {
         ("A1", "kept: drop below a tenth of J0"): "holds",
         ("A1", "kept gains: AUC - J0"): "direction only",
@@ -134,7 +136,12 @@ def test_other_methods_stand_beside_the_arms(pendulum, tmp_path, where):
 
 
 def test_a_study_wants_its_own_kind_of_experiment(pendulum, where, capsys):
-    for what, experiment in (("enoto", "hopper-small"), ("offline", "hopper-small"), ("moore", "qensemble-small")):
+    for what, experiment in (
+        ("enoto", "hopper-small"),
+        ("offline", "hopper-small"),
+        ("moore", "qensemble-small"),
+        ("wsrl", "hopper-small"),
+    ):
         with pytest.raises(SystemExit) as done:
             main(["study", what, str(pendulum), "--experiment", experiment, *map(str, where)])
         assert done.value.code == 2
@@ -144,3 +151,16 @@ def test_a_study_wants_its_own_kind_of_experiment(pendulum, where, capsys):
 def test_enoto_on_another_learner_as_the_help_says(pendulum, tmp_path, where):
     study("enoto", pendulum, *where, "--arms", "freed", "wmp", "--experiment", "td3bc-small", "--name", "my-td3bc")
     assert len(read(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2
+
+
+def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
+    study("wsrl", pendulum, *where)
+    rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
+    assert list(rows) == list(wsrl.arms(compose_config(["experiment=wsrl-small", "dataset=x"]).recipe))
+    whole = {arm: found for arm, found in rows.items() if arm not in ("policy", "critics", "none")}
+    assert len({tuple(r["j0"] for r in found) for found in whole.values()}) == 1
+    assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
+    measured = {arm: {k: np.array([float(r[k]) for r in found]) for k in found[0] if k != "arm"} for arm, found in rows.items()}
+    assert len(verdicts(wsrl.CLAIMS, measured)) == len(wsrl.CLAIMS)
+    starts = json.loads((tmp_path / "runs" / f"wsrl-{pendulum.stem}" / "none" / "switch.json").read_text())
+    assert {x["part"] for x in starts if x["what"] == "kept"} == {"observe"}

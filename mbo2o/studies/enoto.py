@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +15,10 @@ from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.report.plots import compare_panels
 from mbo2o.report.read import RunLog
-from mbo2o.report.statistics import paired_difference
 from mbo2o.train import Config, find_dataset
 
 from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
+from .claims import Claim, difference
 
 
 def arms(base: ENOTOConfig) -> dict[str, ENOTOConfig]:
@@ -106,18 +105,6 @@ def _rows(arm: str, log: RunLog) -> list[Row]:
     return rows
 
 
-class Claim(NamedTuple):
-    """`ours - theirs` of a measure should be positive."""
-
-    name: str
-    text: str
-    value: Callable[[dict[str, dict[str, np.ndarray]]], Any]
-
-
-def _difference(measure: str, more: str, less: str) -> Callable[[dict[str, dict[str, np.ndarray]]], Any]:
-    return lambda m: m[more][measure] - m[less][measure]
-
-
 def _gain(arm: dict[str, np.ndarray]) -> np.ndarray:
     """Of arms that start from different checkpoints."""
     return arm["auc"] - arm["j0"]
@@ -131,53 +118,34 @@ def _excess(arm: dict[str, np.ndarray]) -> np.ndarray:
 CLAIMS = [
     Claim("A1", "kept: drop below a tenth of J0", lambda m: 0.1 * np.abs(m["kept"]["j0"]) - m["kept"]["drop"]),
     Claim("A1", "kept gains: AUC - J0", lambda m: m["kept"]["auc"] - m["kept"]["j0"]),
-    Claim("A2", "drop: freed > kept", _difference("drop", "freed", "kept")),
-    Claim("A2", "wobble: freed > kept", _difference("wobble", "freed", "kept")),
-    Claim("A3", "drop: freed > freed-n", _difference("drop", "freed", "freed-n")),
+    Claim("A2", "drop: freed > kept", difference("drop", "freed", "kept")),
+    Claim("A2", "wobble: freed > kept", difference("wobble", "freed", "kept")),
+    Claim("A3", "drop: freed > freed-n", difference("drop", "freed", "freed-n")),
     Claim("A4", "J0: N critics > 2", lambda m: m["freed-n"]["j0"] - m["freed"]["j0"]),
-    Claim("A5", "final: freed-n > kept", _difference("final", "freed-n", "kept")),
-    Claim("A5", "final: freed-n > freed", _difference("final", "freed-n", "freed")),
-    Claim("A5", "AUC: freed-n > kept", _difference("auc", "freed-n", "kept")),
-    Claim("A5", "AUC: freed-n > freed", _difference("auc", "freed-n", "freed")),
+    Claim("A5", "final: freed-n > kept", difference("final", "freed-n", "kept")),
+    Claim("A5", "final: freed-n > freed", difference("final", "freed-n", "freed")),
+    Claim("A5", "AUC: freed-n > kept", difference("auc", "freed-n", "kept")),
+    Claim("A5", "AUC: freed-n > freed", difference("auc", "freed-n", "freed")),
     Claim("A5", "gain, AUC - J0: freed-n > kept", lambda m: _gain(m["freed-n"]) - _gain(m["kept"])),
     Claim("A5", "gain, AUC - J0: freed-n > freed", lambda m: _gain(m["freed-n"]) - _gain(m["freed"])),
-    Claim("A6", "swing of Q: freed > freed-n", _difference("q_range", "freed", "freed-n")),
-    Claim("A7", "distance to the data: freed-n > kept", _difference("distance", "freed-n", "kept")),
+    Claim("A6", "swing of Q: freed > freed-n", difference("q_range", "freed", "freed-n")),
+    Claim("A7", "distance to the data: freed-n > kept", difference("distance", "freed-n", "kept")),
     Claim("A7", "distance to the data: random > freed-n", lambda m: m["freed-n"]["random_distance"] - m["freed-n"]["distance"]),
-    Claim("B1", "AUC: wmp > min", _difference("auc", "wmp", "freed-n")),
-    Claim("B1", "AUC: rmp > min", _difference("auc", "rmp", "freed-n")),
-    Claim("B1", "final: wmp > min", _difference("final", "wmp", "freed-n")),
-    Claim("B1", "final: rmp > min", _difference("final", "rmp", "freed-n")),
-    Claim("B2", "AUC: min > mean", _difference("auc", "freed-n", "mean")),
-    Claim("B2", "AUC: min > rem", _difference("auc", "freed-n", "rem")),
+    Claim("B1", "AUC: wmp > min", difference("auc", "wmp", "freed-n")),
+    Claim("B1", "AUC: rmp > min", difference("auc", "rmp", "freed-n")),
+    Claim("B1", "final: wmp > min", difference("final", "wmp", "freed-n")),
+    Claim("B1", "final: rmp > min", difference("final", "rmp", "freed-n")),
+    Claim("B2", "AUC: min > mean", difference("auc", "freed-n", "mean")),
+    Claim("B2", "AUC: min > rem", difference("auc", "freed-n", "rem")),
     Claim("B2", "over-estimation: mean > min", lambda m: _excess(m["mean"]) - _excess(m["freed-n"])),
-    Claim("B3", "wobble: rmp > wmp", _difference("wobble", "rmp", "wmp")),
-    Claim("C1", "AUC: sunrise > oac", _difference("auc", "sunrise", "oac")),
-    Claim("C1", "AUC: sunrise > bootstrapped", _difference("auc", "sunrise", "bootstrapped")),
-    Claim("C2", "AUC: sunrise > wmp", _difference("auc", "sunrise", "wmp")),
-    Claim("C2", "AUC: ucb-10 > wmp", _difference("auc", "ucb-10", "wmp")),
-    Claim("C2", "AUC: weight > wmp", _difference("auc", "weight", "wmp")),
-    Claim("C2", "AUC: weight-scalar > wmp (Adam should cancel it)", _difference("auc", "weight-scalar", "wmp")),
-    Claim("E2", "AUC: kept-n > kept", _difference("auc", "kept-n", "kept")),
-    Claim("E/F", "AUC: sunrise > kept", _difference("auc", "sunrise", "kept")),
-    Claim("E/F", "final: sunrise > kept", _difference("final", "sunrise", "kept")),
+    Claim("B3", "wobble: rmp > wmp", difference("wobble", "rmp", "wmp")),
+    Claim("C1", "AUC: sunrise > oac", difference("auc", "sunrise", "oac")),
+    Claim("C1", "AUC: sunrise > bootstrapped", difference("auc", "sunrise", "bootstrapped")),
+    Claim("C2", "AUC: sunrise > wmp", difference("auc", "sunrise", "wmp")),
+    Claim("C2", "AUC: ucb-10 > wmp", difference("auc", "ucb-10", "wmp")),
+    Claim("C2", "AUC: weight > wmp", difference("auc", "weight", "wmp")),
+    Claim("C2", "AUC: weight-scalar > wmp (Adam should cancel it)", difference("auc", "weight-scalar", "wmp")),
+    Claim("E2", "AUC: kept-n > kept", difference("auc", "kept-n", "kept")),
+    Claim("E/F", "AUC: sunrise > kept", difference("auc", "sunrise", "kept")),
+    Claim("E/F", "final: sunrise > kept", difference("final", "sunrise", "kept")),
 ]
-
-
-def verdicts(measured: dict[str, dict[str, np.ndarray]]) -> list[tuple[Claim, float, float, float, str]]:
-    """Each claim that the arms allow: mean, interval, and whether it holds (interval above 0) or in direction only."""
-    out = []
-    for claim in CLAIMS:
-        try:
-            difference = np.asarray(claim.value(measured), float)
-        except KeyError:
-            continue  # an arm that was not run
-        mean, low, high = paired_difference(difference, np.zeros_like(difference))
-        if np.isnan(mean):
-            verdict = "undefined"  # an arm diverged
-        elif not difference.any():
-            verdict = "same runs"  # what the agent becomes is what it was
-        else:
-            verdict = "holds" if low > 0 else "direction only" if mean > 0 else "contrary" if high < 0 else "not reproduced"
-        out.append((claim, mean, low, high, verdict))
-    return out

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.statistics import bootstrap_interval, paired_difference
 
+from . import enoto
 from .arms import read
-from .enoto import verdicts
+from .claims import Claim, verdicts
 from .offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,29 +77,29 @@ def _offline() -> str:
     return "\n".join(lines)
 
 
-def _enoto() -> str:
+def _arms(kind: str) -> str:
     lines = [
         "| data | arm | seeds | at the switch | drop | mean online | final | wobble |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for path in _studies("enoto"):
+    for path in _studies(kind):
         for arm, rows in read(path).items():
             cells = [_interval([float(r[x]) for r in rows]) for x in ("j0", "drop", "auc", "final", "wobble")]
-            lines.append(" | ".join([f"| {path.stem.removeprefix('enoto-')}", f"`{arm}`", str(len(rows)), *cells]) + " |")
+            lines.append(" | ".join([f"| {path.stem.removeprefix(f'{kind}-')}", f"`{arm}`", str(len(rows)), *cells]) + " |")
     return "\n".join(lines)
 
 
-def _enoto_claims() -> str:
+def _claims(kind: str, claims: Sequence[Claim]) -> str:
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for path in _studies("enoto"):
+    for path in _studies(kind):
         measured = {
             arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k not in ("arm", "behaviour")}
             for arm, rows in read(path).items()
         }
-        for claim, mean, low, high, verdict in verdicts(measured):
+        for claim, mean, low, high, verdict in verdicts(claims, measured):
             digits = 2 if max(abs(low), abs(high)) < 10 else 0
             cell = f"{verdict}: {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-            found.setdefault((claim.name, claim.text), {})[path.stem.removeprefix("enoto-")] = cell
+            found.setdefault((claim.name, claim.text), {})[path.stem.removeprefix(f"{kind}-")] = cell
     columns = list(dict.fromkeys(name for cells in found.values() for name in cells))
     lines = ["| claim | measure, ours - theirs | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
     lines += [f"| {a} | {b} | " + " | ".join(cells.get(x, "") for x in columns) + " |" for (a, b), cells in found.items()]
@@ -153,8 +155,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods": _methods,
     "agents": _agents,
     "offline": _offline,
-    "enoto": _enoto,
-    "enoto-claims": _enoto_claims,
+    "enoto": partial(_arms, "enoto"),
+    "enoto-claims": partial(_claims, "enoto", enoto.CLAIMS),
     "bench": _bench,
     "updates": _updates,
 }

@@ -1,0 +1,101 @@
+"""Is offline data needed online? WSRL's claims (arXiv 2412.07762), all arms from the same checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.report.plots import compare_panels
+from mbo2o.report.read import RunLog
+from mbo2o.train import Config
+
+from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
+from .claims import Claim, Measured, difference
+
+
+def arms(base: FinetuneConfig) -> dict[str, FinetuneConfig]:
+    """Online variants by name; `warm` is WSRL, `cold` the same without its warm-up.
+
+    `seeded` has as many rows of the dataset in its buffer instead of a warm-up; `mix-X` and `kept-mix` keep the dataset; `kept`
+    and `kept-mix` go on with the offline agent, at one update per step.
+    """
+    cold = replace(base, start=0)
+    kept = replace(base, online=None, keep=True, utd=1)
+    return {
+        "warm": base,
+        "cold": cold,
+        "seeded": replace(cold, buffer="distill", distill_share=0.0, distill_rows=base.start),
+        "mix-5": replace(base, buffer="mix", offline_share=0.05),
+        "mix-50": replace(base, buffer="mix", offline_share=0.5),
+        "kept": kept,
+        "kept-mix": replace(kept, buffer="mix", offline_share=0.5),
+        "policy": replace(base, inherit="policy"),
+        "critics": replace(base, inherit="critics"),
+        "none": replace(base, inherit="none"),
+        "utd-1": replace(base, utd=1, online=replace(base.online, policy_delay=1)),
+    }
+
+
+PANELS = {
+    "Warm-up": ["warm", "cold", "seeded"],
+    "Offline data": ["warm", "mix-5", "mix-50", "kept", "kept-mix"],
+    "What crosses the switch": ["warm", "policy", "critics", "none"],
+}
+
+
+def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
+    """The offline phase, then the chosen arms, under `out`; what is finished is not run again."""
+    run_offline(base, out / "offline")
+    for name in chosen:
+        run_arm(replace(base, recipe=arms(base.recipe)[name]), out / name, out / "offline")
+
+
+def collect(base: Config, out: Path, results: Path, name: str) -> None:
+    """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
+    logs = read_arms(out, list(arms(base.recipe)))
+    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
+    write(results / f"{name}-curves.csv", curves(logs))
+    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
+    drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
+    compare_panels(drawn).savefig(results / f"{name}.png", dpi=100)
+
+
+def _rows(arm: str, log: RunLog) -> list[Row]:
+    curve, td = log.series("eval", "return", "online"), log.series("probe", "td_error", "online").values
+    q, true = log.series("eval", "q", "online").values, log.series("eval", "mc_return", "online").values
+    rows = online_rows(arm, log)
+    for k, row in enumerate(rows):
+        # the first turn at which nine tenths of the return at the switch are there for good
+        below = np.flatnonzero(curve.values[:, k] < 0.9 * curve.values[0, k])
+        back = 0 if len(below) == 0 else below[-1] + 1
+        row |= {
+            "t90": float(curve.step[back]) if back < len(curve.step) else float(2 * curve.step[-1]),  # never: twice the budget
+            "td_error": td[-1, k],  # on the dataset's rows
+            "q_low": float((q[:, k] - true[:, k]).min()),  # how far values fall below what then comes of them
+        }
+    return rows
+
+
+def _more_td(m: Measured) -> np.ndarray:
+    return np.log10(m["warm"]["td_error"] / m["mix-5"]["td_error"])
+
+
+CLAIMS = [
+    Claim("W1", "drop: cold > warm", difference("drop", "cold", "warm")),
+    Claim("W1", "steps until 90 % of J0 are back: cold > warm", difference("t90", "cold", "warm")),
+    Claim("W2", "Q - return at its lowest: warm > cold", difference("q_low", "warm", "cold")),
+    Claim("W3", "decades of TD error on the dataset: none kept > 5 % kept", _more_td),
+    Claim("W4", "final: warm > CQL with half offline", difference("final", "warm", "kept-mix")),
+    Claim("W4", "final: warm > SAC with half offline", difference("final", "warm", "mix-50")),
+    Claim("W5", "final: SAC > CQL, nothing kept", difference("final", "warm", "kept")),
+    Claim("W6", "AUC: all > policy alone", difference("auc", "warm", "policy")),
+    Claim("W6", "AUC: all > critics alone", difference("auc", "warm", "critics")),
+    Claim("W6", "AUC: policy alone > none", difference("auc", "policy", "none")),
+    Claim("W6", "AUC: critics alone > none", difference("auc", "critics", "none")),
+    Claim("W7", "AUC: more updates per step > one", difference("auc", "warm", "utd-1")),
+    Claim("W8", "AUC: warm > seeded with offline rows", difference("auc", "warm", "seeded")),
+]
