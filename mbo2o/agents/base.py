@@ -59,8 +59,11 @@ class Agent(nn.Module, ABC):
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
         """The agent's own estimate of the discounted return from `(obs, act)`: `(*S, B)`."""
 
-    def on_episode(self, ended: Tensor) -> None:
-        """Hear, after every step, in which seeds `ended` `(*S,)` the exploring episode is over."""
+    def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
+        """Hear, after every step, in which seeds `ended` `(*S,)` the exploring episode is over, and how it went there.
+
+        score: its return, 0 for random play's and 1 for an expert's, NaN where no reference is known; length: its steps.
+        """
 
     def adopt(
         self, other: Agent, *, moments: bool = True, rates: bool = True, only: Collection[str] | None = None

@@ -90,7 +90,7 @@ class QEnsemble(Agent):
     def _explore(self, obs: Tensor) -> Tensor:
         return explore(self, obs, self.cfg.explore)
 
-    def on_episode(self, ended: Tensor) -> None:
+    def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
         """Put another critic in charge of the next episode; drawn every time, so that seeds do not shift each other's draws."""
         self.head.copy_(torch.where(ended, torch.randint_like(self.head, self.cfg.critics), self.head))
 

@@ -108,7 +108,7 @@ class SAC(QEnsemble):
         return metrics
 
     def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor) -> Tensor:
-        """Α log π(ã|s) - R_i Q_i(s, ã), `(*S, B)`, of the actor's own actions ã and their log-densities."""
+        """The loss α log π(ã|s) - R_i Q_i(s, ã), `(*S, B)`, of the actor's own actions ã and their log-densities."""
         return self.log_alpha.detach().exp().unsqueeze(-1) * log_prob - self.value_for_actor(b.obs, act)
 
     def improve(self, b: Batch) -> Metrics:

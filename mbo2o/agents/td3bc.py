@@ -67,7 +67,7 @@ class TD3BC(QEnsemble):
         """Clipped to the box."""
         return u.clamp(-1, 1)
 
-    def bc_weight(self) -> float:
+    def bc_weight(self) -> float | Tensor:
         """The weight b of the imitation at this update."""
         cfg = self.cfg
         if cfg.bc_final is None or cfg.bc_decay_steps is None:

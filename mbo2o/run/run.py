@@ -164,10 +164,11 @@ class Run:
             transition, truncated, ended = self._lanes.step(act)
             transition.rew = self.cfg.reward_scale * transition.rew + self.cfg.reward_shift
             self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
+            returns, lengths = self._log_episodes(ended)
             if agent is not None:
-                agent.on_episode((transition.done + truncated > 0).squeeze(-1).to(self.spec.device))
-            if ended:
-                self._log_episodes(ended)
+                score = normalised_score(returns, self.env_id, self.cfg.reference) / 100
+                over = (transition.done + truncated > 0).squeeze(-1)
+                agent.on_episode(*(x.to(self.spec.device) for x in (over, score, lengths)))
             yield t
 
     def once(self, name: str) -> Iterator[None]:
@@ -325,13 +326,18 @@ class Run:
         if self._bar is not None:
             self._bar.say(describe(values, ("return", "score", "length")))
 
-    def _log_episodes(self, ended: list[tuple[int, float, int]]) -> None:
-        """A line for episodes that ended in this turn, as they were explored; null for the seeds whose episode goes on."""
+    def _log_episodes(self, ended: list[tuple[int, float, int]]) -> tuple[Tensor, Tensor]:
+        """Returns and lengths `(*S,)` of the episodes that ended in this turn, as they were explored, and a line for them.
+
+        NaN, in the log null, for the seeds whose episode goes on.
+        """
         assert self._file is not None
-        values = torch.full((2, *self.spec.seeds), torch.nan)
+        returns, lengths = torch.full((2, *self.spec.seeds), torch.nan)
         for lane, episode_return, length in ended:
-            values[:, lane] = torch.tensor([episode_return, float(length)])
-        self._file.write(self._place("episode"), {"return": values[0], "length": values[1]})
+            returns[lane], lengths[lane] = episode_return, length
+        if ended:
+            self._file.write(self._place("episode"), {"return": returns, "length": lengths})
+        return returns, lengths
 
     def _place(self, kind: str) -> dict[str, Any]:
         total = sum(n for key, n in self._done.items() if ":" not in key)

@@ -52,7 +52,22 @@ def same(a, b):
 
 
 def test_there_are_agents():
-    assert {"sac", "sacn", "edac", "redq", "cql", "calql", "iql", "awac", "td3bc", "lapo", "bc", "obac"} <= set(AGENTS)
+    assert {
+        "sac",
+        "sacn",
+        "edac",
+        "redq",
+        "cql",
+        "calql",
+        "iql",
+        "awac",
+        "td3bc",
+        "lapo",
+        "bc",
+        "obac",
+        "pex",
+        "adaptive_bc",
+    } <= set(AGENTS)
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -71,7 +86,7 @@ def test_shapes_and_bounds(name, seeds):
         assert not act.requires_grad
     assert torch.equal(agent.act(obs), agent.act(obs))
     assert agent.value(obs, agent.act(obs)).shape == (*seeds, 7)
-    agent.on_episode(torch.ones(seeds, dtype=torch.bool))
+    agent.on_episode(torch.ones(seeds, dtype=torch.bool), torch.zeros(seeds), torch.ones(seeds))
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -180,7 +195,7 @@ def test_explores(name, exploration):
     heads = agent.head.clone()
     torch.manual_seed(1)
     for _ in range(20):
-        agent.on_episode(torch.tensor([True, False, True]))
+        agent.on_episode(torch.tensor([True, False, True]), torch.zeros(3), torch.ones(3))
     assert agent.head[1] == heads[1]
     assert all(p.grad is None for p in agent.parameters())
 

@@ -58,6 +58,7 @@ ROWS = {
     "lapo-enoto": (set(), SUNRISE, "empty", 1000),
     "wsrl": (CONSERVATIVE, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
     "rlpd": (set(), {}, "mix", 5000),
+    "adaptive-bc": (set(), {"adapt": "False → True"}, "distill", 1000),
 }
 
 

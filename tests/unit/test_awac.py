@@ -197,7 +197,7 @@ def test_seeds_do_not_touch(poison, weights):
 @pytest.mark.parametrize("name", EXPLORATIONS)
 def test_every_exploration_acts_in_the_box(seeds, name):
     agent = make(seeds, critics=3, explore=ExploreConfig(name=name))
-    agent.on_episode(torch.ones(seeds, dtype=torch.bool))
+    agent.on_episode(torch.ones(seeds, dtype=torch.bool), torch.zeros(seeds), torch.ones(seeds))
     obs = torch.randn(*seeds, 5, 3)
     act = agent.act(obs, explore=True)
     assert act.shape == (*seeds, 5, 2)
