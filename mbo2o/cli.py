@@ -229,10 +229,10 @@ def _methods(options: argparse.Namespace) -> None:
     print("recipes (mbo2o train recipe=NAME):")
     for entry in RECIPES.values():
         data = "needs a dataset" if entry.cls.needs_dataset else "no dataset"  # type: ignore[attr-defined]
-        print(f"  {entry.name:<8} {_idea(entry.cls)}\n{'':11}{entry.cls.paper}; {data}")  # type: ignore[attr-defined]
+        print(f"  {entry.name:<11} {_idea(entry.cls)}\n{'':14}{entry.cls.paper}; {data}")  # type: ignore[attr-defined]
     print("agents:")
     for entry in AGENTS.values():
-        print(f"  {entry.name:<8} {_idea(entry.cls)}")
+        print(f"  {entry.name:<11} {_idea(entry.cls)}")
 
 
 def _idea(cls: type) -> str:
