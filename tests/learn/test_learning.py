@@ -50,7 +50,7 @@ def test_others_swing_it_up_from_scratch(agent, tmp_path):
     assert read_run(tmp_path / "run").series("eval", "return").values[-3:].mean() > -300
 
 
-@pytest.mark.parametrize("agent", ["bc", "td3bc", "cql", "calql", "lapo"])
+@pytest.mark.parametrize("agent", ["bc", "td3bc", "cql", "lapo"])
 def test_offline_learners_keep_up_with_their_data(agent, tmp_path):
     """On Hopper's medium file, which ships: its behaviour returns 951."""
     changes = ["run.eval_every=1000", "recipe.offline.normalize=true"]
