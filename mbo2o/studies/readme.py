@@ -114,7 +114,7 @@ def _interval(values: list[float]) -> str:
     if np.isnan(values).any():
         return "diverged"
     low, high = bootstrap_interval(values)
-    digits = 2 if max(values) < 10 else 0  # success rates, against returns
+    digits = 2 if np.abs(values).max() < 10 else 0  # success rates, against returns
     return f"{np.mean(values):.{digits}f} [{float(low):.{digits}f}, {float(high):.{digits}f}]"
 
 
