@@ -85,7 +85,7 @@ def test_weighs_by_what_the_chosen_actions_beat():
     mean, std = again.proposal(b.obs)
     own = (mean + std * torch.randn_like(mean)).clamp(-1, 1)
     act = again.choose(b.obs, own, torch.rand(16))
-    gain = again.target(b.obs, act)[..., 0].amin(0) - again.value_net(b.obs)[..., 0]
+    gain = (again.target(b.obs, act)[..., 0].amin(0) - again.value_net(b.obs)[..., 0]).detach()
     weight = torch.tensor([min(3.0, float(torch.exp(2 * g))) for g in gain])
     expected = -(weight * again.second.log_prob(b.obs, act)).mean()
     torch.testing.assert_close(metrics["actor_loss"], expected.detach())
