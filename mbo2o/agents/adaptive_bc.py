@@ -44,6 +44,8 @@ class AdaptiveBC(TD3BC):
 
     def __init__(self, spec: Spec, cfg: AdaptiveBCConfig):
         super().__init__(spec, cfg)
+        if cfg.bc_final is not None:
+            raise UserError("adaptive_bc: bc_final and bc_decay_steps are TD3+BC's schedule; here a controller moves bc_weight")
         self.register_buffer("b", torch.full(spec.seeds, cfg.bc_weight))
         self.register_buffer("score", torch.full(spec.seeds, torch.inf))  # none yet: the mean begins at the first one
 

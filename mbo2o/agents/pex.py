@@ -11,7 +11,7 @@ from mbo2o.ensemble.explore import explore
 from mbo2o.nn.optim import Adam
 from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec
+from mbo2o.types import Batch, Metrics, Spec, UserError
 
 from .iql import IQL, IQLConfig
 
@@ -37,6 +37,8 @@ class PEX(IQL):
 
     def __init__(self, spec: Spec, cfg: PEXConfig):
         super().__init__(spec, cfg)
+        if cfg.deterministic or cfg.actor_decay_steps is not None:
+            raise UserError("pex: deterministic and actor_decay_steps are for an IQL actor that learns; here it stays as it is")
         self.actor.requires_grad_(False)
         del self.actor_optim
         self.second = BoundedGaussian(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)

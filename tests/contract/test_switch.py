@@ -8,6 +8,7 @@ import torch
 
 from mbo2o.agents import make_agent
 from mbo2o.agents.cql import CQLConfig
+from mbo2o.agents.iql import IQLConfig
 from mbo2o.cli import compose_config, conf_folder
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Aged, Mix
@@ -66,7 +67,7 @@ def shrink(agent):
     """The agent's config with nets of eight units."""
     nets = {f.name: NET for f in fields(agent) if isinstance(getattr(agent, f.name), MLPConfig)}
     few = {f.name: 2 for f in fields(agent) if f.name in ("samples", "backup_samples")}
-    decay = {"actor_decay_steps": 20} if hasattr(agent, "actor_decay_steps") else {}
+    decay = {"actor_decay_steps": 20} if type(agent) is IQLConfig else {}
     return replace(agent, **nets | few | decay)
 
 

@@ -85,3 +85,8 @@ def test_b_weighs_the_imitation():
     q = agent.q(b.obs, act).mean(-2)
     expected = -q.mean(-1) / q.abs().mean(-1) + agent.b * (act - b.act).square().mean((-2, -1))
     torch.testing.assert_close(agent.improve(b)["actor_loss"], expected.detach())
+
+
+def test_a_schedule_that_would_do_nothing_is_refused():
+    with pytest.raises(UserError, match="a controller moves"):
+        make(bc_final=0.0, bc_decay_steps=10)

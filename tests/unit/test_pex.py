@@ -7,7 +7,7 @@ from torch import nn
 from mbo2o.agents.iql import IQL, IQLConfig
 from mbo2o.agents.pex import PEX, PEXConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.types import Batch, Spec
+from mbo2o.types import Batch, Spec, UserError
 
 SMALL = MLPConfig(hidden=[16])
 TINY = {"actor": SMALL, "critic": SMALL, "value_net": SMALL}
@@ -102,3 +102,9 @@ def test_second_actor_goes_where_the_critics_point():
         agent.improve(batch((2,), 64), torch.zeros(2, 64))
     mean = agent.second(torch.randn(2, 50, 3))[0]
     torch.testing.assert_close(mean, torch.full_like(mean, 0.5), atol=0.25, rtol=0)
+
+
+@pytest.mark.parametrize("change", [{"deterministic": True}, {"actor_decay_steps": 100}])
+def test_settings_that_would_do_nothing_are_refused(change):
+    with pytest.raises(UserError, match="stays as it is"):
+        make(**change)
