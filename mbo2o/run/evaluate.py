@@ -11,6 +11,7 @@ from torch import Tensor
 from mbo2o.data.io.goals import sparse_maze
 from mbo2o.types import Metrics, UserError
 
+from .disturb import DisturbConfig
 from .lanes import Lane
 
 REFERENCES: dict[str, dict[str, tuple[float, float]]] = {
@@ -51,12 +52,18 @@ class Evaluator:
         seed: int,
         gamma: float,
         shaped: tuple[float, float] = (1.0, 0.0),
+        disturb: DisturbConfig | None = None,
     ):
-        """`shaped` are the scale and shift of the rewards that the agent's values are about; returns stay raw."""
+        """`shaped` are the scale and shift of the rewards that the agent's values are about; returns stay raw.
+
+        Of `disturb` only what concerns actions and states is played.
+        """
+        world = disturb and disturb.world()
         self._seeds, self._gamma, self._shaped = seeds, gamma, shaped
         self._n = int(np.prod(seeds, dtype=int))
         # far from the training lanes' seeds
-        self._lanes = [[Lane(env_id, 10_000_019 + seed + 1000 * k + e) for e in range(episodes)] for k in range(self._n)]
+        first = 10_000_019 + seed
+        self._lanes = [[Lane(env_id, first + 1000 * k + e, world) for e in range(episodes)] for k in range(self._n)]
         self._starts = [[lane.state() for lane in lanes] for lanes in self._lanes]
 
     def __call__(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:

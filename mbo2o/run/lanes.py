@@ -20,6 +20,8 @@ from torch import Tensor
 from mbo2o.data.io import goals
 from mbo2o.types import Batch, UserError
 
+from .disturb import DisturbConfig, Disturbed
+
 # MuJoCo prints and logs to a file in the working directory what gymnasium's models deprecate; real errors still raise
 mujoco.set_mju_user_warning(lambda message: None)
 
@@ -65,8 +67,10 @@ def _import_mazes(env_id: str) -> None:
 class Lane:
     """One environment with its current episode. Agents act in [-1, 1]; the lane maps that to the action box."""
 
-    def __init__(self, env_id: str, seed: int):
+    def __init__(self, env_id: str, seed: int, disturb: DisturbConfig | None = None):
         self.env = make_env(env_id)
+        if disturb and disturb != DisturbConfig():
+            self.env = Disturbed(self.env, disturb)
         space, obs_space = self.env.action_space, self.env.observation_space
         assert isinstance(space, gymnasium.spaces.Box)  # make_env saw to it
         assert isinstance(obs_space, gymnasium.spaces.Box)
@@ -87,9 +91,9 @@ class Lane:
         """Act and return (reward, next observation, terminated, truncated); resetting is the caller's."""
         act = np.array(act, np.float32)  # a copy: what is replayed is what was done
         self._actions.append(act)
-        obs, rew, terminated, truncated, _ = self.env.step(self._mid + self._half * act)
+        obs, rew, terminated, truncated, info = self.env.step(self._mid + self._half * act)
         self.obs = obs.astype(np.float32)
-        self.episode_return += float(rew)
+        self.episode_return += float(info.get("undisturbed_reward", rew))
         self.length += 1
         self.truncated = bool(truncated) and not terminated
         return float(rew), self.obs, bool(terminated), self.truncated
@@ -118,9 +122,9 @@ class Lane:
 class Lanes:
     """One `Lane` per seed; lane k is seeded `seed + k`."""
 
-    def __init__(self, env_id: str, seeds: tuple[int, ...], seed: int):
+    def __init__(self, env_id: str, seeds: tuple[int, ...], seed: int, disturb: DisturbConfig | None = None):
         self._seeds = seeds
-        self._lanes = [Lane(env_id, seed + k) for k in range(int(np.prod(seeds, dtype=int)))]
+        self._lanes = [Lane(env_id, seed + k, disturb) for k in range(int(np.prod(seeds, dtype=int)))]
         self.obs_dim, self.act_dim = self._lanes[0].obs_dim, self._lanes[0].act_dim
 
     def obs(self) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.types import Diverged, Metrics, Spec, UserError
 
 from . import checkpoint
+from .disturb import DisturbConfig
 from .evaluate import Evaluator, normalised_score
 from .lanes import Lanes
 from .log import Means, MetricsFile, Progress, describe
@@ -42,6 +43,7 @@ class RunConfig:
     reward_scale: float = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
     reward_shift: float = 0.0  # antmaze: -1 (IQL), or 10 and -5 (CQL, Cal-QL)
     failure_reward: float | None = None  # transformed reward of failing: episodes of nothing else fail for ever (Cal-QL: -5)
+    disturb: DisturbConfig = field(default_factory=DisturbConfig)
 
 
 class Stateful(Protocol):
@@ -91,7 +93,7 @@ class Run:
         torch.manual_seed(seed)
         normalised_score(torch.zeros(()), env_id, cfg.reference)  # an unknown set is refused now, not after the first phase
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
-        self._lanes = Lanes(env_id, (seeds,), seed)
+        self._lanes = Lanes(env_id, (seeds,), seed, cfg.disturb)
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device)
         if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
             here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
@@ -241,15 +243,15 @@ class Run:
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """One that plays this run's task, and discounts the rewards that its agents learn from."""
         shaped = (self.cfg.reward_scale, self.cfg.reward_shift)
-        return Evaluator(self.env_id, self.spec.seeds, episodes, seed, gamma, shaped)
+        return Evaluator(self.env_id, self.spec.seeds, episodes, seed, gamma, shaped, self.cfg.disturb)
 
-    def evaluate(self) -> Metrics:
-        """Play the evaluation episodes with the tracked agent's deterministic policy."""
-        return self.evaluate_with(self._evaluate)
+    def evaluate(self, who: str = "agent") -> Metrics:
+        """Play the evaluation episodes with a tracked agent's deterministic policy."""
+        return self.evaluate_with(self._evaluate, who)
 
-    def evaluate_with(self, evaluator: Evaluator) -> Metrics:
+    def evaluate_with(self, evaluator: Evaluator, who: str = "agent") -> Metrics:
         """Likewise, with episodes of another evaluator's."""
-        agent = self._tracked["agent"][1]
+        agent = self._tracked[who][1]
         assert isinstance(agent, Agent)
         to, back = (lambda x: x.to(self.spec.device)), (lambda x: x.cpu())
         agent.eval()  # no dropout
@@ -319,12 +321,12 @@ class Run:
                 raise Diverged(f"|Q| reached {worst:.3g} at {where}, {limit}; the last checkpoint is kept")
 
     def _evaluate_and_log(self) -> None:
-        if "agent" not in self._tracked:
-            return
         assert self._file is not None
-        values = self._file.write(self._place("eval"), self.evaluate())
-        if self._bar is not None:
-            self._bar.say(describe(values, ("return", "score", "length")))
+        for name in [name for name, (_, x) in self._tracked.items() if isinstance(x, Agent)]:
+            place = "eval" if name == "agent" else f"eval-{name}"
+            values = self._file.write(self._place(place), self.evaluate(name))
+            if self._bar is not None and name == "agent":
+                self._bar.say(describe(values, ("return", "score", "length")))
 
     def _log_episodes(self, ended: list[tuple[int, float, int]]) -> tuple[Tensor, Tensor]:
         """Returns and lengths `(*S,)` of the episodes that ended in this turn, as they were explored, and a line for them.
