@@ -61,6 +61,13 @@ class Batch:
         """Apply `f` to each field that is there."""
         return combine(f, [self])
 
+    def deal(self, n: int) -> list[Batch]:
+        """The rows dealt out to `n` batches in turn, so that what stands in exact shares in one stands so in each."""
+        if n == 1:
+            return [self]
+        axis = self.rew.dim() - 1
+        return [self.map(lambda x: x[(slice(None),) * axis + (slice(i, None, n),)]) for i in range(n)]  # noqa: B023
+
 
 def combine(f: Callable[..., Tensor], batches: Sequence[Batch]) -> Batch:
     """Apply `f` to the batches' tensors of each name; returns are there only if all batches have them."""

@@ -6,7 +6,8 @@ SAC-N, EDAC, CQL, Cal-QL, IQL, AWAC, TD3+BC and LAPO, and every pair of them tha
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,14 +19,15 @@ from mbo2o.agents.qensemble import QEnsemble
 from mbo2o.data.sources import Aged, Mix
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
-from mbo2o.types import Metrics, Source, UserError
+from mbo2o.types import Batch, Metrics, Source, UserError
 
+from .balanced import BalancedConfig, BalancedReplay
 from .base import Recipe
 
 PROBE = 1000
 """Rows of the dataset that a probe looks at."""
 INHERITED = ("all", "policy", "critics", "none")
-BUFFERS = ("empty", "append", "mix", "anneal", "distill")
+BUFFERS = ("empty", "append", "mix", "anneal", "distill", "balanced")
 
 
 @dataclass
@@ -41,15 +43,18 @@ class FinetuneConfig:
     utd: int = 1  # gradient steps per environment step
     start: int = 1000  # environment steps before the first online update; the agent acts, nothing learns (WSRL 5000, CORL 0)
     buffer: str = "empty"  # what online batches hold: empty (online data alone), append (uniform over both), mix
-    # (offline_share of each batch), anneal (that share, falling to 0), distill (a random part of the dataset seeds the buffer)
+    # (offline_share of each batch), anneal (that share, falling to 0), distill (a random part of the dataset seeds the buffer),
+    # balanced (both, by how much they look like online data)
     offline_share: float = 0.5  # of mix (Cal-QL, RLPD), and of anneal at its start
     anneal_steps: int = 100_000  # environment steps until no offline data are left (ours)
     distill_share: float = 0.05  # of distill (adaptive BC), but at least
     distill_rows: int = 50_000  # rows
+    balanced: BalancedConfig = field(default_factory=BalancedConfig)
     inherit: str = "all"  # what crosses the switch: all, policy, critics or none of the networks (WSRL, section 5.6)
     carry_moments: bool = True  # the optimisers' moments cross the switch
     probe_every: int = 1000  # turns between looks at Q and actions on fixed rows of the dataset
     carry_rates: bool = True  # learning rates cross it, too, over what the online agent's config says
+    carry_temperature: bool = True  # and so does the entropy temperature (balanced replay starts it at 1 again)
 
 
 @recipe("finetune", FinetuneConfig)
@@ -94,9 +99,12 @@ class Finetune(Recipe):
         """Carry over what both agents have, and say so."""
         cfg, before = self.cfg, self.agent
         self.agent = make_agent(self.configs()[1], run.spec)
-        only = self.agent.inner(cfg.inherit)
+        only = self.agent.inner(cfg.inherit) - (set() if cfg.carry_temperature else {"log_alpha"})
         table = self.agent.adopt(before, moments=cfg.carry_moments, rates=cfg.carry_rates, only=only)
         run.track(agent=self.agent)
+        if cfg.buffer == "balanced":
+            self.replay = BalancedReplay(run.spec, run.dataset, run.online, cfg.start, cfg.balanced)
+            run.track(replay=self.replay)
         for _ in run.once("switch"):
             run.say(describe(table))
             (run.directory / "switch.json").write_text(json.dumps([asdict(x) for x in table], indent=1))
@@ -118,9 +126,20 @@ class Finetune(Recipe):
             if t % cfg.probe_every == 0:
                 run.write("probe", self.probe(run))
             if t >= cfg.start:
-                source = self.source(run, t)
-                for _ in range(cfg.utd):
-                    run.log(self.agent.update(source.sample(cfg.batch)))
+                for batch in self.batches(run, t):
+                    run.log(self.agent.update(batch))
+
+    def batches(self, run: Run, t: int) -> Iterator[Batch]:
+        """What turn t learns from."""
+        cfg = self.cfg
+        if cfg.buffer != "balanced":
+            yield from self.source(run, t).sample(cfg.batch * cfg.utd).deal(cfg.utd)
+            return
+        self.replay.enter(t + 1)
+        for _ in range(max(cfg.utd, cfg.balanced.first_updates) if t == cfg.start else cfg.utd):
+            batch = self.replay.sample(cfg.batch)
+            yield batch
+            run.log(self.replay.learn(cfg.batch, batch))
 
     def probe(self, run: Run) -> Metrics:
         """On the same rows of the dataset each time: the critics' mean and spread, the policy's distance to the data.

@@ -19,6 +19,7 @@ class ScratchConfig:
     """Defaults: SAC as in its paper's code unless said."""
 
     agent: Any = MISSING  # an agent of `mbo2o methods`
+    watcher: Any = None  # another that learns from the same batches, never acts, and is evaluated beside it (OBAC, section 4)
     online_steps: int = 250_000  # environment steps per seed (ENOTO's budget)
     batch: int = 256
     utd: int = 1  # gradient steps per environment step
@@ -37,11 +38,16 @@ class Scratch(Recipe):
         """Nothing to take over: act at random."""
         self.agent = make_agent(self.cfg.agent, run.spec)
         run.track(agent=self.agent)
+        if self.cfg.watcher:
+            self.watcher = make_agent(self.cfg.watcher, run.spec)
+            run.track(watcher=self.watcher)
         for _ in run.interact(None, self.cfg.start):
             pass
 
     def online(self, run: Run) -> None:
         """Act, remember, learn."""
         for _ in run.interact(self.agent, self.cfg.online_steps):
-            for _ in range(self.cfg.utd):
-                run.log(self.agent.update(run.online.sample(self.cfg.batch)))
+            for batch in run.online.sample(self.cfg.batch * self.cfg.utd).deal(self.cfg.utd):
+                run.log(self.agent.update(batch))
+                if self.cfg.watcher:
+                    run.log({f"watcher_{name}": x for name, x in self.watcher.update(batch).items()})

@@ -11,10 +11,12 @@ import torch
 
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.agents.cql import CQLConfig
+from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.registry import RECIPES
 from mbo2o.report.read import read_run
 from mbo2o.run import checkpoint
@@ -26,6 +28,7 @@ NET = MLPConfig(hidden=[8])
 SMALL = {
     "agent": SACConfig(actor=NET, critic=NET),
     "offline": CQLConfig(actor=NET, critic=NET, samples=2),
+    "watcher": IQLConfig(actor=NET, critic=NET, value_net=NET),
     "critics": 3,
     "dynamics": DynamicsConfig(members=3, elites=2, net=NET),
     "fit": FitConfig(min_updates=10, max_updates=20, epoch_updates=5),
@@ -45,11 +48,17 @@ SMALL = {
 }
 
 
+BALANCED = BalancedConfig(first_updates=7, ratio=NET)
+VARIANTS = {"balanced": ("finetune", {"buffer": "balanced", "balanced": BALANCED})}
+"""Settings of a recipe that bring networks or memory of their own."""
+
+
 def small(name, dataset, directory, seeds=3, **more):
-    """The recipe at sizes that take a second."""
+    """The recipe, or variant of one, at sizes that take a second."""
+    name, settings = VARIANTS.get(name, (name, {}))
     cls = RECIPES[name].config
     known = {f.name for f in fields(cls)}
-    recipe = cls(**{k: v for k, v in SMALL.items() if k in known})
+    recipe = cls(**{k: v for k, v in SMALL.items() if k in known} | settings)
     run = RunConfig(log_every=15, eval_every=50, eval_episodes=1, checkpoint_every=20, online_capacity=1000)
     data = str(dataset) if RECIPES[name].cls.needs_dataset else None
     return Config(
@@ -144,7 +153,7 @@ def killed(config, when):
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, *VARIANTS])
 def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, tmp_path):
     config = small(name, pendulum, tmp_path / "run")
     reference = outcome(finished(name))
@@ -182,7 +191,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
     assert_same(outcome(tmp_path / "run"), outcome(finished(name)))
 
 
-@pytest.mark.parametrize("name", ["mopo", "moore", "finetune", "enoto"])
+@pytest.mark.parametrize("name", ["mopo", "moore", "finetune", "enoto", "balanced"])
 def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_path, monkeypatch):
     """Seed 0 sees absurd rewards, offline, imagined and online; seeds 1 and 2 end bit-identical."""
     from mbo2o.data.buffer import ReplayBuffer

@@ -16,7 +16,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
-from mbo2o.train import Config, find_dataset, train
+from mbo2o.train import Config, find_dataset, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])
@@ -81,7 +81,7 @@ def small(preset, dataset, directory, **change):
 
 
 def test_every_row_is_a_preset():
-    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex"}
+    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex", "balanced"}
 
 
 def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
@@ -93,6 +93,22 @@ def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
     assert {x for x, what in table.items() if what == "new"} == {"second", "second_optim", "inverse_temperature", "scale"}
     assert {x for x, what in table.items() if what == "dropped"} == {"actor_optim"}
     assert read_run(tmp_path / "run").has("train", "second")
+
+
+def test_balanced_replay_is_handed_networks_and_starts_moments_and_temperature_anew(pendulum, tmp_path):
+    cfg = compose_config(["switch=balanced", f"dataset={pendulum}"])
+    tiny = replace(cfg.recipe.balanced, first_updates=6, ratio=NET)
+    train(small("balanced", pendulum, tmp_path / "run", start=5, balanced=tiny))
+    table = {(x["part"], x["what"]): x["note"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
+    assert {part for part, what in table if what == "kept"} == {"observe", "critic", "target", "actor"}
+    assert table[("critic_optim", "reset")] == table[("actor_optim", "reset")] == "moments"
+    assert {part for part, what in table if what == "reset"} >= {"log_alpha", "log_alpha_optim"}
+    log = read_run(tmp_path / "run")
+    assert log.has("train", "ratio_online")
+    assert 0 < log.series("train", "online_share", "online").values.mean() < 1
+    _, recipe = restore(tmp_path / "run")
+    assert recipe.agent.updates == 6 + 24  # of turns 5 to 29
+    assert int(recipe.replay.entered) == 30
 
 
 @pytest.mark.parametrize("preset", ROWS)
@@ -288,8 +304,8 @@ def rows_at_updates(monkeypatch, cls):
 def test_wsrl_learns_nothing_while_it_warms_up_and_sees_no_offline_row(pendulum, tmp_path, monkeypatch):
     seen = rows_at_updates(monkeypatch, ReplayBuffer)
     train(small("wsrl", pendulum, tmp_path / "run", start=12, utd=4))
-    assert [n for n, _ in seen[:5]] == [13, 13, 13, 13, 14]  # the frozen policy's 12 and the turn's own
-    assert all(size == 8 for _, size in seen)  # whole batches
+    assert [n for n, _ in seen] == [*range(13, 31)]  # the frozen policy's 12 and the turn's own
+    assert all(size == 4 * 8 for _, size in seen)  # four whole batches in one draw
     log = read_run(tmp_path / "run")
     assert (
         log.series("eval", "return", "online").values[1].tolist() == log.series("eval", "return", "online").values[0].tolist()
@@ -304,8 +320,8 @@ def test_wsrl_steps_its_actor_once_for_four_steps_of_its_critics():
 def test_rlpd_starts_from_nothing_on_exact_halves(pendulum, tmp_path, monkeypatch):
     seen = rows_at_updates(monkeypatch, ReplayBuffer)
     train(small("rlpd", pendulum, tmp_path / "run", offline_steps=0, start=5, utd=2))
-    assert len(seen) == 2 * 25
-    assert all(size == 4 for _, size in seen)  # of batches of 8
+    assert len(seen) == 25
+    assert all(size == 2 * 4 for _, size in seen)  # of two batches of 8
     agent = make_agent(compose_config(["switch=rlpd", "dataset=hopper-medium-v5"]).recipe.offline, Spec(11, 3))
     assert agent.target_entropy == -1.5
 

@@ -54,6 +54,20 @@ def test_map_reaches_every_field_that_is_there(returns):
     assert returns or doubled.mc_return is None
 
 
+@pytest.mark.parametrize("seeds", [(), (2,)])
+def test_dealt_batches_hold_exact_shares(seeds):
+    """Of 8 rows in shares 3 : 1, two batches get 3 + 1 each."""
+    b = batch(seeds, 8)
+    b.done = torch.tensor([0.0] * 6 + [1, 1]).expand(*seeds, 8)
+    dealt = b.deal(2)
+    assert [x.done.sum(-1).tolist() for x in dealt] == [b.done[..., 6:].mean(-1).tolist()] * 2
+    for i, x in enumerate(dealt):
+        for name in PLAIN:
+            whole = getattr(b, name).movedim(len(seeds), 0)
+            assert torch.equal(getattr(x, name).movedim(len(seeds), 0), whole[i::2])
+    assert b.deal(1) == [b]
+
+
 def test_a_misspelt_name_is_corrected():
     import mbo2o.agents  # noqa: F401
 
