@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STOPPED = 143
 QUICK = ["run.eval_every=20", "run.eval_episodes=1", "run.log_every=20", "recipe.offline_steps=40", "recipe.online_steps=60"]
+QUICK_SCRATCH = [x for x in QUICK if "offline" not in x] + ["recipe.batch=16", "recipe.start=20"]
 QUICK_Q = [f"recipe.{x}" for x in ("batch=16", "start=20", "probe_every=20")]
 QUICK_MODEL = [f"recipe.{x}" for x in ("fit.max_updates=20", "model_every=30", "rollouts=64", "online_rollouts=64")]
 """Sizes that show nothing but that a study runs."""
@@ -276,7 +277,8 @@ def _study(options: argparse.Namespace) -> None:
     from .recipes.enoto import ENOTOConfig
     from .recipes.finetune import FinetuneConfig
     from .recipes.moore import MOOReConfig
-    from .studies import enoto, moore, offline, wsrl
+    from .recipes.scratch import ScratchConfig
+    from .studies import enoto, moore, obac, offline, wsrl
 
     what, results = options.what, Path(options.results)
     experiment, entry, config, quick = {
@@ -284,13 +286,15 @@ def _study(options: argparse.Namespace) -> None:
         "enoto": ("qensemble-small", "enoto", ENOTOConfig, QUICK + QUICK_Q + ["recipe.critics=3"]),
         "offline": ("qensemble-small", "enoto", ENOTOConfig, QUICK + QUICK_Q),
         "wsrl": ("wsrl-small", "finetune", FinetuneConfig, QUICK + QUICK_Q),
+        "obac": ("obac-small", "scratch", ScratchConfig, QUICK_SCRATCH),
     }[what]
     experiment = options.experiment or experiment
-    chosen = [f"experiment={experiment}", f"dataset={options.dataset}", f"seeds={options.seeds}"]
+    subject = f"env={options.on}" if what == "obac" else f"dataset={options.on}"
+    chosen = [f"experiment={experiment}", subject, f"seeds={options.seeds}"]
     if not isinstance(compose_config(chosen).recipe, config):
         raise UserError(f"study {what}: experiment {experiment!r} is of another kind; {what} wants one of recipe={entry}")
     base: Any = compose_config([*chosen, *(quick if options.quick else []), *options.overrides])
-    name = f"{what}-{options.name or Path(options.dataset).stem}"
+    name = f"{what}-{options.name or Path(options.on).stem}"
     out = Path(options.out) / name
     if what == "moore":
         arms = _choose(moore.ARMS | moore.extra(base), options.arms or list(moore.ARMS))
@@ -302,6 +306,9 @@ def _study(options: argparse.Namespace) -> None:
     elif what == "wsrl":
         wsrl.run(base, out, list(_choose(wsrl.arms(base.recipe), options.arms)))
         wsrl.collect(base, out, results, name)
+    elif what == "obac":
+        obac.run(base, out, list(_choose(obac.arms(base), options.arms)))
+        obac.collect(base, out, results, name)
     else:
         offline.run(base, out, list(_choose(dict.fromkeys(offline.LEARNERS), options.arms)))
         offline.collect(out, results, name)
@@ -366,15 +373,16 @@ def _parser() -> argparse.ArgumentParser:
         _study,
         "Run a study; finished parts are not run again. moore: its priority and baselines from one offline phase. enoto: "
         "pairs, targets and explorations from the same offline checkpoints. wsrl: warm-up, retention and what is carried over. "
-        "offline: every offline learner on one dataset.",
+        "offline: every offline learner on one dataset. obac: it, SAC and two ways of IQL, from scratch.",
         "mbo2o study moore hopper-medium-replay-v5 --seeds 3\n  mbo2o study enoto hopper-medium-replay-v5 --seeds 5\n"
-        "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --experiment td3bc-small --name my-td3bc",
+        "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --experiment td3bc-small --name my-td3bc\n"
+        "  mbo2o study obac Hopper-v5 --seeds 5",
     )
-    p.add_argument("what", choices=["moore", "enoto", "offline", "wsrl"])
-    p.add_argument("dataset")
+    p.add_argument("what", choices=["moore", "enoto", "offline", "wsrl", "obac"])
+    p.add_argument("on", metavar="DATASET", help="to study it on; obac: an environment")
     p.add_argument("--arms", nargs="+", metavar="ARM", help="only these (moore: its four; the others: all)")
     p.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE", help="settings of the runs")
-    p.add_argument("--experiment", help="settings by name (moore: hopper-small; wsrl: wsrl-small; the others: qensemble-small)")
+    p.add_argument("--experiment", help="settings by name; if not given, those that README measures with")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--name", help="of the results; the dataset's if not given")
     p.add_argument("--out", default="runs/studies")

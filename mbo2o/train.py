@@ -230,9 +230,8 @@ def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> None:
         return  # nothing there, or a run that failed before it got anywhere
     if not resume:
         raise UserError(f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it")
-    stored = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(stored, dict)
-    old, new = _flat(_relevant({str(k): v for k, v in stored.items()})), _flat(_relevant(resolved))
+    # read as a config: settings that an older version did not have yet are as they were then, at their defaults
+    old, new = _flat(_relevant(_resolve(*read_config(directory)))), _flat(_relevant(resolved))
     if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
         key = changed[0]
         text = f"{directory}: holds a run with {key}={old.get(key)}, not {new.get(key)}"

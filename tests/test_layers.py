@@ -24,7 +24,7 @@ BELOW = {  # what a package may import of this project
     "collect": {"run", "agents", "data", "ensemble", "nn", "types", "waypoint"},
     "waypoint": {"run", "data", "types"},
     "train": {"recipes", "run", "dynamics", "data", "report", "registry", "types"},
-    "studies": {"train", "recipes", "ensemble", "report", "registry", "types"},
+    "studies": {"train", "run", "recipes", "agents", "ensemble", "report", "registry", "types"},
 }
 FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},

@@ -132,7 +132,9 @@ def compare_panels(panels: dict[str, dict[str, RunLog]], phase: str = "online") 
     edges = {"left": 1 / width, "right": 1 - 0.4 / width, "top": 1 - 1 / height, "bottom": (0.8 + legend) / height}
     figure.subplots_adjust(**edges, wspace=0.12)
     row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    title = "Return after the switch" if phase == "online" else "Return while learning from data alone"
+    scratch = not any(log.config.get("dataset") for runs in panels.values() for log in runs.values())
+    titles = {"offline": "Return while learning from data alone", "online": "Return after the switch"}
+    title = "Return, learning from nothing" if scratch else titles[phase]
     _title(figure, " · ".join(panels) if len(panels) == 1 else title, "mean over seeds and its 95 % interval")
     colours: dict[str, str] = {}
     for axes, (title, runs) in zip(row, panels.items(), strict=True):
@@ -165,7 +167,8 @@ def _draw_runs(axes: Axes, runs: dict[str, RunLog], phase: str, colours: dict[st
     _dress(axes)
     axes.margins(x=0)
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    axes.set_xlabel("environment steps since the switch" if phase == "online" else "gradient steps", fontsize=14)
+    since = " since the switch" if any(log.config.get("dataset") for log in runs.values()) else ""
+    axes.set_xlabel(f"environment steps{since}" if phase == "online" else "gradient steps", fontsize=14)
     axes.legend(frameon=False, fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 

@@ -26,15 +26,15 @@ def run_offline(base: Config, directory: Path) -> None:
     train(replace(base, dir=str(directory), recipe=replace(base.recipe, online_steps=0), report=False))
 
 
-def run_arm(base: Config, directory: Path, start_from: Path) -> None:
-    """`base`, from the end of the offline run at `start_from`; nothing if it is finished, or diverged before.
+def run_arm(base: Config, directory: Path, start_from: Path | None = None) -> None:
+    """`base`, from the end of the offline run at `start_from` if one is given; nothing if it is finished, or diverged before.
 
     An arm that diverges says so and does not keep the others from running.
     """
     if (directory / DIVERGED).exists():
         return
     try:
-        train(replace(base, dir=str(directory), start_from=str(start_from), report=False))
+        train(replace(base, dir=str(directory), start_from=str(start_from) if start_from else None, report=False))
     except Diverged as e:
         (directory / DIVERGED).write_text(f"{e}\n")
         print(f"{directory.name}: diverged: {e}", file=sys.stderr)
