@@ -52,6 +52,9 @@ def _guarded(work: Callable[[], int]) -> int:
     except Stopped as e:
         print(f"mbo2o: {e}", file=sys.stderr)
         return STOPPED
+    except BrokenPipeError:  # `mbo2o methods | head`: who reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _dispatch(args: list[str]) -> int:
@@ -226,14 +229,21 @@ def _report(options: argparse.Namespace) -> None:
 def _methods(options: argparse.Namespace) -> None:
     from . import recipes  # noqa: F401  registers
     from .registry import AGENTS, RECIPES
+    from .studies.methods import METHODS, measured
+    from .train import data_folders
 
-    print("recipes (mbo2o train recipe=NAME):")
+    results = data_folders()[0] / "results" if data_folders() else Path("data/results")
+    print("methods (mbo2o train ...), and the returns that this repository's studies measured:")
+    for method in METHODS:
+        figures = measured(method, results)
+        print(f"  {method.name:<16} {method.paper}; needs: {method.needs}\n{'':19}{method.command}")
+        print(textwrap.fill(figures or "not measured yet", 120, initial_indent=" " * 19, subsequent_indent=" " * 19))
+    print("recipes (recipe=NAME):")
     for entry in RECIPES.values():
-        data = "needs a dataset" if entry.cls.needs_dataset else "no dataset"  # type: ignore[attr-defined]
-        print(f"  {entry.name:<11} {_idea(entry.cls)}\n{'':14}{entry.cls.paper}; {data}")  # type: ignore[attr-defined]
-    print("agents:")
+        print(f"  {entry.name:<16} {_idea(entry.cls)}")
+    print("agents (agent@recipe.offline=NAME, agent@recipe.online=NAME):")
     for entry in AGENTS.values():
-        print(f"  {entry.name:<11} {_idea(entry.cls)}")
+        print(f"  {entry.name:<16} {_idea(entry.cls)}")
 
 
 def _idea(cls: type) -> str:
@@ -278,7 +288,7 @@ def _study(options: argparse.Namespace) -> None:
     from .recipes.finetune import FinetuneConfig
     from .recipes.moore import MOOReConfig
     from .recipes.scratch import ScratchConfig
-    from .studies import enoto, moore, obac, offline, wsrl
+    from .studies import enoto, methods, moore, obac, offline, wsrl
 
     what, results = options.what, Path(options.results)
     experiment, entry, config, quick = {
@@ -286,6 +296,7 @@ def _study(options: argparse.Namespace) -> None:
         "enoto": ("qensemble-small", "enoto", ENOTOConfig, QUICK + QUICK_Q + ["recipe.critics=3"]),
         "offline": ("qensemble-small", "enoto", ENOTOConfig, QUICK + QUICK_Q),
         "wsrl": ("wsrl-small", "finetune", FinetuneConfig, QUICK + QUICK_Q),
+        "methods": ("wsrl-small", "finetune", FinetuneConfig, QUICK + QUICK_Q),
         "obac": ("obac-small", "scratch", ScratchConfig, QUICK_SCRATCH),
     }[what]
     experiment = options.experiment or experiment
@@ -306,6 +317,9 @@ def _study(options: argparse.Namespace) -> None:
     elif what == "wsrl":
         wsrl.run(base, out, list(_choose(wsrl.arms(base.recipe), options.arms)))
         wsrl.collect(base, out, results, name)
+    elif what == "methods":
+        methods.run(base, out, list(_choose(methods.arms(base.recipe), options.arms)))
+        methods.collect(base, out, results, name)
     elif what == "obac":
         obac.run(base, out, list(_choose(obac.arms(base), options.arms)))
         obac.collect(base, out, results, name)
@@ -365,7 +379,7 @@ def _parser() -> argparse.ArgumentParser:
     p = add(commands, "report", _report, "Draw a run: RUN/report/index.html and PNGs.", "mbo2o report runs/moore-...")
     p.add_argument("run_dir", metavar="RUN")
 
-    add(commands, "methods", _methods, "List recipes and agents.", "mbo2o methods")
+    add(commands, "methods", _methods, "List methods with what they were measured at, recipes and agents.", "mbo2o methods")
 
     p = add(
         commands,
@@ -373,12 +387,13 @@ def _parser() -> argparse.ArgumentParser:
         _study,
         "Run a study; finished parts are not run again. moore: its priority and baselines from one offline phase. enoto: "
         "pairs, targets and explorations from the same offline checkpoints. wsrl: warm-up, retention and what is carried over. "
-        "offline: every offline learner on one dataset. obac: it, SAC and two ways of IQL, from scratch.",
+        "offline: every offline learner on one dataset. methods: every offline-to-online one. obac: it, SAC and IQL twice, "
+        "from scratch.",
         "mbo2o study moore hopper-medium-replay-v5 --seeds 3\n  mbo2o study enoto hopper-medium-replay-v5 --seeds 5\n"
         "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --experiment td3bc-small --name my-td3bc\n"
         "  mbo2o study obac Hopper-v5 --seeds 5",
     )
-    p.add_argument("what", choices=["moore", "enoto", "offline", "wsrl", "obac"])
+    p.add_argument("what", choices=["moore", "enoto", "offline", "wsrl", "methods", "obac"])
     p.add_argument("on", metavar="DATASET", help="to study it on; obac: an environment")
     p.add_argument("--arms", nargs="+", metavar="ARM", help="only these (moore: its four; the others: all)")
     p.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE", help="settings of the runs")

@@ -140,6 +140,14 @@ def test_methods_names_every_recipe(capsys):
     code, out, _ = run(capsys, "methods")
     assert code == 0
     assert all(name in out for name in RECIPES)
+    assert re.search(r"MOORe .*\n.*recipe=moore\n.*hopper-medium-replay-v5 465 → 672 \[", out)
+
+
+def test_whoever_stops_reading_gets_no_traceback():
+    command = f"{sys.executable} -m mbo2o methods | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("methods")
+    assert done.stderr == ""
 
 
 def test_data_list_and_inspect_know_what_ships(capsys):

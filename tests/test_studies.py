@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from mbo2o.cli import compose_config, main
+from mbo2o.cli import compose_config, conf_folder, main
+from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile
-from mbo2o.studies import enoto, offline, wsrl
+from mbo2o.studies import enoto, methods, obac, offline, wsrl
 from mbo2o.studies.arms import read, run_arm
 from mbo2o.studies.claims import verdicts
-from mbo2o.train import train
+from mbo2o.train import read_config, train
 from mbo2o.types import Diverged
 
 
@@ -164,3 +165,68 @@ def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     assert len(verdicts(wsrl.CLAIMS, measured)) == len(wsrl.CLAIMS)
     starts = json.loads((tmp_path / "runs" / f"wsrl-{pendulum.stem}" / "none" / "switch.json").read_text())
     assert {x["part"] for x in starts if x["what"] == "kept"} == {"observe"}
+
+
+def test_obac_compares_agents_from_nothing(tmp_path, where):
+    arms = ["sac", "iql", "redq", "obac", "obac-0.1", "fixed-0.1", "sac-sparse", "obac-sparse"]
+    study("obac", "Pendulum-v1", *where, "--arms", *arms)
+    rows = read(tmp_path / "results" / "obac-Pendulum-v1.csv")
+    assert set(rows) == {*arms, obac.WATCHER}
+    assert all(0 <= float(r["wins"]) <= 1 for r in rows[obac.WATCHER])
+    assert all(0 <= float(r["ahead"]) <= 1 for r in rows["obac"])
+    log = (tmp_path / "runs" / "obac-Pendulum-v1" / "sac" / "metrics.jsonl").read_text()
+    watching = [
+        x["return"] for x in map(json.loads, log.splitlines()) if x["kind"] == "eval-watcher" and x["phase"] == "online"
+    ]
+    assert [float(r["j0"]) for r in rows[obac.WATCHER]] == pytest.approx(watching[0], abs=1e-3)
+    config = read_config(tmp_path / "runs" / "obac-Pendulum-v1" / "obac-sparse")[0]
+    assert config.run.disturb.reward_every == 50
+    assert config.recipe.agent.constraint_weight == 0.1
+    measured = {arm: {k: np.array([float(r[k] or "nan") for r in found]) for k in found[0] if k not in ("arm", "behaviour")}
+                for arm, found in rows.items()}  # fmt: skip
+    assert {claim.name for claim, *_ in verdicts(obac.CLAIMS, measured)} == {"O1", "O2", "O3", "O4", "O5", "O6"}
+
+
+def test_obac_says_what_its_arms_are():
+    base = compose_config(["experiment=obac-small", "env=Hopper-v5"])
+    arms = {name: x.recipe for name, x in obac.arms(base).items()}
+    assert arms["obac"] == base.recipe
+    assert (arms["fixed"].agent.constraint, arms["batch-gate"].agent.gate) == ("fixed", "batch")
+    assert arms["sac"].agent.critic == arms["iql"].agent.critic == arms["sac"].watcher.value_net == base.recipe.agent.critic
+    assert arms["iql"].agent == arms["sac"].watcher
+    assert [name for name, x in arms.items() if x.watcher] == ["sac"]
+    assert arms["redq"].utd * arms["redq"].online_steps == base.recipe.online_steps
+
+
+def test_wins_count_what_is_ahead_by_more_than_the_noise():
+    def log(means, stds):
+        lines = [{"kind": "eval", "phase": "online", "step": t, "total": t, "return": [m], "return_std": [s]}
+                 for t, (m, s) in enumerate(zip(means, stds, strict=True))]  # fmt: skip
+        return RunLog({"run": {"eval_episodes": 4}}, lines)
+
+    # pooled standard error: sqrt((3² + 4²) / 4) = 2.5
+    assert obac._wins(log([0, 0, 0, 0], [3] * 4), log([2.4, 2.6, -9, 9], [4] * 4)).tolist() == [0.5]
+
+
+def test_methods_stand_side_by_side(pendulum, tmp_path, where):
+    study("methods", pendulum, *where)
+    rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
+    assert list(rows) == list(methods.arms(compose_config(["experiment=wsrl-small", "dataset=x"]).recipe))
+    starts = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
+    assert starts["cql"] == starts["cql-sac"] == starts["enoto"] == starts["wsrl"] == starts["balanced"] != starts["iql"]
+    shown = {m.name: methods.measured(m, tmp_path / "results") for m in methods.METHODS}
+    final = np.mean([float(r["final"]) for r in rows["wsrl"]])
+    assert shown["WSRL"].startswith(f"{pendulum.stem} ")
+    assert f"→ {final:.0f} [" in shown["WSRL"]
+    assert shown["OBAC"] == ""
+
+
+@pytest.mark.parametrize("method", methods.METHODS, ids=lambda m: m.name)
+def test_each_method_is_run_as_it_says(method):
+    subject = "env=Hopper-v5" if method.needs == methods.TASK else "dataset=hopper-medium-replay-v5"
+    assert compose_config([*method.command.split(), subject]).recipe
+
+
+def test_each_published_switch_is_a_method():
+    named = {m.command.removeprefix("switch=") for m in methods.METHODS}
+    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} - named == {"calql-corl"}  # Cal-QL as CORL has it

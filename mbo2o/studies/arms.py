@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import summarise
 from mbo2o.train import Config, train
@@ -24,6 +25,11 @@ DIVERGED = "diverged.txt"
 def run_offline(base: Config, directory: Path) -> None:
     """The offline phase of `base` alone, to be started from; nothing if it is finished."""
     train(replace(base, dir=str(directory), recipe=replace(base.recipe, online_steps=0), report=False))
+
+
+def offline_alone(recipe: FinetuneConfig) -> FinetuneConfig:
+    """What decides the offline phase of `recipe` and nothing else, so that many arms find it in one run."""
+    return FinetuneConfig(**{x: getattr(recipe, x) for x in ("offline", "offline_steps", "batch", "probe_every")})
 
 
 def run_arm(base: Config, directory: Path, start_from: Path | None = None) -> None:

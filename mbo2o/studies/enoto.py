@@ -15,7 +15,8 @@ from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.report.plots import compare_panels
 from mbo2o.report.read import RunLog
-from mbo2o.train import Config, find_dataset
+from mbo2o.report.statistics import ks_two_sample
+from mbo2o.train import Config, find_dataset, restore
 
 from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
 from .claims import Claim, difference
@@ -50,6 +51,8 @@ def arms(base: ENOTOConfig) -> dict[str, ENOTOConfig]:
     }
 
 
+ROWS = 5000
+"""Of the dataset, for the distribution of distances."""
 PANELS = {
     "Pairs (figures 1, 2)": ["kept", "kept-data", "freed", "freed-n"],
     "Targets on N critics (figure 3)": ["freed-n", "wmp", "rmp", "rem", "mean"],
@@ -73,12 +76,30 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     others = sorted(p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("offline-"))
     logs = read_arms(out, [*known, *others])  # others: runs of other methods, put here to be compared
     random = {"random_distance": _random_distance(find_dataset(str(base.dataset)).act)}
-    write(results / f"{name}.csv", [row | random for arm, log in logs.items() for row in _rows(arm, log)])
+    spread = _spread(out) if {"kept", "freed-n"} <= set(logs) else {}
+    rows = [row | random for arm, log in logs.items() for row in _rows(arm, log)]
+    for row in rows:  # A7: how differently they act from the data, as distributions
+        row["ks"], row["ks_p"] = spread.get((row["arm"], row["seed"]), (float("nan"), float("nan")))
+    write(results / f"{name}.csv", rows)
     write(results / f"{name}-curves.csv", curves(logs))
     panels = PANELS | ({"Beside other methods": ["kept", "kept-n", "sunrise", *others]} if others else {})
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in panels.items()}
     drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
     compare_panels(drawn).savefig(results / f"{name}.png", dpi=100)
+
+
+def _spread(out: Path) -> dict[tuple[str, int], tuple[float, float]]:
+    """Gap and p-value, for each seed, between the distances to the data of CQL-N → SAC-N and of CQL as it ends."""
+    ours, theirs = _distances(out / "freed-n"), _distances(out / "kept")
+    return {("freed-n", k): ks_two_sample(a, b) for k, (a, b) in enumerate(zip(ours, theirs, strict=True))}
+
+
+def _distances(directory: Path) -> np.ndarray:
+    """‖π(s) - a‖ over ROWS rows of the dataset, of a run's policies in the end: `(S, ROWS)`."""
+    run, recipe = restore(directory)
+    rows = run.dataset.index[torch.linspace(0, len(run.dataset) - 1, ROWS).long()]
+    b = run.dataset.rows(rows.expand(*run.spec.seeds, -1))
+    return (recipe.agent.act(b.obs) - b.act).norm(dim=-1).numpy()
 
 
 def _random_distance(act: Tensor) -> float:
@@ -130,6 +151,7 @@ CLAIMS = [
     Claim("A5", "gain, AUC - J0: freed-n > freed", lambda m: _gain(m["freed-n"]) - _gain(m["freed"])),
     Claim("A6", "swing of Q: freed > freed-n", difference("q_range", "freed", "freed-n")),
     Claim("A7", "distance to the data: freed-n > kept", difference("distance", "freed-n", "kept")),
+    Claim("A7", "and otherwise distributed: p < 0.01 (KS)", lambda m: 0.01 - m["freed-n"]["ks_p"]),
     Claim("A7", "distance to the data: random > freed-n", lambda m: m["freed-n"]["random_distance"] - m["freed-n"]["distance"]),
     Claim("B1", "AUC: wmp > min", difference("auc", "wmp", "freed-n")),
     Claim("B1", "AUC: rmp > min", difference("auc", "rmp", "freed-n")),

@@ -34,6 +34,7 @@ WATCHER = "iql-watching"
 
 def arms(base: Config) -> dict[str, Config]:
     """Arms by name. `sac` has OBAC's nets, and an IQL that learns from its batches and never acts; `iql` acts for itself.
+    `redq` makes as many updates in a quarter of the steps.
 
     `obac-W` and `fixed-W` have another weight; `X-NOISE` is SAC or OBAC (at the largest weight) on a disturbed task.
     """
@@ -49,11 +50,14 @@ def arms(base: Config) -> dict[str, Config]:
         "fixed": replace(obac, constraint="fixed"),
         "batch-gate": replace(obac, gate="batch"),
     }
+    redq = replace(sized("redq", obac), critics=5, policy_delay=4, critic_lr=obac.critic_lr, actor_lr=obac.actor_lr)
     for w in WEIGHTS:
         agents |= {f"obac-{w:g}": replace(obac, constraint_weight=w)}
         agents |= {f"fixed-{w:g}": replace(obac, constraint_weight=w, constraint="fixed")}
-    watched = {"sac": replace(recipe, agent=sac, watcher=iql)}
-    out = {name: replace(base, recipe=watched.get(name, replace(recipe, agent=agent))) for name, agent in agents.items()}
+    recipes = {name: replace(recipe, agent=agent) for name, agent in agents.items()}
+    recipes["sac"].watcher = iql
+    recipes["redq"] = replace(recipe, agent=replace(redq, alpha_lr=obac.alpha_lr), utd=4, online_steps=recipe.online_steps // 4)
+    out = {name: replace(base, recipe=x) for name, x in recipes.items()}
     for noise, disturb in DISTURBED.items():
         run = replace(base.run, disturb=disturb)
         for name in ("sac", f"obac-{WEIGHTS[0]:g}"):

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.registry import AGENTS, find
 from mbo2o.report.plots import compare_panels
 from mbo2o.train import Config
 
-from .arms import Row, curves, read_arms, run_offline, write
+from .arms import Row, curves, offline_alone, read_arms, run_offline, write
 
 SHARED = ("gamma", "tau", "samples", "normalize", "clone_steps")
 """Settings of the base agent that the others take over, where they have them."""
@@ -41,10 +40,9 @@ def _is_net(value: Any) -> bool:
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """Train each chosen agent offline under `out`; what is finished is not run again."""
-    shared = {x: getattr(base.recipe, x) for x in ("offline_steps", "batch", "probe_every")}
     for name in chosen:
-        agent = sized(name, base.recipe.offline)
-        run_offline(replace(base, recipe=FinetuneConfig(offline=agent, **shared)), out / name)
+        recipe = replace(offline_alone(base.recipe), offline=sized(name, base.recipe.offline))
+        run_offline(replace(base, recipe=recipe), out / name)
 
 
 def collect(out: Path, results: Path, name: str) -> None:

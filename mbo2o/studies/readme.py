@@ -1,4 +1,4 @@
-"""The README's tables, from the files under data/results: `python -m mbo2o.studies.readme` writes them in place."""
+"""The tables of README.md and data/results/README.md, from its CSV files: `python -m mbo2o.studies.readme` writes them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.statistics import bootstrap_interval, paired_difference
 
-from . import enoto
+from . import enoto, methods, obac, wsrl
 from .arms import read
 from .claims import Claim, verdicts
+from .methods import METHODS, measured
 from .offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "data" / "results"
+PAGES = [ROOT / "README.md", RESULTS / "README.md"]
 
 
 def render(text: str) -> str:
-    """README's text with every generated block renewed."""
+    """A page's text with every generated block renewed."""
 
     def block(match: re.Match[str]) -> str:
         return f"{match[1]}\n{BLOCKS[match[2]]()}\n{match[4]}"
@@ -77,15 +79,20 @@ def _offline() -> str:
     return "\n".join(lines)
 
 
+COLUMNS = {"j0": "at the switch", "drop": "drop", "auc": "mean online", "final": "final", "wobble": "wobble"}
+
+
 def _arms(kind: str) -> str:
-    lines = [
-        "| data | arm | seeds | at the switch | drop | mean online | final | wobble |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for path in _studies(kind):
-        for arm, rows in read(path).items():
-            cells = [_interval([float(r[x]) for r in rows]) for x in ("j0", "drop", "auc", "final", "wobble")]
-            lines.append(" | ".join([f"| {path.stem.removeprefix(f'{kind}-')}", f"`{arm}`", str(len(rows)), *cells]) + " |")
+    tables = {path.stem.removeprefix(f"{kind}-"): read(path) for path in _studies(kind)}
+    rows = [row for arms in tables.values() for found in arms.values() for row in found]
+    columns = {
+        x: "at the start" if (x, kind) == ("j0", "obac") else text for x, text in COLUMNS.items() if rows and x in rows[0]
+    }
+    lines = [" | ".join(["| data", "arm", "seeds", *columns.values()]) + " |", "|---|---|---|" + "---|" * len(columns)]
+    for name, arms in tables.items():
+        for arm, found in arms.items():
+            cells = [_interval([float(r[x]) for r in found]) for x in columns]
+            lines.append(" | ".join([f"| {name}", f"`{arm}`", str(len(found)), *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -124,12 +131,22 @@ def _agents() -> str:
     return "\n".join(lines)
 
 
-def _methods() -> str:
+def _recipes() -> str:
     lines = ["| recipe | idea | paper | needs |", "|---|---|---|---|"]
     for e in RECIPES.values():
         idea = " ".join((e.cls.__doc__ or "").split("\n\n")[0].split())
         needs = "a dataset" if e.cls.needs_dataset else "an environment"  # type: ignore[attr-defined]
         lines.append(f"| `{e.name}` | {idea} | {e.cls.paper} | {needs} |")  # type: ignore[attr-defined]
+    return "\n".join(lines)
+
+
+def _methods() -> str:
+    lines = [
+        "| method | paper | `mbo2o train` | needs | measured: return at the switch → final [95 %] |",
+        "|---|---|---|---|---|",
+    ]
+    for m in METHODS:
+        lines.append(f"| {m.name} | {m.paper} | `{m.command}` | {m.needs} | {measured(m, RESULTS).replace('; ', '<br>')} |")
     return "\n".join(lines)
 
 
@@ -153,18 +170,25 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
     "moore-claims": _moore_claims,
     "methods": _methods,
+    "recipes": _recipes,
     "agents": _agents,
     "offline": _offline,
     "enoto": partial(_arms, "enoto"),
     "enoto-claims": partial(_claims, "enoto", enoto.CLAIMS),
+    "wsrl": partial(_arms, "wsrl"),
+    "wsrl-claims": partial(_claims, "wsrl", wsrl.CLAIMS),
+    "finetuned": partial(_arms, "methods"),
+    "finetuned-claims": partial(_claims, "methods", methods.CLAIMS),
+    "obac": partial(_arms, "obac"),
+    "obac-claims": partial(_claims, "obac", obac.CLAIMS),
     "bench": _bench,
     "updates": _updates,
 }
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    new = render(readme.read_text())
+    fresh = {page: render(page.read_text()) for page in PAGES}
     if "--check" in sys.argv:
-        sys.exit(new != readme.read_text())
-    readme.write_text(new)
+        sys.exit(any(page.read_text() != text for page, text in fresh.items()))
+    for page, text in fresh.items():
+        page.write_text(text)

@@ -13,7 +13,7 @@ from mbo2o.report.plots import compare_panels
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
-from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
+from .arms import Row, curves, offline_alone, online_rows, read_arms, run_arm, run_offline, write
 from .claims import Claim, Measured, difference
 
 
@@ -49,7 +49,7 @@ PANELS = {
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phase, then the chosen arms, under `out`; what is finished is not run again."""
-    run_offline(base, out / "offline")
+    run_offline(replace(base, recipe=offline_alone(base.recipe)), out / "offline")
     for name in chosen:
         run_arm(replace(base, recipe=arms(base.recipe)[name]), out / name, out / "offline")
 

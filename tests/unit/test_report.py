@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from mbo2o.report import plots
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.report.statistics import bootstrap_interval, iqm, paired_difference, spearman, summarise
+from mbo2o.report.statistics import bootstrap_interval, iqm, ks_two_sample, paired_difference, spearman, summarise
 from mbo2o.types import UserError
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_uncertainty_decay.ipynb"
@@ -104,6 +104,30 @@ def test_paired_difference_ignores_what_seeds_share():
     assert high - mean == pytest.approx(mean - low)
     with pytest.raises(ValueError, match="same seeds"):
         paired_difference([1, 2], [1, 2, 3])
+
+
+def test_ks_gap_by_brute_force_and_p_by_permutation():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, 60).round(1), rng.normal(0.35, 1.2, 45).round(1)  # with ties
+    gap, p = ks_two_sample(a, b)
+    assert gap == pytest.approx(max(abs((a <= x).mean() - (b <= x).mean()) for x in np.linspace(-5, 5, 1001)))
+    a, b = rng.normal(0, 1, 60), rng.normal(0.25, 1, 45)
+    gap, p = ks_two_sample(a, b)
+    both, more = np.concatenate([a, b]), 0
+    for _ in range(2000):
+        rng.shuffle(both)
+        more += ks_two_sample(both[:60], both[60:])[0] >= gap - 1e-12
+    assert p == pytest.approx(more / 2000, abs=0.06)
+
+
+def test_ks_known_values():
+    same = np.arange(10.0)
+    assert ks_two_sample(same, same) == (0, 1)
+    assert ks_two_sample(same, same + 100)[0] == 1
+    # Smirnov's table: a gap of 1.358 sqrt((n + m) / (n m)) is the limit at 5 %
+    n = 10_000
+    shift = int(1.358 * np.sqrt(2 / n) * n)
+    assert ks_two_sample(np.arange(n), np.arange(n) + shift)[1] == pytest.approx(0.05, abs=0.002)
 
 
 def test_spearman_known_values():

@@ -1,0 +1,152 @@
+"""Every offline-to-online method on one dataset, with the same nets, batches and budgets; and where each one's figures are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mbo2o.recipes.balanced import BalancedConfig
+from mbo2o.recipes.enoto import ENOTOConfig
+from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.registry import AGENTS
+from mbo2o.report.plots import compare_panels
+from mbo2o.report.statistics import bootstrap_interval
+from mbo2o.train import Config
+
+from .arms import curves, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
+from .claims import Claim, difference
+from .offline import sized
+
+
+def arms(base: FinetuneConfig) -> dict[str, FinetuneConfig]:
+    """Methods by name, at the sizes of `base`, whose offline agent is CQL, and whose online one is WSRL's SAC.
+
+    Where a paper makes several updates per step, here it is as many as the base's `utd`.
+    """
+    cql, sac, n = base.offline, base.online, base.offline.critics
+    enoto = ENOTOConfig()
+    plain = replace(base, online=None, utd=1)
+    append = replace(plain, buffer="append", start=0)
+    freed = replace(sac, target="min_q", backup_entropy=True, policy_delay=1)
+    rlpd = replace(sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5)
+    pessimism = {"weight": cql.weight, "ensemble": cql.ensemble, "gap": None, "actor_lr": cql.actor_lr, "backup": cql.backup}
+    loosened = replace(freed, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
+    return {
+        "cql": replace(append, keep=True),
+        "cql-sac": replace(plain, online=freed),
+        "enoto": replace(plain, online=loosened),
+        "wsrl": base,
+        "balanced": replace(
+            plain,
+            online=freed,
+            buffer="balanced",
+            balanced=BalancedConfig(first_updates=10 * base.start, ratio=cql.critic),
+            carry_moments=False,
+            carry_temperature=False,
+        ),
+        "calql": replace(plain, offline=replace(sized("calql", cql), **pessimism), buffer="mix"),
+        "iql": replace(append, offline=sized("iql", cql)),
+        "pex": replace(plain, offline=sized("iql", cql), online=sized("pex", cql), buffer="mix"),
+        "awac": replace(append, offline=sized("awac", cql)),
+        "adaptive-bc": replace(plain, offline=replace(sized("adaptive_bc", cql), critics=n), buffer="distill", utd=base.utd,
+                               distill_share=0.05, distill_rows=0),
+        "rlpd": replace(base, offline=replace(rlpd, policy_delay=base.utd), online=None, offline_steps=0, buffer="mix"),
+    }  # fmt: skip
+
+
+PANELS = {
+    "From CQL and Cal-QL": ["cql", "cql-sac", "enoto", "wsrl", "balanced", "calql"],
+    "From others, and from nothing": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd"],
+}
+
+
+def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
+    """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
+    for name in chosen:
+        recipe = arms(base.recipe)[name]
+        agent = next(entry.name for entry in AGENTS.values() if entry.config is type(recipe.offline))
+        run_offline(replace(base, recipe=offline_alone(recipe)), out / f"offline-{agent}")
+        run_arm(replace(base, recipe=recipe), out / name, out / f"offline-{agent}")
+
+
+def collect(base: Config, out: Path, results: Path, name: str) -> None:
+    """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure."""
+    logs = read_arms(out, list(arms(base.recipe)))
+    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in online_rows(arm, log)])
+    write(results / f"{name}-curves.csv", curves(logs))
+    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
+    compare_panels({title: runs for title, runs in shown.items() if runs}).savefig(results / f"{name}.png", dpi=100)
+
+
+CLAIMS = [
+    Claim("W4", "final: WSRL > Cal-QL with half offline", difference("final", "wsrl", "calql")),
+    Claim("W4", "AUC: Cal-QL with half offline > RLPD", difference("auc", "calql", "rlpd")),
+    Claim("W4", "final: RLPD > Cal-QL with half offline", difference("final", "rlpd", "calql")),
+    Claim("", "AUC: WSRL > IQL with its data", difference("auc", "wsrl", "iql")),
+    Claim("", "AUC: balanced > CQL to SAC", difference("auc", "balanced", "cql-sac")),
+    Claim("", "AUC: ENOTO > CQL to SAC", difference("auc", "enoto", "cql-sac")),
+    Claim("", "AUC: PEX > IQL with its data", difference("auc", "pex", "iql")),
+]
+
+
+class Method(NamedTuple):
+    """A published method as it is run here."""
+
+    name: str
+    paper: str
+    command: str
+    """What `mbo2o train` takes."""
+    needs: str
+    measured: tuple[str, str, str]
+    """The study whose figures it has, by its files' prefix, its arm there, and the column."""
+
+
+BOTH, DATA, TASK = "dataset, then environment", "dataset", "environment"
+METHODS = [
+    Method("MOPO", "arXiv 2005.13239", "recipe=mopo", DATA, ("moore", "priority", "j0")),
+    Method("MOORe", "arXiv 2201.10070", "recipe=moore", BOTH, ("moore", "priority", "final")),
+    Method("MBPO", "arXiv 1906.08253", "recipe=mbpo", TASK, ("", "", "final")),
+    Method("ENOTO-CQL", "arXiv 2306.06871", "switch=cql-enoto", BOTH, ("methods", "enoto", "final")),
+    Method("ENOTO-LAPO", "arXiv 2306.06871", "switch=lapo-enoto", BOTH, ("enoto-lapo", "sunrise", "final")),
+    Method("ENOTO on TD3+BC", "arXiv 2306.06871", "switch=td3bc-enoto", BOTH, ("enoto-td3bc", "sunrise", "final")),
+    Method("OBAC", "arXiv 2405.18520", "experiment=obac-paper", TASK, ("obac", "obac", "final")),
+    Method("WSRL", "arXiv 2412.07762", "switch=wsrl", BOTH, ("methods", "wsrl", "final")),
+    Method("RLPD", "arXiv 2302.02948", "switch=rlpd", BOTH, ("methods", "rlpd", "final")),
+    Method("PEX", "arXiv 2302.00935", "switch=pex", BOTH, ("methods", "pex", "final")),
+    Method("Balanced replay", "arXiv 2107.00591", "switch=balanced", BOTH, ("methods", "balanced", "final")),
+    Method("Adaptive BC", "arXiv 2210.13846", "switch=adaptive-bc", BOTH, ("methods", "adaptive-bc", "final")),
+    Method("CQL", "arXiv 2006.04779", "switch=cql", BOTH, ("methods", "cql", "final")),
+    Method("CQL → SAC", "arXiv 2306.06871", "switch=cql-sac", BOTH, ("methods", "cql-sac", "final")),
+    Method("Cal-QL", "arXiv 2303.05479", "switch=calql", BOTH, ("methods", "calql", "final")),
+    Method("IQL", "arXiv 2110.06169", "switch=iql", BOTH, ("methods", "iql", "final")),
+    Method("AWAC", "arXiv 2006.09359", "switch=awac", BOTH, ("methods", "awac", "final")),
+    Method("SAC-N", "arXiv 2110.01548", "switch=sacn", BOTH, ("offline", "sacn", "final")),
+    Method("EDAC", "arXiv 2110.01548", "switch=edac", BOTH, ("offline", "edac", "final")),
+    Method("TD3+BC", "arXiv 2106.06860", "recipe=finetune agent@recipe.offline=td3bc", BOTH, ("offline", "td3bc", "final")),
+    Method("LAPO", "arXiv 2203.08949", "recipe=finetune agent@recipe.offline=lapo", BOTH, ("offline", "lapo", "final")),
+    Method("BC", "", "recipe=finetune agent@recipe.offline=bc recipe.online_steps=0", DATA, ("offline", "bc", "final")),
+    Method("SAC", "arXiv 1812.05905", "recipe=scratch", TASK, ("obac", "sac", "final")),
+    Method("REDQ", "arXiv 2101.05982", "experiment=redq-paper", TASK, ("obac", "redq", "final")),
+]
+
+
+def measured(method: Method, results: Path) -> str:
+    """What it came to by dataset, as mean and 95 % interval, after the return at the switch if there is one; "" if unknown."""
+    study, arm, column = method.measured
+    found = []
+    for path in sorted(results.glob(f"{study}-*.csv")) if study else []:
+        if rows := [] if path.stem.endswith("-curves") else read(path).get(arm, []):
+            found.append(f"{path.stem.removeprefix(f'{study}-')} {_figures(rows, column)}")
+    return "; ".join(found)
+
+
+def _figures(rows: list[dict[str, str]], column: str) -> str:
+    values = np.array([float(r[column]) for r in rows])
+    low, high = (float(x) for x in bootstrap_interval(values))
+    digits = 2 if np.abs(values).max() < 10 else 0  # success rates, against returns
+    start = f"{np.mean([float(r['j0']) for r in rows]):.{digits}f} → " if column == "final" and "j0" in rows[0] else ""
+    return f"{start}{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
