@@ -145,6 +145,38 @@ def compare_panels(panels: dict[str, dict[str, RunLog]], phase: str = "online") 
     return figure
 
 
+def compare_critics(runs: dict[str, RunLog]) -> Figure:
+    """What critics learn after the switch, by run: Q and TD error on online batches, TD error on the dataset's rows."""
+    panels = [
+        ("Q of online batches", "train", "q"),
+        ("TD error² of online batches", "train", "critic_loss"),  # added up over critics
+        ("TD error² on the dataset", "probe", "td_error"),
+    ]
+    figure = Figure(figsize=(18, 5.4))
+    figure.subplots_adjust(left=0.05, right=0.98, top=0.78, bottom=0.25, wspace=0.2)
+    _title(figure, "What the critics learn after the switch", "mean over seeds, and each seed")
+    row = figure.subplots(1, len(panels))
+    for axes, (title, kind, name) in zip(row, panels, strict=True):
+        for (run, log), colour in zip(runs.items(), [BLUE, RED, GREEN, ORANGE, PURPLE, SKY], strict=False):
+            series = log.series(kind, name, "online")
+            if len(series.step):
+                critics = log.config["recipe"]["offline"]["critics"] if name == "critic_loss" else 1
+                axes.plot(series.step, series.values / critics, color=colour, lw=0.7, alpha=0.35)
+                axes.plot(series.step, series.values.mean(-1) / critics, color=colour, lw=2.8, label=run)
+        _dress(axes)
+        axes.set_title(title, loc="left", fontsize=13)
+        axes.margins(x=0)
+        if name != "q":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.set_xlabel("environment steps since the switch", fontsize=13)
+    row[1].legend(frameon=False, fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(runs))
+    return figure
+
+
 def _draw_runs(axes: Axes, runs: dict[str, RunLog], phase: str, colours: dict[str, str]) -> None:
     palette = [BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK, GREY]
     if len(runs) > len(palette):

@@ -110,7 +110,7 @@ METHODS = [
     Method("MOPO", "arXiv 2005.13239", "recipe=mopo", DATA, ("moore", "priority", "j0")),
     Method("MOORe", "arXiv 2201.10070", "recipe=moore", BOTH, ("moore", "priority", "final")),
     Method("MBPO", "arXiv 1906.08253", "recipe=mbpo", TASK, ("", "", "final")),
-    Method("ENOTO-CQL", "arXiv 2306.06871", "switch=cql-enoto", BOTH, ("methods", "enoto", "final")),
+    Method("ENOTO-CQL", "arXiv 2306.06871", "switch=cql-enoto", BOTH, ("enoto-hopper", "sunrise", "final")),
     Method("ENOTO-LAPO", "arXiv 2306.06871", "switch=lapo-enoto", BOTH, ("enoto-lapo", "sunrise", "final")),
     Method("ENOTO on TD3+BC", "arXiv 2306.06871", "switch=td3bc-enoto", BOTH, ("enoto-td3bc", "sunrise", "final")),
     Method("OBAC", "arXiv 2405.18520", "experiment=obac-paper", TASK, ("obac", "obac", "final")),
@@ -119,8 +119,8 @@ METHODS = [
     Method("PEX", "arXiv 2302.00935", "switch=pex", BOTH, ("methods", "pex", "final")),
     Method("Balanced replay", "arXiv 2107.00591", "switch=balanced", BOTH, ("methods", "balanced", "final")),
     Method("Adaptive BC", "arXiv 2210.13846", "switch=adaptive-bc", BOTH, ("methods", "adaptive-bc", "final")),
-    Method("CQL", "arXiv 2006.04779", "switch=cql", BOTH, ("methods", "cql", "final")),
-    Method("CQL → SAC", "arXiv 2306.06871", "switch=cql-sac", BOTH, ("methods", "cql-sac", "final")),
+    Method("CQL", "arXiv 2006.04779", "switch=cql", BOTH, ("enoto-hopper", "kept-data", "final")),
+    Method("CQL → SAC", "arXiv 2306.06871", "switch=cql-sac", BOTH, ("enoto-hopper", "freed", "final")),
     Method("Cal-QL", "arXiv 2303.05479", "switch=calql", BOTH, ("methods", "calql", "final")),
     Method("IQL", "arXiv 2110.06169", "switch=iql", BOTH, ("methods", "iql", "final")),
     Method("AWAC", "arXiv 2006.09359", "switch=awac", BOTH, ("methods", "awac", "final")),
@@ -140,7 +140,7 @@ def measured(method: Method, results: Path) -> str:
     found = []
     for path in sorted(results.glob(f"{study}-*.csv")) if study else []:
         if rows := [] if path.stem.endswith("-curves") else read(path).get(arm, []):
-            found.append(f"{path.stem.removeprefix(f'{study}-')} {_figures(rows, column)}")
+            found.append(f"{path.stem.split('-', 1)[1]} {_figures(rows, column)}")
     return "; ".join(found)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.report.plots import compare_panels
+from mbo2o.report.plots import compare_critics, compare_panels
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
@@ -45,6 +45,8 @@ PANELS = {
     "Offline data": ["warm", "mix-5", "mix-50", "kept", "kept-mix"],
     "What crosses the switch": ["warm", "policy", "critics", "none"],
 }
+CRITICS = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
+"""Arms whose critics are looked at."""
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
@@ -62,11 +64,14 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
     drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
     compare_panels(drawn).savefig(results / f"{name}.png", dpi=100)
+    compare_critics({arm: logs[arm] for arm in CRITICS if arm in logs}).savefig(results / f"{name}-critics.png", dpi=80)
 
 
 def _rows(arm: str, log: RunLog) -> list[Row]:
     curve, td = log.series("eval", "return", "online"), log.series("probe", "td_error", "online").values
     q, true = log.series("eval", "q", "online").values, log.series("eval", "mc_return", "online").values
+    batch_q, loss = (log.series("train", x, "online").values for x in ("q", "critic_loss"))
+    critics = log.config["recipe"]["offline"]["critics"]
     rows = online_rows(arm, log)
     for k, row in enumerate(rows):
         # the first turn at which nine tenths of the return at the switch are there for good
@@ -76,19 +81,25 @@ def _rows(arm: str, log: RunLog) -> list[Row]:
             "t90": float(curve.step[back]) if back < len(curve.step) else float(2 * curve.step[-1]),  # never: twice the budget
             "td_error": td[-1, k],  # on the dataset's rows
             "q_low": float((q[:, k] - true[:, k]).min()),  # how far values fall below what then comes of them
+            "batch_q_low": float(batch_q[:, k].min()),  # of online batches, as td_online
+            "td_online": float(loss[-1, k]) / critics,
         }
     return rows
 
 
-def _more_td(m: Measured) -> np.ndarray:
-    return np.log10(m["warm"]["td_error"] / m["mix-5"]["td_error"])
+def _more_td(m: Measured, where: str = "td_error") -> np.ndarray:
+    return np.log10(m["warm"][where] / m["mix-5"][where])
 
 
 CLAIMS = [
     Claim("W1", "drop: cold > warm", difference("drop", "cold", "warm")),
     Claim("W1", "steps until 90 % of J0 are back: cold > warm", difference("t90", "cold", "warm")),
     Claim("W2", "Q - return at its lowest: warm > cold", difference("q_low", "warm", "cold")),
+    Claim("W2", "Q of online batches at its lowest: warm > cold", difference("batch_q_low", "warm", "cold")),
     Claim("W3", "decades of TD error on the dataset: none kept > 5 % kept", _more_td),
+    Claim(
+        "W3", "of online batches: they differ by less than a factor of 2", lambda m: np.log10(2) - abs(_more_td(m, "td_online"))
+    ),
     Claim("W4", "final: warm > CQL with half offline", difference("final", "warm", "kept-mix")),
     Claim("W4", "final: warm > SAC with half offline", difference("final", "warm", "mix-50")),
     Claim("W5", "final: SAC > CQL, nothing kept", difference("final", "warm", "kept")),
