@@ -1,9 +1,14 @@
-"""The command line. Errors of the user's are one line and exit code 2; divergence is 3; a run that was stopped is 143."""
+"""The command line. Errors are one line and an exit code.
+
+2 is a mistake in what was asked, or a disk that cannot be written; 3 divergence; 4 an environment that kept failing; 143 a run
+that was stopped by a signal and goes on when asked again; 130 Ctrl-C anywhere else.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import json
 import os
 import re
@@ -22,12 +27,8 @@ from .types import Diverged, UserError
 if TYPE_CHECKING:
     from .train import Config
 
-STOPPED = 143
-QUICK = ["run.eval_every=20", "run.eval_episodes=1", "run.log_every=20", "recipe.offline_steps=40", "recipe.online_steps=60"]
-QUICK_SCRATCH = [x for x in QUICK if "offline" not in x] + ["recipe.batch=16", "recipe.start=20"]
-QUICK_Q = [f"recipe.{x}" for x in ("batch=16", "start=20", "probe_every=20")]
-QUICK_MODEL = [f"recipe.{x}" for x in ("fit.max_updates=20", "model_every=30", "rollouts=64", "online_rollouts=64")]
-"""Sizes that show nothing but that a study runs."""
+ENVIRONMENT, INTERRUPTED, STOPPED = 4, 130, 143
+STUDIES = ("moore", "enoto", "offline", "wsrl", "methods", "obac")
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
 
@@ -39,10 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _guarded(work: Callable[[], int]) -> int:
+    from .run.faults import EnvironmentFault
     from .run.run import Stopped
 
     try:
         return work()
+    except EnvironmentFault as e:
+        print(f"mbo2o: {e}", file=sys.stderr)
+        return ENVIRONMENT
     except UserError as e:
         print(f"mbo2o: {e}", file=sys.stderr)
         return 2
@@ -52,6 +57,9 @@ def _guarded(work: Callable[[], int]) -> int:
     except Stopped as e:
         print(f"mbo2o: {e}", file=sys.stderr)
         return STOPPED
+    except KeyboardInterrupt:
+        print("mbo2o: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # `mbo2o methods | head`: who reads has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -128,8 +136,8 @@ def _train(args: list[str]) -> int:
             return 0
 
         codes.append(_guarded(work))
-        if codes[-1] == STOPPED:
-            sys.exit(STOPPED)  # a sweep ends here, too
+        if codes[-1] in (INTERRUPTED, STOPPED):
+            sys.exit(codes[-1])  # a sweep ends here, too
 
     sys.argv = ["mbo2o train", *args]
     hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(job)()
@@ -284,55 +292,24 @@ def _data_collect(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from .recipes.enoto import ENOTOConfig
-    from .recipes.finetune import FinetuneConfig
-    from .recipes.moore import MOOReConfig
-    from .recipes.scratch import ScratchConfig
-    from .studies import enoto, methods, moore, obac, offline, wsrl
+    from .registry import RECIPES, find
 
     what, results = options.what, Path(options.results)
-    experiment, entry, config, quick = {
-        "moore": ("hopper-small", "moore", MOOReConfig, QUICK + QUICK_MODEL),
-        "enoto": ("qensemble-small", "enoto", ENOTOConfig, QUICK + QUICK_Q + ["recipe.critics=3"]),
-        "offline": ("qensemble-small", "enoto", ENOTOConfig, QUICK + QUICK_Q),
-        "wsrl": ("wsrl-small", "finetune", FinetuneConfig, QUICK + QUICK_Q),
-        "methods": ("wsrl-small", "finetune", FinetuneConfig, QUICK + QUICK_Q),
-        "obac": ("obac-small", "scratch", ScratchConfig, QUICK_SCRATCH),
-    }[what]
-    experiment = options.experiment or experiment
+    study = importlib.import_module(f"mbo2o.studies.{what}")
+    experiment = options.experiment or study.EXPERIMENT
     subject = f"env={options.on}" if what == "obac" else f"dataset={options.on}"
     chosen = [f"experiment={experiment}", subject, f"seeds={options.seeds}"]
-    if not isinstance(compose_config(chosen).recipe, config):
+    if not isinstance(compose_config(chosen).recipe, study.CONFIG):
+        entry = next(x.name for x in RECIPES.values() if x.config is study.CONFIG)
         raise UserError(f"study {what}: experiment {experiment!r} is of another kind; {what} wants one of recipe={entry}")
-    base: Any = compose_config([*chosen, *(quick if options.quick else []), *options.overrides])
+    base: Any = compose_config([*chosen, *(study.SMALLEST if options.quick else []), *options.overrides])
     name = f"{what}-{options.name or Path(options.on).stem}"
-    out = Path(options.out) / name
-    if what == "moore":
-        arms = _choose(moore.ARMS | moore.extra(base), options.arms or list(moore.ARMS))
-        moore.run(base, out, arms)
-        moore.collect(out, results, name)
-    elif what == "enoto":
-        enoto.run(base, out, list(_choose(enoto.arms(base.recipe), options.arms)))
-        enoto.collect(base, out, results, name)
-    elif what == "wsrl":
-        wsrl.run(base, out, list(_choose(wsrl.arms(base.recipe), options.arms)))
-        wsrl.collect(base, out, results, name)
-    elif what == "methods":
-        methods.run(base, out, list(_choose(methods.arms(base.recipe), options.arms)))
-        methods.collect(base, out, results, name)
-    elif what == "obac":
-        obac.run(base, out, list(_choose(obac.arms(base), options.arms)))
-        obac.collect(base, out, results, name)
-    else:
-        offline.run(base, out, list(_choose(dict.fromkeys(offline.LEARNERS), options.arms)))
-        offline.collect(out, results, name)
+    out, arms = Path(options.out) / name, study.arms(base)
+    for arm in options.arms or ():
+        find(arms, arm, "arm")
+    study.run(base, out, options.arms or getattr(study, "DEFAULT", list(arms)))
+    study.collect(base, out, results, name)
     print(results / f"{name}.csv")
-
-
-def _choose(arms: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
-    from .registry import find
-
-    return {name: find(arms, name, "arm") for name in names or arms}
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -393,7 +370,7 @@ def _parser() -> argparse.ArgumentParser:
         "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --experiment td3bc-small --name my-td3bc\n"
         "  mbo2o study obac Hopper-v5 --seeds 5",
     )
-    p.add_argument("what", choices=["moore", "enoto", "offline", "wsrl", "methods", "obac"])
+    p.add_argument("what", choices=STUDIES)
     p.add_argument("on", metavar="DATASET", help="to study it on; obac: an environment")
     p.add_argument("--arms", nargs="+", metavar="ARM", help="only these (moore: its four; the others: all)")
     p.add_argument("--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE", help="settings of the runs")

@@ -157,7 +157,7 @@ def test_enoto_on_another_learner_as_the_help_says(pendulum, tmp_path, where):
 def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     study("wsrl", pendulum, *where)
     rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
-    assert list(rows) == list(wsrl.arms(compose_config(["experiment=wsrl-small", "dataset=x"]).recipe))
+    assert list(rows) == list(wsrl.arms(compose_config(["experiment=wsrl-small", "dataset=x"])))
     whole = {arm: found for arm, found in rows.items() if arm not in ("policy", "critics", "none")}
     assert len({tuple(r["j0"] for r in found) for found in whole.values()}) == 1
     assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
@@ -211,7 +211,7 @@ def test_wins_count_what_is_ahead_by_more_than_the_noise():
 def test_methods_stand_side_by_side(pendulum, tmp_path, where):
     study("methods", pendulum, *where)
     rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
-    assert list(rows) == list(methods.arms(compose_config(["experiment=wsrl-small", "dataset=x"]).recipe))
+    assert list(rows) == list(methods.arms(compose_config(["experiment=wsrl-small", "dataset=x"])))
     starts = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
     assert starts["cql"] == starts["cql-sac"] == starts["enoto"] == starts["wsrl"] == starts["balanced"] != starts["iql"]
     shown = {m.name: methods.measured(m, tmp_path / "results") for m in methods.METHODS}

@@ -18,6 +18,15 @@ from mbo2o.train import Config, train
 from mbo2o.types import Diverged
 
 Row = dict[str, Any]
+QUICK = [
+    "run.eval_every=20",
+    "run.eval_episodes=1",
+    "run.log_every=20",
+    "recipe.online_steps=60",
+]
+"""Sizes that show nothing but that a study runs; and for those that learn offline, or without a model:"""
+QUICK_OFFLINE = [*QUICK, "recipe.offline_steps=40"]
+QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.start=20", "recipe.probe_every=20"]
 DIVERGED = "diverged.txt"
 """In an arm's directory: why it ended early."""
 

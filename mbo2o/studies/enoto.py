@@ -18,19 +18,23 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.train import Config, find_dataset, restore
 
-from .arms import Row, curves, online_rows, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, Row, curves, online_rows, read_arms, run_arm, run_offline, write
 from .claims import Claim, difference
 
+EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig
+SMALLEST = [*QUICK_Q, "recipe.critics=3"]
 
-def arms(base: ENOTOConfig) -> dict[str, ENOTOConfig]:
+
+def arms(base: Config) -> dict[str, ENOTOConfig]:
     """Online variants by name; with CQL offline, `freed` is CQL → SAC and `freed-n` CQL-N → SAC-N.
 
     Those with 2 critics start from an offline phase with 2, the others from one with N.
     """
-    n = replace(base, target="min_q", explore=ExploreConfig(), sunrise=SunriseConfig())
+    enoto: ENOTOConfig = base.recipe
+    n = replace(enoto, target="min_q", explore=ExploreConfig(), sunrise=SunriseConfig())
     two = replace(n, critics=2)
     wmp = replace(n, target="weighted_min_pair")
-    ucb = replace(base.explore, name="ucb")
+    ucb = replace(enoto.explore, name="ucb")
     return {
         "kept": replace(two, keep=True),
         "kept-data": replace(two, keep=True, buffer="append"),
@@ -43,11 +47,11 @@ def arms(base: ENOTOConfig) -> dict[str, ENOTOConfig]:
         "mean": replace(n, target="mean_q"),
         "ucb": replace(wmp, explore=ucb),
         "ucb-10": replace(wmp, explore=replace(ucb, ucb_coef=10.0)),
-        "oac": replace(wmp, explore=replace(base.explore, name="oac")),
-        "bootstrapped": replace(wmp, explore=replace(base.explore, name="bootstrapped"), mask=0.5),
-        "weight": replace(wmp, sunrise=base.sunrise),
+        "oac": replace(wmp, explore=replace(enoto.explore, name="oac")),
+        "bootstrapped": replace(wmp, explore=replace(enoto.explore, name="bootstrapped"), mask=0.5),
+        "weight": replace(wmp, sunrise=enoto.sunrise),
         "weight-scalar": replace(wmp, sunrise=SunriseConfig("scalar_batch")),
-        "sunrise": replace(wmp, explore=ucb, sunrise=base.sunrise),
+        "sunrise": replace(wmp, explore=ucb, sunrise=enoto.sunrise),
     }
 
 
@@ -63,16 +67,16 @@ PANELS = {
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phases that the chosen arms need, then the arms, under `out`; what is finished is not run again."""
     for name in chosen:
-        recipe = arms(base.recipe)[name]
+        recipe = arms(base)[name]
         offline = out / f"offline-{recipe.critics}"
-        plain = replace(base, recipe=replace(arms(base.recipe)["freed"], critics=recipe.critics))
+        plain = replace(base, recipe=replace(arms(base)["freed"], critics=recipe.critics))
         run_offline(plain, offline)
         run_arm(replace(base, recipe=recipe), out / name, offline)
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
-    known = list(arms(base.recipe))
+    known = list(arms(base))
     others = sorted(p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("offline-"))
     logs = read_arms(out, [*known, *others])  # others: runs of other methods, put here to be compared
     random = {"random_distance": _random_distance(find_dataset(str(base.dataset)).act)}

@@ -17,19 +17,23 @@ from mbo2o.report.plots import compare_panels
 from mbo2o.report.statistics import bootstrap_interval
 from mbo2o.train import Config
 
-from .arms import curves, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, curves, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
 from .claims import Claim, difference
 from .offline import sized
 
+EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
+SMALLEST = QUICK_Q
 
-def arms(base: FinetuneConfig) -> dict[str, FinetuneConfig]:
+
+def arms(base: Config) -> dict[str, FinetuneConfig]:
     """Methods by name, at the sizes of `base`, whose offline agent is CQL, and whose online one is WSRL's SAC.
 
     Where a paper makes several updates per step, here it is as many as the base's `utd`.
     """
-    cql, sac, n = base.offline, base.online, base.offline.critics
+    wsrl: FinetuneConfig = base.recipe
+    cql, sac, n = wsrl.offline, wsrl.online, wsrl.offline.critics
     enoto = ENOTOConfig()
-    plain = replace(base, online=None, utd=1)
+    plain = replace(wsrl, online=None, utd=1)
     append = replace(plain, buffer="append", start=0)
     freed = replace(sac, target="min_q", backup_entropy=True, policy_delay=1)
     rlpd = replace(sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5)
@@ -39,12 +43,12 @@ def arms(base: FinetuneConfig) -> dict[str, FinetuneConfig]:
         "cql": replace(append, keep=True),
         "cql-sac": replace(plain, online=freed),
         "enoto": replace(plain, online=loosened),
-        "wsrl": base,
+        "wsrl": wsrl,
         "balanced": replace(
             plain,
             online=freed,
             buffer="balanced",
-            balanced=BalancedConfig(first_updates=10 * base.start, ratio=cql.critic),
+            balanced=BalancedConfig(first_updates=10 * wsrl.start, ratio=cql.critic),
             carry_moments=False,
             carry_temperature=False,
         ),
@@ -52,9 +56,9 @@ def arms(base: FinetuneConfig) -> dict[str, FinetuneConfig]:
         "iql": replace(append, offline=sized("iql", cql)),
         "pex": replace(plain, offline=sized("iql", cql), online=sized("pex", cql), buffer="mix"),
         "awac": replace(append, offline=sized("awac", cql)),
-        "adaptive-bc": replace(plain, offline=replace(sized("adaptive_bc", cql), critics=n), buffer="distill", utd=base.utd,
+        "adaptive-bc": replace(plain, offline=replace(sized("adaptive_bc", cql), critics=n), buffer="distill", utd=wsrl.utd,
                                distill_share=0.05, distill_rows=0),
-        "rlpd": replace(base, offline=replace(rlpd, policy_delay=base.utd), online=None, offline_steps=0, buffer="mix"),
+        "rlpd": replace(wsrl, offline=replace(rlpd, policy_delay=wsrl.utd), online=None, offline_steps=0, buffer="mix"),
     }  # fmt: skip
 
 
@@ -67,7 +71,7 @@ PANELS = {
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
     for name in chosen:
-        recipe = arms(base.recipe)[name]
+        recipe = arms(base)[name]
         agent = next(entry.name for entry in AGENTS.values() if entry.config is type(recipe.offline))
         run_offline(replace(base, recipe=offline_alone(recipe)), out / f"offline-{agent}")
         run_arm(replace(base, recipe=recipe), out / name, out / f"offline-{agent}")
@@ -75,7 +79,7 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base.recipe)))
+    logs = read_arms(out, list(arms(base)))
     write(results / f"{name}.csv", [row for arm, log in logs.items() for row in online_rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}

@@ -17,7 +17,7 @@ from mbo2o.report.read import RunLog
 from mbo2o.run.disturb import DisturbConfig
 from mbo2o.train import Config
 
-from .arms import Row, curves, online_rows, read_arms, run_arm, write
+from .arms import QUICK, Row, curves, online_rows, read_arms, run_arm, write
 from .claims import Claim, Measured, difference
 from .offline import sized
 
@@ -30,6 +30,10 @@ DISTURBED = {
     "sparse": DisturbConfig(reward_every=50),
 }
 WATCHER = "iql-watching"
+
+
+EXPERIMENT, CONFIG = "obac-small", ScratchConfig
+SMALLEST = [*QUICK, "recipe.batch=16", "recipe.start=20"]
 
 
 def arms(base: Config) -> dict[str, Config]:

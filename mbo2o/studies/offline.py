@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.registry import AGENTS, find
 from mbo2o.report.plots import compare_panels
 from mbo2o.train import Config
 
-from .arms import Row, curves, offline_alone, read_arms, run_offline, write
+from .arms import QUICK_Q, Row, curves, offline_alone, read_arms, run_offline, write
 
 SHARED = ("gamma", "tau", "samples", "normalize", "clone_steps")
 """Settings of the base agent that the others take over, where they have them."""
@@ -38,16 +39,25 @@ def _is_net(value: Any) -> bool:
     return isinstance(value, MLPConfig)
 
 
+EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig  # whose offline agent lends its sizes
+SMALLEST = QUICK_Q
+
+
+def arms(base: Config) -> dict[str, Any]:
+    """Each learner's config."""
+    return {name: sized(name, base.recipe.offline) for name in LEARNERS}
+
+
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """Train each chosen agent offline under `out`; what is finished is not run again."""
     for name in chosen:
-        recipe = replace(offline_alone(base.recipe), offline=sized(name, base.recipe.offline))
+        recipe = replace(offline_alone(base.recipe), offline=arms(base)[name])
         run_offline(replace(base, recipe=recipe), out / name)
 
 
-def collect(out: Path, results: Path, name: str) -> None:
+def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per agent and seed), its curves, and the figure."""
-    logs = read_arms(out, LEARNERS, "offline")
+    logs = read_arms(out, list(arms(base)), "offline")
     rows: list[Row] = []
     for arm, log in logs.items():
         ret, score = (log.series("eval", x, "offline").values for x in ("return", "score"))

@@ -13,30 +13,34 @@ from mbo2o.report.plots import compare_critics, compare_panels
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
-from .arms import Row, curves, offline_alone, online_rows, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, Row, curves, offline_alone, online_rows, read_arms, run_arm, run_offline, write
 from .claims import Claim, Measured, difference
 
+EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
+SMALLEST = QUICK_Q
 
-def arms(base: FinetuneConfig) -> dict[str, FinetuneConfig]:
+
+def arms(base: Config) -> dict[str, FinetuneConfig]:
     """Online variants by name; `warm` is WSRL, `cold` the same without its warm-up.
 
     `seeded` has as many rows of the dataset in its buffer instead of a warm-up; `mix-X` and `kept-mix` keep the dataset; `kept`
     and `kept-mix` go on with the offline agent, at one update per step.
     """
-    cold = replace(base, start=0)
-    kept = replace(base, online=None, keep=True, utd=1)
+    warm: FinetuneConfig = base.recipe
+    cold = replace(warm, start=0)
+    kept = replace(warm, online=None, keep=True, utd=1)
     return {
-        "warm": base,
+        "warm": warm,
         "cold": cold,
-        "seeded": replace(cold, buffer="distill", distill_share=0.0, distill_rows=base.start),
-        "mix-5": replace(base, buffer="mix", offline_share=0.05),
-        "mix-50": replace(base, buffer="mix", offline_share=0.5),
+        "seeded": replace(cold, buffer="distill", distill_share=0.0, distill_rows=warm.start),
+        "mix-5": replace(warm, buffer="mix", offline_share=0.05),
+        "mix-50": replace(warm, buffer="mix", offline_share=0.5),
         "kept": kept,
         "kept-mix": replace(kept, buffer="mix", offline_share=0.5),
-        "policy": replace(base, inherit="policy"),
-        "critics": replace(base, inherit="critics"),
-        "none": replace(base, inherit="none"),
-        "utd-1": replace(base, utd=1, online=replace(base.online, policy_delay=1)),
+        "policy": replace(warm, inherit="policy"),
+        "critics": replace(warm, inherit="critics"),
+        "none": replace(warm, inherit="none"),
+        "utd-1": replace(warm, utd=1, online=replace(warm.online, policy_delay=1)),
     }
 
 
@@ -53,12 +57,12 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phase, then the chosen arms, under `out`; what is finished is not run again."""
     run_offline(replace(base, recipe=offline_alone(base.recipe)), out / "offline")
     for name in chosen:
-        run_arm(replace(base, recipe=arms(base.recipe)[name]), out / name, out / "offline")
+        run_arm(replace(base, recipe=arms(base)[name]), out / name, out / "offline")
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base.recipe)))
+    logs = read_arms(out, list(arms(base)))
     write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
