@@ -34,6 +34,9 @@ class Agent(nn.Module, ABC):
     Observations are in raw units outside; `observe` scales them for the networks within.
     """
 
+    clones = False
+    """It learns from observations and actions alone: rows whose next observation is unknown are good enough, offline."""
+
     def __init__(self, spec: Spec, cfg: Any):
         super().__init__()
         self.spec, self.cfg = spec, cfg

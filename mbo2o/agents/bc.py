@@ -39,6 +39,7 @@ class BC(Agent):
     """Imitate the data, whatever they were worth: what offline methods have to beat, and a start for their actors."""
 
     cfg: BCConfig
+    clones = True
 
     def __init__(self, spec: Spec, cfg: BCConfig):
         super().__init__(spec, cfg)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mbo2o.data import schema
-from mbo2o.data.io import d4rl, minari
+from mbo2o.data.io import d4rl, episodes, minari, sb3, table
 from mbo2o.types import Batch, UserError
 
 MINARI_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
@@ -23,9 +25,9 @@ MINARI_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
 class TransitionDataset:
     """N transitions in the order they were collected, and a `Source` of batches.
 
-    Make one with `load` or `from_arrays`. Three things are kept apart: the task ended (`terminated`), the record ended
-    while the task went on (`truncated`), and nobody knows what followed (not `valid_next`). `sample` never draws the
-    last kind.
+    Make one with `load` or `from_arrays`, or from what `from_dict`, `from_episodes`, `from_table` and `from_sb3` take. Three
+    things are kept apart: the task ended (`terminated`), the record ended while the task went on (`truncated`), and nobody
+    knows what followed (not `valid_next`). `sample` never draws the last kind, except from `every_row`.
     """
 
     packed: Tensor
@@ -42,7 +44,7 @@ class TransitionDataset:
     episode: Tensor
     """`(N,)` int64: from 0, counted in file order."""
     index: Tensor
-    """`(U,)` int64: the rows with `valid_next`, the ones fit for TD and dynamics."""
+    """`(U,)` int64: the rows that `sample` draws: those with `valid_next`, fit for TD and dynamics, or `every_row`."""
     attrs: schema.Attrs = field(default_factory=dict)
     """What the file says of itself: `env_id` and the like."""
     seeds: tuple[int, ...] = ()
@@ -61,10 +63,10 @@ class TransitionDataset:
     ) -> TransitionDataset:
         """Build from rows in time order: `(N, D)`, `(N, A)` in [-1, 1], `(N,)`, `(N,)`; flags are bool or 0 and 1.
 
-        Where episodes end: at `terminals`, and at `timeouts` when given, which are believed. Without `timeouts` cuts
-        are looked for: with `next_observations`, a row that is not followed by its own next observation was truncated;
-        without, the attribute `max_episode_steps` splits if it is there. With none of the three a cut cannot be seen,
-        and the row before it pairs two episodes: give one of them.
+        Where episodes end: at `terminals`, at `timeouts` when given, and wherever a row is not followed by its own next
+        observation, if these are given; a warning counts the cuts that `timeouts` hid (if most rows are such, `timeouts` are
+        believed). With neither, the attribute `max_episode_steps` splits if it is there. With none of the three a cut cannot
+        be seen, the row before it pairs two episodes, and a warning says so: give one of them.
 
         What followed: `next_observations` where given (NaN rows are unknown), otherwise the next row's observation
         inside an episode. The last row of an episode is then unknown, also where it terminated: its TD target needs no
@@ -80,10 +82,14 @@ class TransitionDataset:
             "timeouts": timeouts,
             "next_observations": next_observations,
         }
-        fields = schema.check({key: x for key, x in given.items() if x is not None}, "arrays")
+        return cls._of(schema.check({key: x for key, x in given.items() if x is not None}, "arrays"), attrs, "arrays")
+
+    @classmethod
+    def _of(cls, fields: schema.Fields, attrs: schema.Attrs | None, where: object) -> TransitionDataset:
+        """Build from what `schema.check` returned; `where` names it in errors."""
         attrs = dict(attrs or {})
         obs, act, terminated = fields["observations"], fields["actions"], fields["terminals"]
-        truncated = _truncated(fields, attrs)
+        truncated = _truncated(fields, attrs, where)
         end = terminated | truncated
         next_obs = fields.get("next_observations")
         if next_obs is None:
@@ -92,7 +98,7 @@ class TransitionDataset:
             next_obs[:-1][inside] = obs[1:][inside]
         valid_next = np.isfinite(next_obs).all(1)
         if not valid_next.any():
-            raise UserError("arrays: not one next observation is known; give next_observations, or longer episodes")
+            raise UserError(f"{where}: not one next observation is known; give next_observations, or longer episodes")
         packed = np.concatenate([obs, act, fields["rewards"][:, None], next_obs, terminated[:, None]], axis=1)
         return cls(
             packed=torch.from_numpy(packed),
@@ -110,10 +116,16 @@ class TransitionDataset:
     def load(cls, path_or_id: str | os.PathLike[str]) -> TransitionDataset:
         """Read a D4RL file (any existing path, or a name ending in .hdf5 or .h5) or a Minari set by its id.
 
-        `minari:<id>` is always an id; `namespace/name-v0` is one where no such path exists. Raises `UserError`.
+        `minari:<id>` is always an id; `namespace/name-v0` is one where no such path exists. A set that the local store lacks
+        is downloaded into it. Raises `UserError`.
         """
         name = os.fspath(path_or_id)
         path = Path(name)
+        if path.suffix in table.SUFFIXES and path.exists():
+            raise UserError(
+                f"{name}: a table does not say which column is what; turn it into HDF5 in Python: "
+                f'TransitionDataset.from_table({name!r}, {{"observations": [...], ...}}).save("{path.stem}.hdf5")'
+            )
         if name.startswith("minari:"):
             fields, attrs = minari.read(name.removeprefix("minari:"))
         elif path.exists() or path.suffix in (".hdf5", ".h5"):
@@ -122,10 +134,71 @@ class TransitionDataset:
             fields, attrs = minari.read(name)
         else:
             raise UserError(f"{name}: no such file, and not a Minari id (namespace/name-v0); check the name")
-        return cls.from_arrays(**fields, attrs=attrs)
+        return cls._of(fields, attrs, name)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], attrs: schema.Attrs | None = None) -> TransitionDataset:
+        """Build from a dict of arrays by D4RL's names, such as its `env.get_dataset()` returns. See `from_arrays`.
+
+        Columns `(N, 1)` of rewards or flags are flattened, scalars under `metadata/` become attributes, and what else has a `/`
+        in its name is left out. Raises `UserError`, for any other name, too.
+        """
+        fields, found = d4rl.read_dict(data)
+        return cls._of(fields, found | (attrs or {}), "dict")
+
+    @classmethod
+    def from_episodes(cls, data: Sequence[Mapping[str, Any]], attrs: schema.Attrs | None = None) -> TransitionDataset:
+        """Build from a list of episodes, each a dict of arrays by D4RL's names, or `terminations` and `truncations`.
+
+        An episode of T steps has T + 1 `observations`, the last of which followed the last step; or T, perhaps with T
+        `next_observations`: with neither, what followed the last step is unknown. A last step that did not terminate counts as
+        a timeout. Raises `UserError`.
+        """
+        return cls._of(episodes.read(data), attrs, "episodes")
+
+    @classmethod
+    def from_table(
+        cls, path: str | os.PathLike[str], columns: table.Columns, attrs: schema.Attrs | None = None
+    ) -> TransitionDataset:
+        """Read a CSV file with a header, or Parquet (a name in .parquet; extra `parquet`), one row per step.
+
+        columns: which column each field is in, `{"observations": ["x", "y"], "actions": ["u"], "rewards": "r", "terminals":
+        "done"}`, and if there are such columns, `timeouts`, `next_observations` (an empty cell is unknown), `episode` (any
+        value, the same in all rows of an episode) and `step` (numbers that grow within an episode).
+
+        An episode ends where `episode` changes, or, without it, where `step` does not grow. With both, rows in another order
+        are sorted, episodes as they first come, and a warning says so. With `episode` alone, one that comes back after another
+        is refused. Where `step` counts by one and some are missing, the episode is cut, with a warning. Where `episode` says
+        that a row is the last of its own and it did not terminate, it counts as a timeout.
+
+        Raises `UserError` for a column that is not there (naming the nearest), a cell that is no number, and as `from_arrays`.
+        """
+        return cls._of(table.read(path, columns), attrs, os.fspath(path))
+
+    @classmethod
+    def from_sb3(cls, buffer: Any, attrs: schema.Attrs | None = None) -> TransitionDataset:
+        """Copy a Stable-Baselines3 replay buffer that is alive, such as `model.replay_buffer`; it is never read from a file.
+
+        Each environment's steps follow one another, oldest first. With `optimize_memory_usage` what followed an episode's last
+        step is unknown. Without `handle_timeout_termination` the buffer takes time limits for terminations; a warning says so.
+        Observations are vectors, or goal-conditioned (`HerReplayBuffer`), then as Minari's are read. Raises `UserError`.
+        """
+        return cls._of(sb3.read(buffer), attrs, "replay buffer")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Store everything at `path` in the layout of `schema`; `load` gives it back bit for bit."""
+        schema.write(path, self._fields(), self.attrs)
+
+    def to_minari(self, dataset_id: str) -> None:
+        """Add a set to Minari's local store (`MINARI_DATASETS_PATH`, or `~/.minari`), under an id `namespace/name-v0`.
+
+        Each episode of T steps has T + 1 observations; the last one is NaN where it is not known, with a warning. Minari has no
+        other word for that: to repeat an observation would be a lie, and without the step a termination would be lost. The
+        environment goes along if it can be made here and its spaces are those of the data. Raises `UserError`.
+        """
+        minari.write(dataset_id, self._fields(), self.attrs)
+
+    def _fields(self) -> schema.Fields:
         columns = {
             "observations": self.obs,
             "actions": self.act,
@@ -134,7 +207,7 @@ class TransitionDataset:
             "timeouts": self.truncated,
             "next_observations": self.next_obs,
         }
-        schema.write(path, {key: x.cpu().numpy() for key, x in columns.items()}, self.attrs)
+        return {key: x.cpu().numpy() for key, x in columns.items()}
 
     def __len__(self) -> int:
         """How many rows `sample` draws from."""
@@ -188,6 +261,10 @@ class TransitionDataset:
         """The same data on `device`."""
         names = ("packed", "terminated", "truncated", "valid_next", "episode", "index")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def every_row(self) -> TransitionDataset:
+        """The same data, sampled from all rows: for cloning, which needs no next observation (it is NaN where unknown)."""
+        return replace(self, index=torch.arange(self.n_rows, device=self.index.device))
 
     def with_reward(self, scale: float, shift: float) -> TransitionDataset:
         """The same data with rewards `scale·r + shift`, without returns: `with_returns` comes after."""
@@ -254,20 +331,49 @@ class TransitionDataset:
         }
 
 
-def _truncated(fields: schema.Fields, attrs: schema.Attrs) -> np.ndarray:
+def _truncated(fields: schema.Fields, attrs: schema.Attrs, where: object) -> np.ndarray:
     """`(N,)`: rows where an episode ends though the task does not; `from_arrays` says how they are found."""
-    terminated = fields["terminals"]
-    if "timeouts" in fields:
-        return fields["timeouts"] & ~terminated
-    truncated = np.zeros_like(terminated)
+    terminated, flagged = fields["terminals"], fields.get("timeouts")
     if "next_observations" in fields:
-        truncated[:-1] = (fields["next_observations"][:-1] != fields["observations"][1:]).any(1)
+        truncated = _cuts(fields["observations"], fields["next_observations"], flagged is not None)
+        if flagged is not None:
+            truncated = _with_flags(truncated & ~terminated, flagged, where)
+    elif flagged is not None:
+        truncated = flagged
     elif "max_episode_steps" in attrs:
-        limit = attrs["max_episode_steps"]
-        if not isinstance(limit, int) or limit < 1:
-            raise UserError(f"arrays: attribute max_episode_steps is {limit!r}, expected a positive int; mend it")
-        row = np.arange(len(terminated))
-        first = np.concatenate([[True], terminated[:-1]])
-        step = row - np.maximum.accumulate(np.where(first, row, 0)) + 1
-        truncated = step % limit == 0
+        truncated = _at_limit(terminated, attrs["max_episode_steps"], where)
+    else:
+        warnings.warn(
+            f"{where}: no timeouts, no next_observations: if a time limit cut an episode it cannot be seen, and what "
+            "followed its last row is then the next one's start; give one of them, or max_episode_steps",
+            stacklevel=4,
+        )
+        truncated = np.zeros_like(terminated)
     return truncated & ~terminated
+
+
+def _with_flags(cuts: np.ndarray, flagged: np.ndarray, where: object) -> np.ndarray:
+    """Flags and cuts; the flags alone where most rows are cuts, because rounding or shuffling made them."""
+    hidden = int((cuts & ~flagged).sum())
+    many = 2 * hidden > len(cuts)
+    if hidden:
+        what = "rounded or shuffled? timeouts are believed" if many else "their episodes are cut there"
+        text = f"{where}: {hidden} rows without a flag are not followed by their own next observation; {what}"
+        warnings.warn(text, stacklevel=5)
+    return flagged if many else flagged | cuts
+
+
+def _cuts(obs: np.ndarray, next_obs: np.ndarray, flagged: bool) -> np.ndarray:
+    """`(N,)`: rows that are not followed by their own next observation; an unknown one is a cut if nothing else tells them."""
+    cuts = np.append((next_obs[:-1] != obs[1:]).any(1), False)
+    return cuts & ~np.isnan(next_obs[:, 0]) if flagged else cuts
+
+
+def _at_limit(terminated: np.ndarray, limit: object, where: object) -> np.ndarray:
+    """`(N,)`: every `limit`-th row of what lies between two terminations."""
+    if not isinstance(limit, int) or limit < 1:
+        raise UserError(f"{where}: attribute max_episode_steps is {limit!r}, expected a positive int; mend it")
+    row = np.arange(len(terminated))
+    first = np.concatenate([[True], terminated[:-1]])
+    step = row - np.maximum.accumulate(np.where(first, row, 0)) + 1
+    return step % limit == 0

@@ -88,12 +88,13 @@ class Finetune(Recipe):
         with torch.random.fork_rng():
             make_agent(online, run.spec)  # a setting that it refuses is refused now
         self.agent = make_agent(offline, run.spec)
-        self.agent.prepare(run.dataset.rows(run.dataset.index))
+        data = run.dataset.every_row() if self.agent.clones else run.dataset
+        self.agent.prepare(data.rows(data.index))
         run.track(agent=self.agent)
         for t in run.steps(cfg.offline_steps):
             if t % cfg.probe_every == 0:
                 run.write("probe", self.probe(run))
-            run.log(self.agent.update(run.dataset.sample(cfg.batch)))
+            run.log(self.agent.update(data.sample(cfg.batch)))
 
     def switch(self, run: Run) -> None:
         """Carry over what both agents have, and say so."""

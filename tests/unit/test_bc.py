@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
@@ -11,7 +12,11 @@ from mbo2o.agents.awac import AWACConfig
 from mbo2o.agents.base import make_agent
 from mbo2o.agents.bc import BC, BCConfig
 from mbo2o.agents.iql import IQLConfig
+from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.run.run import RunConfig
+from mbo2o.train import Config, train
 from mbo2o.types import Batch, Spec
 
 SMALL = MLPConfig(hidden=[16])
@@ -121,3 +126,24 @@ def test_others_take_its_actor_over(cfg):
     obs = torch.randn(2, 5, 3)
     assert torch.equal(agent.act(obs), bc.act(obs))
     assert bc.cfg.online() is bc.cfg
+
+
+@pytest.mark.parametrize(("config", "sees"), [(BCConfig(actor=SMALL), True), (AWACConfig(actor=SMALL, critic=SMALL), False)])
+def test_cloning_uses_rows_whose_next_observation_is_unknown(config, sees, tmp_path, monkeypatch):
+    """Episodes of three steps, of which the last one's next observation is not recorded."""
+    obs = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
+    ends = np.arange(90) % 3 == 2
+    path = tmp_path / "short.hdf5"
+    data = TransitionDataset.from_arrays(obs, np.zeros((90, 1)), np.zeros(90), np.zeros(90, bool), ends)
+    data.save(path)
+    seen, update = [], type(make_agent(config, Spec(3, 1))).update
+
+    def spied(self, b):
+        seen.append(torch.isnan(b.next_obs).any(-1).float().mean().item())
+        return update(self, b)
+
+    monkeypatch.setattr(type(make_agent(config, Spec(3, 1))), "update", spied)
+    recipe = FinetuneConfig(offline=config, offline_steps=20, online_steps=0, batch=64)
+    run = RunConfig(eval_episodes=1, checkpoint_every=1000)
+    train(Config(recipe=recipe, dataset=str(path), env="Pendulum-v1", dir=str(tmp_path / "run"), run=run, report=False))
+    assert np.mean(seen) == (pytest.approx(1 / 3, abs=0.08) if sees else 0)

@@ -1,21 +1,35 @@
-"""D4RL's HDF5 files, which are also our own: the fields, the file's attributes, and D4RL's `metadata/` group.
+"""D4RL's HDF5 files, which are also our own, and dicts by the same names: fields, the file's attributes, `metadata/`.
+
+The variants differ in what they leave out: -v0 of the MuJoCo tasks and kitchen may have neither `timeouts` nor
+`next_observations`, adroit has the former, -v1 and -v2 of the MuJoCo tasks have both. Replay buffers may keep rewards and flags
+as columns `(N, 1)`, which D4RL's own loader flattens, as does this one. `infos` (in kitchen an array, elsewhere a group) and
+collecting policies are not read.
 
 D4RL's antmaze: 29 observations, the ant's x, y and 27 more, and rewards in {0, 1} for the goal of the evaluation, which is the
 same in all episodes and not observed. `infos/goal`, the place the collecting controller was heading for, is not that goal
 and is not read. Rows are left as they are: gymnasium-robotics' AntMaze observes the goal too (31, see `goals.flatten`) and puts
 the origin elsewhere, so these files serve offline training alone (a run in that environment is refused for the 29); Minari's
 D4RL/antmaze/* are the sets of that environment. Use -v2: in -v0 and -v1 the timeouts are out of step (D4RL issue 77).
+
+D4RL's maze2d is one long walk: a timeout says that a waypoint was reached (D4RL issue 85), and rewards are those of the row's
+own observation, a step early (issue 194); both are left as they are.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import numpy as np
 
 from mbo2o.data import schema
+from mbo2o.types import UserError
+
+VECTORS = [key for key, (_, ndim) in schema.LAYOUT.items() if ndim == 1]
 
 
 def read(path: str | os.PathLike[str]) -> tuple[schema.Fields, schema.Attrs]:
@@ -24,30 +38,80 @@ def read(path: str | os.PathLike[str]) -> tuple[schema.Fields, schema.Attrs]:
     Where a file of D4RL's mazes (it has `infos/goal`) lacks `next_observations`, they are the rows below, see `_rows_below`.
     Raises `UserError` as `schema.read` does.
     """
-    fields, attrs = schema.read(path)
     with schema.opened(path) as file:
         group = file.get("metadata")
-        if isinstance(group, h5py.Group):
-            datasets = {f"metadata/{k}": v[()] for k, v in group.items() if isinstance(v, h5py.Dataset) and not v.shape}
-            attrs = schema.scalars(datasets) | attrs
-        if "infos/goal" in file and "next_observations" not in fields:
-            fields |= _rows_below(fields)
-            unknown = np.isnan(fields["next_observations"]).any(1)
-            if (fields["terminals"] & ~unknown).sum() < fields["terminals"].sum() / 2:
-                warnings.warn(f"{path}: most steps to the goal have no known next observation and are not used", stacklevel=2)
-    return fields, attrs
+        items = group.items() if isinstance(group, h5py.Group) else ()
+        metadata = {f"metadata/{k}": v[()] for k, v in items if isinstance(v, h5py.Dataset) and not v.shape}
+        is_maze = "infos/goal" in file
+        raw, attrs = {}, schema.scalars(file.attrs)
+        if any(file[key].shape[1:] == (1,) for key in VECTORS if key in file):  # so it is none of our own, of any version
+            raw = {key: file[key][()] for key in schema.LAYOUT if key in file}
+    fields, attrs = (schema.check(_vectors(raw), path), attrs) if raw else schema.read(path)
+    return _mended(fields, is_maze, path), schema.scalars(metadata) | attrs
 
 
-def _rows_below(fields: schema.Fields) -> schema.Fields:
+def read_dict(data: Mapping[str, Any]) -> tuple[schema.Fields, schema.Attrs]:
+    """The same of a dict of arrays, such as D4RL's `env.get_dataset()` returns; `infos` and what has a `/` in it are optional.
+
+    Raises `UserError` for a name that is none of the fields, and as `schema.check` does.
+    """
+    for key in data:
+        if key not in schema.LAYOUT and "/" not in key and key != "infos":
+            near = difflib.get_close_matches(key, schema.LAYOUT, 1, 0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(f"dict: {key!r} is not a field; {hint}the fields are {', '.join(schema.LAYOUT)}")
+    raw = {key: np.asarray(data[key]) for key in schema.LAYOUT if data.get(key) is not None}
+    metadata = {key: x for key, x in data.items() if key.startswith("metadata/") and np.ndim(x) == 0}
+    return _mended(schema.check(_vectors(raw), "dict"), "infos/goal" in data, "dict"), schema.scalars(metadata)
+
+
+def _vectors(raw: schema.Fields) -> schema.Fields:
+    return {key: x[:, 0] if key in VECTORS and x.shape[1:] == (1,) else x for key, x in raw.items()}
+
+
+def _mended(fields: schema.Fields, is_maze: bool, where: object) -> schema.Fields:
+    if not is_maze or "next_observations" in fields:
+        return fields
+    fields = fields | _rows_below(fields, where)
+    unknown = np.isnan(fields["next_observations"]).any(1)
+    if (fields["terminals"] & ~unknown).sum() < fields["terminals"].sum() / 2:
+        warnings.warn(f"{where}: most steps to the goal have no known next observation and are not used", stacklevel=3)
+    return fields
+
+
+def _rows_below(fields: schema.Fields, where: object) -> schema.Fields:
     """`next_observations` of a D4RL maze, and `timeouts`.
 
     Its terminals were set afterwards, in every step at the goal, where the episode went on (scripts/generation/
     relabel_antmaze_rewards.py): what followed them is known, and they are the only rows with a reward. A leap of x, y by
-    over 1 m is a reset without a flag.
+    over 1 m is a reset without a flag. An observation that stands there twice was not looked up again after a waypoint
+    (generate_maze2d_datasets.py): what followed the first is lost, and the second is not where its action was taken.
     """
     obs = fields["observations"]
     leaps = np.append(np.linalg.norm(obs[1:, :2] - obs[:-1, :2], axis=1) > 1, False)
-    timeouts = fields.get("timeouts", np.zeros(len(obs), np.bool_)) | leaps
+    stale = np.append((obs[1:] == obs[:-1]).all(1), False)
+    flags = fields.get("timeouts", np.zeros(len(obs), np.bool_))
+    timeouts = flags | leaps | stale | _shifted(stale, 1) | _out_of_step(flags, leaps & ~fields["terminals"], where)
     below = np.append(obs[1:], np.full_like(obs[:1], np.nan), axis=0)
     below[timeouts] = np.nan
     return {"next_observations": below, "timeouts": timeouts}
+
+
+def _out_of_step(flags: np.ndarray, leaps: np.ndarray, where: object) -> np.ndarray:
+    """Rows that end an episode if flags are one row off, which most of the visible resets (`leaps`) have to say; it warns."""
+    for late, word in ((1, "late"), (-1, "early")):
+        ends = _shifted(flags, -late)
+        n = int((ends & leaps).sum())
+        if n > (flags & leaps).sum() and 2 * n >= leaps.sum():
+            warnings.warn(
+                f"{where}: timeouts are out of step: at {n} of {leaps.sum()} resets the flag is one row {word}, as in D4RL's "
+                "antmaze -v0 and -v1 (its issue 77); the flag's row and the reset's both count as ends, unused; take -v2",
+                stacklevel=5,
+            )
+            return ends
+    return np.zeros_like(flags)
+
+
+def _shifted(flags: np.ndarray, rows: int) -> np.ndarray:
+    """The flags one row further down (1) or up (-1)."""
+    return np.append(False, flags[:-1]) if rows > 0 else np.append(flags[1:], False)

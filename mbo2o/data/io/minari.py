@@ -1,4 +1,4 @@
-"""Minari datasets, by id, from the local store.
+"""Minari datasets, by id: from the local store, or fetched into it; and into it from rows.
 
 A Minari episode of T steps holds T + 1 observations, so that every row's next observation is known, the last one's too.
 
@@ -10,6 +10,8 @@ for the maze as gymnasium-robotics registers it; a set may have been collected w
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,23 +26,21 @@ def read(dataset_id: str) -> tuple[schema.Fields, schema.Attrs]:
     """Return all episodes as rows, and the attributes `minari_id` and, where Minari knows it, `env_id`.
 
     An episode that neither terminated nor was truncated was cut by its collector: its last row counts as a timeout.
-    Raises `UserError` when the set is not in the local store, is empty or unreadable, or when its observations are neither
-    flat vectors nor goal-conditioned, or its actions do not live in [-1, 1].
+    Raises `UserError` when the set is not in the local store and cannot be fetched, is empty or unreadable, or when its
+    observations are neither flat vectors nor goal-conditioned, or its actions do not live in [-1, 1].
     """
     import minari
+    from minari.storage import get_dataset_path
 
     where = f"minari:{dataset_id}"
+    if not get_dataset_path(dataset_id).joinpath("data").exists():
+        _download(dataset_id, where)
     try:
         dataset = minari.load_dataset(dataset_id)
         _check_spaces(dataset, where)
         flat = goals.flatten if _is_goal_dict(dataset.observation_space) else np.asarray
         ends_at_goal = dataset.env_spec is not None and goals.sparse_maze(dataset.env_spec.id) is not None
         episodes = [_rows(episode, where, flat, ends_at_goal) for episode in dataset.iterate_episodes()]
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{where}: not in the local Minari store; run `minari download {dataset_id}`, "
-            "or set MINARI_DATASETS_PATH to the folder that has it"
-        ) from error
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"{where}: cannot be read ({' '.join(str(error).split())}); download it anew") from error
     if not episodes:
@@ -52,13 +52,28 @@ def read(dataset_id: str) -> tuple[schema.Fields, schema.Attrs]:
     return schema.check({key: np.concatenate([e[key] for e in episodes]) for key in schema.LAYOUT}, where), attrs
 
 
+def _download(dataset_id: str, where: str) -> None:
+    import minari
+    from minari.storage import get_dataset_path
+
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # minari lets through whatever its clients raise without a network
+        reason = "pip install 'mbo2o[download]'" if isinstance(error, ImportError) else " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{where}: not in the local Minari store, and cannot be fetched ({reason or type(error).__name__}); run "
+            f"`minari download {dataset_id}` where there is a network and copy the set to {get_dataset_path(dataset_id)}, "
+            "or set MINARI_DATASETS_PATH to the folder that has it"
+        ) from error
+
+
 def _check_spaces(dataset: Any, where: str) -> None:
     obs, act = dataset.observation_space, dataset.action_space
     if not (_is_flat_box(obs) or _is_goal_dict(obs)):
         raise UserError(f"{where}: observations are {_name(obs)}, expected a flat Box; export them as one vector")
     if not _is_flat_box(act):
         raise UserError(f"{where}: actions are {_name(act)}, expected a flat Box; only continuous control is supported")
-    if not (np.allclose(act.low, -1) and np.allclose(act.high, 1)):
+    if not _is_unit(act):
         raise UserError(
             f"{where}: the action space is [{act.low.min():.4g}, {act.high.max():.4g}], expected [-1, 1]; "
             "collect through gymnasium's RescaleAction, or rescale and use from_arrays"
@@ -67,6 +82,10 @@ def _check_spaces(dataset: Any, where: str) -> None:
 
 def _is_flat_box(space: Any) -> bool:
     return hasattr(space, "low") and len(space.shape) == 1  # only Box has bounds
+
+
+def _is_unit(space: Any) -> bool:
+    return np.allclose(space.low, -1) and np.allclose(space.high, 1)
 
 
 def _is_goal_dict(space: Any) -> bool:
@@ -101,3 +120,77 @@ def _rows(episode: Any, where: str, flat: Callable[[Any], np.ndarray], ends_at_g
         "next_observations": obs[1:],
     }
     return {key: x[:steps] for key, x in rows.items()}
+
+
+def write(dataset_id: str, fields: schema.Fields, attrs: schema.Attrs) -> None:
+    """Store rows, all six fields of `schema`, as a Minari set in the local store; `TransitionDataset.to_minari` says how."""
+    import minari
+    from gymnasium.spaces import Box
+    from minari.storage import get_dataset_path
+
+    where = f"minari:{dataset_id}"
+    path = get_dataset_path(dataset_id)
+    if path.exists():
+        raise UserError(f"{where}: is there already, at {path}; choose another id, or delete it")
+    env, buffers = _environment(attrs.get("env_id"), fields), _buffers(fields, where)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Minari would like to know of the author
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                buffers,
+                env=env,
+                observation_space=Box(-np.inf, np.inf, fields["observations"].shape[1:], np.float32),
+                action_space=Box(-1, 1, fields["actions"].shape[1:], np.float32),
+                description=", ".join(f"{key}: {x}" for key, x in sorted(attrs.items())) or None,
+            )
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)  # half a set would look like a small one
+        if isinstance(error, OSError | RuntimeError | ValueError | AssertionError):
+            raise UserError(
+                f"{where}: cannot be written ({' '.join(str(error).split())}); ids are namespace/name-v0"
+            ) from error
+        raise
+
+
+def _environment(env_id: object, fields: schema.Fields) -> Any:
+    """The rows' environment, which Minari can then rebuild: if it can be made here and has spaces like theirs, else None."""
+    import gymnasium
+
+    if not isinstance(env_id, str):
+        return None
+    try:
+        env = gymnasium.make(env_id)
+    except Exception:  # whatever keeps it from being made, the rows are as good without it
+        return None
+    env.close()
+    spaces = [(env.observation_space, fields["observations"]), (env.action_space, fields["actions"])]
+    alike = all(_is_flat_box(space) and space.shape == x.shape[1:] for space, x in spaces)
+    return env if alike and _is_unit(env.action_space) else None
+
+
+def _buffers(fields: schema.Fields, where: str) -> list[Any]:
+    """One for each run of rows in which every next observation is the observation below; NaN last where it is unknown."""
+    from minari.data_collector import EpisodeBuffer
+
+    obs, next_obs, terminals = fields["observations"], fields["next_observations"], fields["terminals"]
+    leads_on = (next_obs[:-1] == obs[1:]).all(1) & ~(terminals | fields["timeouts"])[:-1]
+    last = np.flatnonzero(np.append(~leads_on, True))
+    if unknown := int(np.isnan(next_obs[last, 0]).sum()):
+        warnings.warn(
+            f"{where}: {unknown} of {len(last)} episodes end in an observation of NaN, because it is not known; mbo2o reads it "
+            "as such, other readers have to leave these last steps out of what they bootstrap",
+            stacklevel=4,
+        )
+    buffers = []
+    for start, end in zip(np.append(0, last[:-1] + 1), last + 1, strict=True):
+        buffers.append(
+            EpisodeBuffer(
+                observations=np.append(obs[start:end], next_obs[end - 1 : end], axis=0),
+                actions=fields["actions"][start:end],
+                rewards=fields["rewards"][start:end],
+                terminations=terminals[start:end],
+                truncations=(np.arange(start, end) == end - 1) & ~terminals[start:end],
+            )
+        )
+    return buffers
