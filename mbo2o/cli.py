@@ -282,6 +282,14 @@ def _data_inspect(options: argparse.Namespace) -> None:
         print(f"{key:<22} {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
+def _data_check(options: argparse.Namespace) -> int:
+    from .check import check
+
+    report = check(options.dataset, options.env, options.termination)
+    print(json.dumps(report.as_json()) if options.json else report.text())
+    return 0 if report.safe else 1
+
+
 def _data_collect(options: argparse.Namespace) -> None:
     from . import collect
 
@@ -393,6 +401,18 @@ def _parser() -> argparse.ArgumentParser:
     add(data, "list", _data_list, "Datasets and actors known by name.", "mbo2o data list")
     p = add(data, "inspect", _data_inspect, "What a dataset holds.", "mbo2o data inspect hopper-medium-replay-v5")
     p.add_argument("dataset", help="file, name or minari:ID")
+    p.add_argument("--json", action="store_true")
+    p = add(
+        data,
+        "check",
+        _data_check,
+        "Look for what harms learning: false next observations, hidden cuts, time limits stored as terminations and more; say "
+        "whether cloning, TD, dynamics and Monte-Carlo returns may use the data. Exit code 1 if one of them must not.",
+        "mbo2o data check my.hdf5\n  mbo2o data check my.hdf5 --env HalfCheetah-v5 --termination mytask:ends --json",
+    )
+    p.add_argument("dataset", help="file, name or minari:ID")
+    p.add_argument("--env", help="gymnasium id (the file's own if not given): its time limit, sizes and termination rule")
+    p.add_argument("--termination", default="auto", help="a rule's name or package.module:function, if not the environment's")
     p.add_argument("--json", action="store_true")
     p = add(
         data,

@@ -73,7 +73,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(args, expected, capsys):
     assert "Traceback" not in err
 
 
-COMMANDS = ["train", "eval", "report", "methods", "bench", "study", "data list", "data inspect", "data collect"]
+COMMANDS = ["train", "eval", "report", "methods", "bench", "study", "data list", "data inspect", "data check", "data collect"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -24,6 +24,7 @@ BELOW = {  # what a package may import of this project
     "collect": {"run", "agents", "data", "ensemble", "nn", "types", "waypoint"},
     "waypoint": {"run", "data", "types"},
     "train": {"recipes", "run", "dynamics", "data", "report", "registry", "types"},
+    "check": {"train", "run", "dynamics", "data", "types"},
     "studies": {"train", "run", "recipes", "agents", "ensemble", "report", "registry", "types"},
 }
 FREE_OF = {

@@ -1,0 +1,284 @@
+"""The dataset doctor: what a file says of its episodes against what its rows show, and whom that harms.
+
+Each check yields `Finding`s; a finding says which families of methods it harms, and how badly; the worst of them is the
+family's verdict. What can be decided exactly is (next observations against the row below, duplicates, the termination rule);
+the rest is read off statistics (`record`, `alignment`) and errs on the side of silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mbo2o.data import alignment, schema
+from mbo2o.data.findings import ALL_CARE, CARE_BUT_CLONING, Certificate, Finding, Harms, Report, few, finding, listed, percent
+from mbo2o.data.record import Record, Task, standard
+from mbo2o.types import TerminationFn
+
+SEVERITIES = ("fault", "warning", "note")
+DUPLICATES = 0.01
+"""Share of duplicates from which a row split's holdout error is too good to steer by."""
+HOLDOUT = 0.1
+"""The share that such a split holds out (`dynamics.fit`'s default)."""
+BINS = 20
+"""Of coverage's grid, each way."""
+
+
+def stored(path: str | os.PathLike[str]) -> tuple[schema.Fields, schema.Attrs]:
+    """What a D4RL file holds, before a loader mends it; columns `(N, 1)` of rewards and flags come as `(N,)`.
+
+    Raises `UserError` as `schema.read` does.
+    """
+    with schema.opened(path) as file:
+        vectors = [key for key, (_, ndim) in schema.LAYOUT.items() if ndim == 1 and key in file and file[key].shape[1:] == (1,)]
+        attrs = schema.scalars(file.attrs)
+        raw = {key: file[key][()] for key in schema.LAYOUT if key in file} if vectors else {}
+    if not vectors:
+        return schema.read(path)
+    return schema.check(raw | {key: raw[key][:, 0] for key in vectors}, path), attrs
+
+
+def audit(
+    fields: Mapping[str, np.ndarray],
+    attrs: schema.Attrs | None = None,
+    *,
+    dataset: str = "arrays",
+    task: Task | None = None,
+    termination: TerminationFn | None = None,
+    rule: str = "given",
+) -> Report:
+    """Look at the rows of a dataset as they were stored.
+
+    Args:
+        fields: As `schema.check` wants them, rows in time order.
+        attrs: The file's attributes; `env_id` and `max_episode_steps` are used.
+        dataset: What the report calls it.
+        task: The environment that the data are for.
+        termination: The rule to certify against the file's terminals.
+        rule: What to call it.
+
+    Raises:
+        UserError: What `schema.check` and `TransitionDataset.from_arrays` refuse, and a rule that fails on these rows.
+    """
+    record = Record(schema.check(fields, dataset), dict(attrs or {}), task, termination, rule)
+    findings = [f for check in CHECKS for f in check(record)]
+    certificate = _certificate(record)
+    return Report(
+        dataset=dataset,
+        env_id=record.env_id,
+        rows=len(record.obs),
+        episodes=len(record.lengths),
+        findings=sorted(findings, key=lambda f: SEVERITIES.index(f.severity)),
+        certificate=certificate,
+        coverage=_coverage(record),
+        not_checked=_not_checked(record, certificate),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- termination
+
+
+def _certificate(record: Record) -> Certificate | None:
+    if record.termination is None:
+        return None
+    alive, ended = record.tested & ~record.terminals, record.tested & record.terminals
+    return Certificate(
+        rule=record.rule,
+        alive_rows=int(alive.sum()),
+        false_dead=int((alive & record.dead).sum()),
+        terminal_rows=int(ended.sum()),
+        false_alive=int((ended & ~record.dead).sum()),
+        terminals_untested=int((record.terminals & ~record.tested).sum()),
+    )
+
+
+def _termination(record: Record) -> Iterator[Finding]:
+    if record.termination is None:
+        return
+    alive, ended = record.tested & ~record.terminals, record.tested & record.terminals
+    rows, of = alive & record.dead, int(alive.sum())
+    if rows.any():
+        message = f"{percent(int(rows.sum()), of)} of rows alive by the file are dead by the rule {record.rule}"
+        yield finding("false_dead", message, rows, of, {"td": "care", "dynamics": few(int(rows.sum()), of)})
+    # time limits have a finding of their own
+    rows, of = ended & ~record.dead & ~record.at_limit, int(ended.sum())
+    if rows.any():
+        message = f"{percent(int(rows.sum()), of)} of terminals are alive by the rule {record.rule}"
+        yield finding("false_alive", message, rows, of, {"td": "care", "dynamics": "no" if rows.sum() > 0.01 * of else "care"})
+
+
+# ---------------------------------------------------------------------------------------------------------- repetitions
+
+
+def _duplicates(record: Record) -> Iterator[Finding]:
+    columns = [record.obs, record.act, record.rew[:, None], *([] if record.next_obs is None else [record.next_obs])]
+    packed = np.ascontiguousarray(np.concatenate(columns, 1))
+    keys = packed.view(np.dtype((np.void, packed.dtype.itemsize * packed.shape[1]))).ravel()
+    _, first, group, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    again, of, size = np.ones(len(keys), np.bool_), len(keys), sizes[group]
+    again[first] = False
+    if again.any():
+        message = f"{percent(int(again.sum()), of)} of rows repeat an earlier one in every field"
+        yield finding("duplicate_rows", message, again, of)
+        # a row of k twins has one on the other side unless all k are held out
+        leaked = float((1 - HOLDOUT ** (size[size > 1] - 1.0)).sum()) / of
+        message = f"a split by rows trains on twins of about {100 * leaked:.2g} % of the rows that it holds out"
+        yield finding("split_leak", message, size > 1, of, {"dynamics": "care"} if leaked > DUPLICATES else {})
+
+
+def _duplicate_episodes(record: Record) -> Iterator[Finding]:
+    seen: set[bytes] = set()
+    starts, again, of = np.cumsum(record.lengths) - record.lengths, [], len(record.lengths)
+    for start, length in zip(starts.tolist(), record.lengths.tolist(), strict=True):
+        rows = slice(start, start + length)
+        key = hashlib.blake2b(record.obs[rows].tobytes() + record.act[rows].tobytes(), digest_size=16).digest()
+        if key in seen and length > 1:
+            again.append(start)
+        seen.add(key)
+    if again:
+        many: Harms = {"cloning": "care", "dynamics": "care"} if len(again) > DUPLICATES * of else {}
+        message = f"{percent(len(again), of)} of episodes repeat an earlier one step by step"
+        yield finding("duplicate_episodes", message, np.array(again), of, many)
+
+
+# --------------------------------------------------------------------------------------------------- actions and rewards
+
+
+def _actions(record: Record) -> Iterator[Finding]:
+    dims = record.act.shape[1]
+    constant = np.flatnonzero(np.ptp(record.act, axis=0) == 0)
+    if len(constant):
+        message = f"{percent(len(constant), dims)} of action dimensions never change: {listed(constant)}"
+        yield finding(
+            "constant_actions", message, record.nowhere, dims, {"td": "care", "dynamics": "care"}, count=len(constant)
+        )
+    share = (np.abs(record.act) > 0.999).mean(0)
+    pressed = np.setdiff1d(np.flatnonzero(share > 0.25), constant)
+    if len(pressed):
+        harms: Harms = {"cloning": "care"} if share[pressed].max() > 0.9 else {}
+        shown = listed([f"{100 * share[d]:.0f} % of dimension {d}" for d in pressed])
+        yield finding("saturated_actions", f"actions stand at ±1: {shown}", record.nowhere, dims, harms, count=len(pressed))
+
+
+def _rewards(record: Record) -> Iterator[Finding]:
+    rew, of = record.rew.astype(np.float64), len(record.rew)
+    if np.ptp(rew) == 0:
+        message = f"all rewards are {rew[0]:g}: there is nothing to choose between"
+        yield finding("constant_rewards", message, record.nowhere, of, {"td": "no", "returns": "no"}, count=of)
+        return
+    low, middle, high = np.quantile(rew, [0.01, 0.5, 0.99])
+    far = np.abs(rew - middle) > 10 * (high - low)
+    if high > low and far.any():
+        message = (
+            f"{percent(int(far.sum()), of)} of rewards in [{rew.min():.4g}, {rew.max():.4g}] are far outside "
+            f"[{low:.4g}, {high:.4g}], where 98 % are"
+        )
+        yield finding("reward_outliers", message, far, of, CARE_BUT_CLONING)
+
+
+# ------------------------------------------------------------------------------------------------- coverage, environment
+
+
+def _effective_episodes(record: Record) -> float:
+    """Episodes of equal length that would be as unequal a sample: (Σ length)² / Σ length²."""
+    lengths = record.lengths.astype(np.float64)
+    return float(lengths.sum() ** 2 / (lengths**2).sum())
+
+
+def _coverage(record: Record) -> dict[str, Any]:
+    """How wide the data are: spread per dimension, how many episodes they amount to, how often places were revisited."""
+    cells, visited = _cells(record)
+    visits = np.unique(np.stack([cells, record.episode]), axis=1)[0]
+    return {
+        "observation_std": record.obs.astype(np.float64).std(0).tolist(),
+        "action_std": record.act.astype(np.float64).std(0).tolist(),
+        "reward_min": float(record.rew.min()),
+        "reward_max": float(record.rew.max()),
+        "length_median": float(np.median(record.lengths)),
+        "effective_episodes": _effective_episodes(record),
+        "cells_visited": visited,
+        "cells_in_one_episode": float((np.bincount(visits, minlength=visited) == 1).mean()),
+    }
+
+
+def _cells(record: Record) -> tuple[np.ndarray, int]:
+    """The rows' cells, numbered, on a grid over the first two principal components; and how many of them are visited."""
+    x = standard(record.obs)
+    _, axes = np.linalg.eigh(x.T @ x)
+    plane = x @ axes[:, ::-1][:, :2]
+    low, high = np.quantile(plane, [0.005, 0.995], axis=0)
+    grid = ((plane - low) / np.maximum(high - low, 1e-9) * BINS).clip(0, BINS - 1).astype(int)
+    places, cells = np.unique(grid[:, 0] * BINS + grid[:, -1], return_inverse=True)
+    return cells, len(places)
+
+
+def _narrow(record: Record) -> Iterator[Finding]:
+    dims, constant = record.obs.shape[1], np.flatnonzero(np.ptp(record.obs, axis=0) == 0)
+    if len(constant):
+        message = f"{percent(len(constant), dims)} of observation dimensions never change: {listed(constant)}"
+        yield finding("constant_observations", message, record.nowhere, dims, count=len(constant))
+    episodes, effective = len(record.lengths), _effective_episodes(record)
+    if effective < 5:
+        message = f"the rows amount to {effective:.1f} episodes"
+        yield finding("few_episodes", message, record.nowhere, episodes, CARE_BUT_CLONING, count=episodes)
+
+
+def _environment(record: Record) -> Iterator[Finding]:
+    own, task, sizes = record.attrs.get("env_id"), record.task, (record.obs.shape[1], record.act.shape[1])
+    if task is None:
+        yield finding("environment_unknown", "nobody says which environment the data are of", record.nowhere, 1, count=1)
+        return
+    if task.problem:
+        newest = f"; the newest version is {task.newest}" if task.newest else ""
+        message = f"{task.env_id} cannot be made here ({task.problem}){newest}"
+        yield finding("environment_missing", message, record.nowhere, 1, count=1)
+    if task.obs_dim is not None and sizes != (task.obs_dim, task.act_dim):
+        message = (
+            f"observations and actions have {sizes[0]} and {sizes[1]} dimensions, {task.env_id} has {task.obs_dim} "
+            f"and {task.act_dim}"
+        )
+        yield finding("environment_sizes", message, record.nowhere, 1, ALL_CARE, count=1)
+    if own is not None and own != task.env_id:
+        message = f"the data are of {own}, not of {task.env_id}"
+        yield finding("environment_version", message, record.nowhere, 1, CARE_BUT_CLONING, count=1)
+    elif task.newest not in (None, task.env_id):
+        message = f"the data are of {task.env_id}, of which the newest version is {task.newest}"
+        yield finding("environment_version", message, record.nowhere, 1, count=1)
+
+
+CHECKS: list[Callable[[Record], Iterator[Finding]]] = [
+    alignment.order,
+    alignment.cuts,
+    alignment.boundaries,
+    alignment.time_limit,
+    alignment.limit_as_terminal,
+    alignment.next_observations,
+    alignment.unknown,
+    alignment.shifts,
+    _termination,
+    _duplicate_episodes,
+    _duplicates,
+    _rewards,
+    _actions,
+    _narrow,
+    _environment,
+]
+
+
+def _not_checked(record: Record, certificate: Certificate | None) -> list[str]:
+    out = []
+    if record.limit is None:
+        out.append("the time limit: neither the file nor an environment names one")
+    if certificate is None:
+        out.append("terminals against a rule: none is known for this environment; choose --termination")
+    elif certificate.terminals_untested:
+        out.append(f"{certificate.terminals_untested} terminals against the rule: what followed is unknown or untrue")
+    if record.disordered:
+        out.append("cuts, time limits, shifts of actions and rewards: the rows are not in order")
+    elif not alignment.enough_for_shifts(record):
+        out.append("shifts of actions and rewards: too few rows inside episodes")
+    return out
