@@ -337,15 +337,22 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _add_runs(commands)
+    _add_studies(commands)
+    _add_data(commands.add_parser("data", help="List, inspect, check and collect datasets."))
+    return top
 
-    def add(to: Any, name: str, run: Callable[..., Any], text: str, example: str) -> argparse.ArgumentParser:
-        epilog = textwrap.dedent(f"example:\n  {example}")
-        formatter = argparse.RawDescriptionHelpFormatter
-        p = to.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
-        p.set_defaults(run=run)
-        return p
 
-    p = add(
+def _add(to: Any, name: str, run: Callable[..., Any], text: str, example: str) -> argparse.ArgumentParser:
+    epilog = textwrap.dedent(f"example:\n  {example}")
+    formatter = argparse.RawDescriptionHelpFormatter
+    p: argparse.ArgumentParser = to.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
+    p.set_defaults(run=run)
+    return p
+
+
+def _add_runs(commands: Any) -> None:
+    p = _add(
         commands,
         "train",
         lambda o: None,
@@ -355,18 +362,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
 
-    p = add(commands, "eval", _eval, "Evaluate a run's policy on fresh episodes.", "mbo2o eval runs/moore-... --episodes 20")
+    p = _add(commands, "eval", _eval, "Evaluate a run's policy on fresh episodes.", "mbo2o eval runs/moore-... --episodes 20")
     p.add_argument("run_dir", metavar="RUN")
     p.add_argument("--episodes", type=int, default=10)
     p.add_argument("--seed", type=int, default=12345, help="of the episodes' starts")
     p.add_argument("--json", action="store_true")
 
-    p = add(commands, "report", _report, "Draw a run: RUN/report/index.html and PNGs.", "mbo2o report runs/moore-...")
+    p = _add(commands, "report", _report, "Draw a run: RUN/report/index.html and PNGs.", "mbo2o report runs/moore-...")
     p.add_argument("run_dir", metavar="RUN")
 
-    add(commands, "methods", _methods, "List methods with what they were measured at, recipes and agents.", "mbo2o methods")
 
-    p = add(
+def _add_studies(commands: Any) -> None:
+    _add(commands, "methods", _methods, "List methods with what they were measured at, recipes and agents.", "mbo2o methods")
+
+    p = _add(
         commands,
         "study",
         _study,
@@ -390,19 +399,19 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help="sizes that take a minute and show nothing but that it runs")
 
     text = "Measure speed. dynamics: against mbrl, as ratios in one run. agents: critic updates at 1, 4 and 20 per step."
-    p = add(commands, "bench", _bench, text, "mbo2o bench dynamics\n  mbo2o bench agents")
+    p = _add(commands, "bench", _bench, text, "mbo2o bench dynamics\n  mbo2o bench agents")
     p.add_argument("what", choices=["dynamics", "agents"])
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--out", type=Path, help="also write the results here, a line of JSON each")
 
-    data = commands.add_parser("data", help="List, inspect and collect datasets.").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    add(data, "list", _data_list, "Datasets and actors known by name.", "mbo2o data list")
-    p = add(data, "inspect", _data_inspect, "What a dataset holds.", "mbo2o data inspect hopper-medium-replay-v5")
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add(data, "list", _data_list, "Datasets and actors known by name.", "mbo2o data list")
+    p = _add(data, "inspect", _data_inspect, "What a dataset holds.", "mbo2o data inspect hopper-medium-replay-v5")
     p.add_argument("dataset", help="file, name or minari:ID")
     p.add_argument("--json", action="store_true")
-    p = add(
+    p = _add(
         data,
         "check",
         _data_check,
@@ -414,7 +423,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--env", help="gymnasium id (the file's own if not given): its time limit, sizes and termination rule")
     p.add_argument("--termination", default="auto", help="a rule's name or package.module:function, if not the environment's")
     p.add_argument("--json", action="store_true")
-    p = add(
+    _add_collect(data)
+
+
+def _add_collect(data: Any) -> None:
+    p = _add(
         data,
         "collect",
         _data_collect,
@@ -438,4 +451,3 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--deterministic", action="store_true", help="play the mean action instead of a sample")
     p.add_argument("--noise", type=float, default=0.0, help="of waypoint: deviation of the noise on actions in [-1, 1]")
     p.add_argument("--wander", type=float, default=0.0, help="of waypoint: share of episodes that head for another cell")
-    return top
