@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]  # what OmegaConf reads with
 from omegaconf import MISSING, OmegaConf
 
 import mbo2o
@@ -22,6 +23,7 @@ from .dynamics.termination import name_of
 from .recipes import Recipe, make_recipe
 from .registry import AGENTS, RECIPES, find
 from .report.page import write_report
+from .run import disk
 from .run.run import Restored, Run, RunConfig
 from .types import UserError, at_least_one
 
@@ -45,7 +47,11 @@ class Config:
 
 
 def train(cfg: Config) -> Path:
-    """Run, or go on with, the run that `cfg` names; returns its directory. UserError, Diverged or Stopped otherwise."""
+    """Run, or go on with, the run that `cfg` names; returns its directory. UserError, Diverged or Stopped otherwise.
+
+    One process at a time may run in a directory; an `EnvironmentFault`, a kind of UserError, says that the environment kept
+    failing.
+    """
     _check(cfg)
     torch.set_num_threads(cfg.threads)
     _keep_memory()
@@ -56,22 +62,23 @@ def train(cfg: Config) -> Path:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
     resolved = _resolve(cfg, str(env_id))
     directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
-    directory.mkdir(parents=True, exist_ok=True)
-    _claim(directory, resolved, cfg.resume)
-    if dataset is not None:
-        resolved["behaviour_return"] = float(dataset.episode_returns()[0].mean())
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
-
-    run = _open(directory, cfg, recipe, str(env_id), dataset)
-    run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
-    try:
-        with run.stopping_on_signals():
-            recipe(run)
-        run.finish()
-    finally:
-        run.close()
-    if cfg.report:
-        run.say(f"report: {write_report(directory)}")
+    with disk.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with disk.hold(directory):
+            _claim(directory, resolved, cfg.resume)
+            if dataset is not None:
+                resolved["behaviour_return"] = float(dataset.episode_returns()[0].mean())
+            disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+            run = _open(directory, cfg, recipe, str(env_id), dataset)
+            run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
+            try:
+                with run.stopping_on_signals(), run.diverging():
+                    recipe(run)
+                    run.finish()
+            finally:
+                run.close()
+            if cfg.report:
+                run.say(f"report: {write_report(directory)}")
     return directory
 
 
@@ -138,8 +145,12 @@ def read_config(directory: Path) -> tuple[Config, str]:
     path = directory / "config.yaml"
     if not path.is_file():
         raise UserError(f"{directory}: not a run (it has no config.yaml); give a directory that `mbo2o train` wrote")
-    stored = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(stored, dict)
+    try:
+        stored = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
+    if not isinstance(stored, dict) or not {"recipe", "run"} <= set(stored):
+        raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
     recipe, settings = stored.pop("recipe"), stored.pop("run")
     entry = find(RECIPES, recipe.pop("name"), "recipe")
     for key, value in recipe.items():
@@ -214,7 +225,8 @@ def _plain(x: Any) -> Any:
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
     leave = {"dir", "resume", "report", "threads", "behaviour_return"}
-    return {k: v for k, v in resolved.items() if k not in leave}
+    run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds")}
+    return {k: v for k, v in resolved.items() if k not in leave} | {"run": run}
 
 
 def _name(resolved: dict[str, Any]) -> str:

@@ -66,6 +66,12 @@ class ReplayBuffer:
             for k in ended.squeeze(-1).nonzero().flatten().tolist():
                 self._close_episode(k)
 
+    def cut(self, k: int) -> None:
+        """End seed k's episode in flight with its latest row: what would have followed is not known."""
+        if self._begun[k] < self._written[k]:
+            self._rows[k, (self._written[k] - 1) % self.capacity, -1 if self._gamma is None else -2] = 1
+            self._begun[k] = self._written[k]
+
     def _close_episode(self, k: int) -> None:
         """Write the returns of seed k's episode, whose last row is the latest one."""
         assert self._gamma is not None

@@ -5,13 +5,19 @@ Required: `observations (N, D)`, `actions (N, A)`, `rewards (N,)`, `terminals (N
 environment's id, who collected it) are attributes of the file. Other keys are ignored.
 
 Files are written under a temporary name and moved into place, so a reader sees the old set or the new one, never half
-of one. Each chunk carries a Fletcher checksum: HDF5 itself reads a damaged payload without a word. Nothing is
-compressed: float observations shrink by a tenth or two and then load twenty times slower.
+of one. Headers and chunks carry checksums: HDF5 itself reads a damaged payload without a word. Nothing is compressed: float
+observations shrink by a tenth or two and then load twenty times slower. Files of others are read once by a process that
+may die of them (`firstlook`) before this one opens them.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import stat
+import subprocess
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +25,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mbo2o.data import firstlook
 from mbo2o.types import UserError
 
 Fields = dict[str, np.ndarray]
@@ -27,6 +34,7 @@ Attrs = dict[str, Attr]
 
 FORMAT = "mbo2o"
 VERSION = 1
+CHECKSUM = "attributes_crc32"
 
 LAYOUT: dict[str, tuple[type, int]] = {
     "observations": (np.float32, 2),
@@ -39,6 +47,11 @@ LAYOUT: dict[str, tuple[type, int]] = {
 """Each field's dtype and number of axes."""
 
 OPTIONAL = ("timeouts", "next_observations")
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MAGIC = {b"\x89PNG": "a PNG image", b"PK": "a zip archive", b"\x1f\x8b": "packed with gzip", b"\x93NUMPY": "a NumPy array"}
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
+_sound: set[tuple[int, ...]] = set()  # files that were looked at, or written, by this process
 
 CHUNK_ROWS = 4096
 ACTION_TOLERANCE = 1e-4
@@ -82,15 +95,19 @@ def _cast(x: np.ndarray, key: str, where: object) -> np.ndarray:
     if raw.ndim != ndim or (ndim == 2 and raw.shape[1] == 0):
         expected = "(rows,)" if ndim == 1 else "(rows, features)"
         raise UserError(f"{where}: {key!r} has shape {raw.shape}, expected {expected}; reshape it")
+    if key == "actions" and raw.dtype.kind != "f":
+        raise UserError(f"{where}: 'actions' has dtype {raw.dtype}, expected float32; discrete actions are not supported")
     if dtype is np.bool_:
-        if raw.dtype != np.bool_ and not np.isin(raw, (0, 1)).all():
-            raise UserError(f"{where}: {key!r} holds values other than 0 and 1; store flags")
+        if raw.dtype != np.bool_ and not (flags := np.isin(raw, (0, 1))).all():
+            row = int(np.argmin(flags))
+            raise UserError(f"{where}: {key!r} holds values other than 0 and 1 ({raw[row]} in row {row}); store flags")
         return raw.astype(np.bool_)
     with np.errstate(over="ignore"):
         cast: np.ndarray = raw.astype(dtype)
     if key != "next_observations" and not (finite := np.isfinite(cast)).all():
         row = int(np.argmin(finite.reshape(len(cast), -1).all(1)))
-        raise UserError(f"{where}: {key!r} is not a finite float32 in row {row}; drop or mend that episode")
+        found = raw[row][~finite[row]].flat[0]
+        raise UserError(f"{where}: {key!r} is not a finite float32 in row {row} ({found}); drop or mend that episode")
     return cast
 
 
@@ -119,15 +136,18 @@ def write(path: str | os.PathLike[str], fields: Mapping[str, np.ndarray], attrs:
     checked = check(fields, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w") as file:
+        # since version 1.10 of HDF5 headers carry checksums, too; in h5py's default, the oldest, a flipped bit can go unseen
+        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
             for key, x in checked.items():
                 chunks = (min(CHUNK_ROWS, len(x)), *x.shape[1:])
                 file.create_dataset(key, data=x, chunks=chunks, fletcher32=True, track_times=False)
-            for name, value in sorted({**attrs, "format": FORMAT, "schema": VERSION}.items()):
+            checked_attrs = {**attrs, CHECKSUM: _checksum(attrs)} if attrs else {}
+            for name, value in sorted({**checked_attrs, "format": FORMAT, "schema": VERSION}.items()):
                 file.attrs[name] = value
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+        _sound.add(_identity(path))
     except (OSError, RuntimeError) as error:  # h5py meets a full disk with a RuntimeError
         raise UserError(f"{path}: cannot be written ({_one_line(error)}); is the folder there, with room?") from error
     finally:
@@ -144,14 +164,83 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """The HDF5 file at `path`, read-only; what HDF5 finds wrong with it becomes a `UserError`."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; check the path")
+    """The HDF5 file at `path`, read-only, once another process has read it and lived (see `firstlook`).
+
+    Raises `UserError` for what is no HDF5 file, is damaged, in use by a writer, or larger than its bytes can account for.
+    """
+    path = Path(path)
+    _check_sound(path)
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({_one_line(error)}); fetch or write it anew") from error
+        raise UserError(f"{shown(path)}: not a readable HDF5 file ({_one_line(error)}); fetch or write it anew") from error
+
+
+def _check_sound(path: Path) -> None:
+    """Raise `UserError` unless a first look found nothing wrong, now or earlier in this process with the same content."""
+    _check_signature(path)
+    identity = _identity(path)
+    if identity in _sound:
+        return
+    fault = _first_look(path)
+    if fault is not None:
+        raise UserError(f"{shown(path)}: {fault}")
+    _sound.add(identity)
+
+
+def _check_signature(path: Path) -> None:
+    """Refuse what is no file or begins like no HDF5 file, without waiting on a pipe or a device."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = KINDS.get(stat.S_IFMT(mode), "something else")
+            raise UserError(f"{shown(path)}: no such file ({kind} has that name); check the path")
+        with open(path, "rb") as file:
+            begin, at, size = file.read(8), 512, os.fstat(file.fileno()).st_size
+            found = begin
+            while found != SIGNATURE and at < size:  # HDF5 allows for a block of the user's before it
+                file.seek(at)
+                found, at = file.read(8), 2 * at
+    except FileNotFoundError as error:
+        raise UserError(f"{shown(path)}: no such file; check the path") from error
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be opened ({error.strerror}); check the path and its permissions") from error
+    if found != SIGNATURE:
+        what = next((kind for magic, kind in MAGIC.items() if begin.startswith(magic)), f"begins with {begin!r}")
+        raise UserError(f"{shown(path)}: not a readable HDF5 file ({what if size else 'it is empty'}); fetch or write it anew")
+
+
+def _first_look(path: Path) -> str | None:
+    """What `firstlook` says is wrong with the file, or what became of `firstlook`; None for a sound file."""
+    paths = os.pathsep.join(p for p in sys.path if p)
+    env = {**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8:replace", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-W", "ignore", firstlook.__file__, os.fspath(path), *LAYOUT]
+    seconds = 60 + path.stat().st_size / 1e6  # it limits its own CPU time; this is for a storage that does not answer
+    try:
+        look = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"cannot be read within {seconds:.0f} s; copy it to this machine"
+    if look.returncode < 0:
+        return f"not a readable HDF5 file (reading it {_death(-look.returncode)}); fetch or write it anew"
+    said = " ".join((look.stdout or look.stderr).decode(errors="replace").splitlines()[-1:])
+    return None if said == firstlook.SOUND else said or "cannot be read (the process that tried said nothing)"
+
+
+def _death(number: int) -> str:
+    name = signal.Signals(number).name
+    return "came to no end" if number == signal.SIGPROF else f"killed the process that tried, with {name}"
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Another one when the content is."""
+    s = path.stat()
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+def shown(path: object) -> str:
+    """A path in a message: what is not printable, line breaks for one, is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Fields, Attrs]:
@@ -163,20 +252,29 @@ def read(path: str | os.PathLike[str]) -> tuple[Fields, Attrs]:
     with opened(path) as file:
         attrs = scalars(file.attrs)
         keys = list(file)
-        fields = {key: file[key][()] for key in LAYOUT if isinstance(file.get(key), h5py.Dataset)}
+        fields = {key: file[key][()] for key in LAYOUT if key in keys}
 
     version = attrs.pop("schema", VERSION) if attrs.pop("format", None) == FORMAT else VERSION
     if version != VERSION:
-        raise UserError(f"{path}: layout version {version}, expected {VERSION}; update mbo2o")
+        raise UserError(f"{shown(path)}: layout version {version!r}, expected {VERSION}; update mbo2o")
+    if CHECKSUM in attrs and attrs.pop(CHECKSUM) != _checksum(attrs):
+        raise UserError(f"{shown(path)}: its attributes are not those that were written; fetch or write it anew")
     if "observations" not in fields and "episode_0" in keys:
-        raise UserError(f"{path}: Minari's own storage, not a D4RL file; load it by its Minari id")
-    return check(fields, path), attrs
+        raise UserError(f"{shown(path)}: Minari's own storage, not a D4RL file; load it by its Minari id")
+    return check(fields, shown(path)), attrs
+
+
+def _checksum(attrs: Mapping[str, Attr]) -> int:
+    """Of the attributes, whose texts are the one part of a file that HDF5 keeps no checksum of."""
+    return zlib.crc32(repr(sorted(scalars(attrs).items())).encode())
 
 
 def scalars(items: Mapping[str, object]) -> Attrs:
-    """The entries of an HDF5 attribute set that are one string or number; text as `str`, numbers as Python's."""
+    """The entries of an HDF5 attribute set that are one string or number; printable text as `str`, numbers as Python's."""
     out: Attrs = {}
     for name, value in items.items():
+        if isinstance(value, str):
+            value = value.encode(errors="surrogateescape")
         if isinstance(value, bytes):
             value = value.decode(errors="replace")
         elif isinstance(value, np.generic):

@@ -12,6 +12,7 @@ from mbo2o.data.io.goals import sparse_maze
 from mbo2o.types import Metrics, UserError
 
 from .disturb import DisturbConfig
+from .faults import EnvironmentFault, Faults
 from .lanes import Lane
 
 REFERENCES: dict[str, dict[str, tuple[float, float]]] = {
@@ -53,17 +54,20 @@ class Evaluator:
         gamma: float,
         shaped: tuple[float, float] = (1.0, 0.0),
         disturb: DisturbConfig | None = None,
+        faults: Faults | None = None,
     ):
         """`shaped` are the scale and shift of the rewards that the agent's values are about; returns stay raw.
 
-        Of `disturb` only what concerns actions and states is played.
+        Of `disturb` only what concerns actions and states is played. While `faults` last, an evaluation in which an
+        environment fails is played again, from the same starts.
         """
         world = disturb and disturb.world()
-        self._seeds, self._gamma, self._shaped = seeds, gamma, shaped
+        self._seeds, self._gamma, self._shaped, self._faults = seeds, gamma, shaped, faults or Faults()
         self._n = int(np.prod(seeds, dtype=int))
         # far from the training lanes' seeds
         first = 10_000_019 + seed
-        self._lanes = [[Lane(env_id, first + 1000 * k + e, world) for e in range(episodes)] for k in range(self._n)]
+        lane = lambda seed: Lane(env_id, seed, world, self._faults)  # noqa: E731
+        self._lanes = [[lane(first + 1000 * k + e) for e in range(episodes)] for k in range(self._n)]
         self._starts = [[lane.state() for lane in lanes] for lanes in self._lanes]
 
     def __call__(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
@@ -71,6 +75,13 @@ class Evaluator:
 
         policy: `(*S, B, D)` → `(*S, B, A)`; value: `(obs, act)` → `(*S, B)`.
         """
+        while True:
+            try:
+                return self._play(policy, value)
+            except EnvironmentFault as e:
+                self._faults.mend(e)
+
+    def _play(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
         lanes = [lane for row, starts in zip(self._lanes, self._starts, strict=True) for lane in _rewind(row, starts)]
         alive, qs, rews = np.ones(len(lanes), bool), [], []
         while alive.any():

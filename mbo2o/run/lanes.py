@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mbo2o.data.io import goals
 from mbo2o.types import Batch, UserError
 
 from .disturb import DisturbConfig, Disturbed
+from .faults import EnvironmentFault, Faults, describe, flag, observation, reward
 
 # MuJoCo prints and logs to a file in the working directory what gymnasium's models deprecate; real errors still raise
 mujoco.set_mju_user_warning(lambda message: None)
@@ -43,6 +45,8 @@ def make_env(env_id: str) -> gymnasium.Env:
     except (gymnasium.error.Error, ImportError) as e:
         reason = " ".join(str(e).split())
         raise UserError(f"environment {env_id!r} cannot be made: {reason}") from e
+    except Exception as e:  # the environment's own
+        raise UserError(f"environment {env_id!r} cannot be made: {describe(e)}") from e
     obs, act = env.observation_space, env.action_space
     if isinstance(obs, gymnasium.spaces.Dict) and set(obs) == goals.KEYS:
         obs = gymnasium.spaces.Box(-np.inf, np.inf, goals.flatten(env.reset(seed=0)[0]).shape, np.float64)
@@ -65,38 +69,90 @@ def _import_mazes(env_id: str) -> None:
 
 
 class Lane:
-    """One environment with its current episode. Agents act in [-1, 1]; the lane maps that to the action box."""
+    """One environment with its current episode. Agents act in [-1, 1]; the lane maps that to the action box.
 
-    def __init__(self, env_id: str, seed: int, disturb: DisturbConfig | None = None):
-        self.env = make_env(env_id)
-        if disturb and disturb != DisturbConfig():
-            self.env = Disturbed(self.env, disturb)
+    `reset` and `step` raise `EnvironmentFault` if the environment does not do its part; an episode in flight then stands
+    where it stood, and the next `reset` is another environment's, drawing where this one's left off.
+    """
+
+    def __init__(self, env_id: str, seed: int, disturb: DisturbConfig | None = None, faults: Faults | None = None):
+        self._env_id, self._disturb, self._faults = env_id, disturb, faults or Faults()
+        self.env = self._make()
         space, obs_space = self.env.action_space, self.env.observation_space
         assert isinstance(space, gymnasium.spaces.Box)  # make_env saw to it
         assert isinstance(obs_space, gymnasium.spaces.Box)
         self._mid, self._half = (space.high + space.low) / 2, (space.high - space.low) / 2
         self.obs_dim, self.act_dim = obs_space.shape[0], space.shape[0]
+        self._broken = False
         # seed the generator here, so that every reset, the first too, draws from a state that can be saved
         self.env.unwrapped.np_random, _ = gymnasium.utils.seeding.np_random(seed)
         self.reset()
+
+    def _make(self) -> gymnasium.Env:
+        env = make_env(self._env_id)
+        changed = self._disturb and self._disturb != DisturbConfig()
+        return Disturbed(env, self._disturb) if self._disturb and changed else env
+
+    def _replace(self) -> None:
+        """Another environment in place of one that failed; the generator is handed on, so that a restart can follow."""
+        generator, old = self.env.unwrapped.np_random, self.env
+        with contextlib.suppress(Exception), self._faults:
+            old.close()
+        try:
+            self.env = self._make()
+        except UserError as e:
+            raise EnvironmentFault(str(e)) from e
+        self.env.unwrapped.np_random = generator
 
     def reset(self) -> None:
         """Start an episode; what is needed to replay it is kept."""
         self._rng_at_reset = copy.deepcopy(self.env.unwrapped.np_random.bit_generator.state)
         self._actions: list[np.ndarray] = []
-        self.obs = self.env.reset()[0].astype(np.float32)
+        self.obs = np.full(self.obs_dim, np.nan, np.float32)
         self.episode_return, self.length, self.truncated = 0.0, 0, False
+        if self._broken:
+            self._replace()
+        self._broken = True
+        try:
+            with self._faults:
+                obs, _ = self.env.reset()
+            self.obs = observation(obs, self.obs_dim)
+        except UserError:
+            raise
+        except Exception as e:
+            raise EnvironmentFault(f"environment {self._env_id!r}: reset failed: {describe(e)}") from e
+        self._broken = False
 
     def step(self, act: np.ndarray) -> tuple[float, np.ndarray, bool, bool]:
         """Act and return (reward, next observation, terminated, truncated); resetting is the caller's."""
         act = np.array(act, np.float32)  # a copy: what is replayed is what was done
+        self._broken = True
+        try:
+            with self._faults:
+                obs, paid, terminated, truncated, info = self.env.step(self._mid + self._half * act)
+            after, rew, raw = observation(obs, self.obs_dim), reward(paid), reward(info.get("undisturbed_reward", paid))
+            terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
+        except UserError:
+            raise
+        except Exception as e:
+            raise EnvironmentFault(f"environment {self._env_id!r}: step failed: {describe(e)}") from e
+        self._broken = False
         self._actions.append(act)
-        obs, rew, terminated, truncated, info = self.env.step(self._mid + self._half * act)
-        self.obs = obs.astype(np.float32)
-        self.episode_return += float(info.get("undisturbed_reward", rew))
+        self.obs = after
+        self.episode_return += raw
         self.length += 1
-        self.truncated = bool(truncated) and not terminated
-        return float(rew), self.obs, bool(terminated), self.truncated
+        self.truncated = truncated and not terminated
+        return rew, after, terminated, self.truncated
+
+    @property
+    def broken(self) -> bool:
+        """Whether the environment failed since the last reset."""
+        return self._broken
+
+    def take_back(self, obs: np.ndarray) -> None:
+        """Have `state` tell of the episode before its last step, which was done at `obs`; only for a lane that ends here."""
+        self._actions.pop()
+        self.obs = obs
 
     def state(self) -> tuple[dict[str, Tensor], str]:
         """What resumes the episode in flight: its actions and where it stands, and the RNG before its reset."""
@@ -105,8 +161,8 @@ class Lane:
             self._rng_at_reset, default=_plain
         )
 
-    def load(self, tensors: dict[str, Tensor], rng: str) -> None:
-        """Replay the episode: bit for bit the same, or a warning and a fresh episode.
+    def load(self, tensors: dict[str, Tensor], rng: str) -> bool:
+        """Replay the episode: bit for bit the same, and true; or false, after a warning, in a fresh episode.
 
         Positions and velocities alone do not resume MuJoCo exactly (solver warm starts); the actions since the reset do.
         """
@@ -114,39 +170,91 @@ class Lane:
         self.reset()
         for act in tensors["actions"].numpy():
             self.step(act)
-        if not np.array_equal(self.obs, tensors["obs"].numpy()):
+        exact = np.array_equal(self.obs, tensors["obs"].numpy())
+        if not exact:
             warnings.warn("an episode in flight did not replay exactly: it starts anew", stacklevel=2)
             self.reset()
+        return exact
 
 
 class Lanes:
-    """One `Lane` per seed; lane k is seeded `seed + k`."""
+    """One `Lane` per seed; lane k is seeded `seed + k`.
 
-    def __init__(self, env_id: str, seeds: tuple[int, ...], seed: int, disturb: DisturbConfig | None = None):
-        self._seeds = seeds
-        self._lanes = [Lane(env_id, seed + k, disturb) for k in range(int(np.prod(seeds, dtype=int)))]
+    A lane whose environment fails begins an episode in another one, after `cut(k)`: the one in flight ends with the step
+    before. When `faults` are used up, the fault is raised, and `state` is where all stood before the turn.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        seeds: tuple[int, ...],
+        seed: int,
+        disturb: DisturbConfig | None = None,
+        faults: Faults | None = None,
+        cut: Callable[[int], None] = lambda k: None,
+    ):
+        self._seeds, self._cut, self._faults = seeds, cut, faults or Faults()
+        n = int(np.prod(seeds, dtype=int))
+        self._lanes = [Lane(env_id, seed + k, disturb, self._faults) for k in range(n)]
         self.obs_dim, self.act_dim = self._lanes[0].obs_dim, self._lanes[0].act_dim
+        self._fault: EnvironmentFault | None = None  # one too many, met after a turn was done: the next one's
 
     def obs(self) -> Tensor:
         """Where each lane stands: `(*S, 1, D)`."""
+        if self._fault is not None:
+            raise self._fault
         return torch.from_numpy(np.stack([x.obs for x in self._lanes])).reshape(*self._seeds, 1, -1)
 
     def step(self, act: Tensor) -> tuple[Batch, Tensor, list[tuple[int, float, int]]]:
         """`(*S, 1, A)` → transitions `(*S, 1, ...)`, truncations `(*S, 1)`, finished episodes as (lane, return, length)."""
+        if self._fault is not None:
+            raise self._fault
         acts = act.reshape(len(self._lanes), -1).cpu().numpy()
-        obs, rews, nexts, flags, ended = self.obs(), [], [], [], []
-        for k, (lane, a) in enumerate(zip(self._lanes, acts, strict=True)):
-            rew, next_obs, terminated, truncated = lane.step(a)
+        obs: list[np.ndarray] = []
+        rews, nexts, flags = [], [], []
+        for k, a in enumerate(acts):
+            try:
+                before, rew, next_obs, terminated, truncated = self._step(k, a)
+            except EnvironmentFault:
+                for lane, was in zip(self._lanes, obs, strict=False):
+                    lane.take_back(was)
+                raise
+            obs.append(before)
             rews.append(rew)
             nexts.append(next_obs)
             flags.append((terminated, truncated))
-            if terminated or truncated:
-                ended.append((k, lane.episode_return, lane.length))
-                lane.reset()
+        ended = [(k, self._lanes[k].episode_return, self._lanes[k].length) for k, over in enumerate(flags) if any(over)]
+        for k, _, _ in ended:
+            self._reset(k)
         scalar = lambda x: torch.tensor(x, dtype=torch.float32).reshape(*self._seeds, 1)  # noqa: E731
-        after = torch.from_numpy(np.stack(nexts)).reshape(*self._seeds, 1, -1)
-        batch = Batch(obs, act.cpu(), scalar(rews), after, scalar([f[0] for f in flags]))
+        vector = lambda x: torch.from_numpy(np.stack(x)).reshape(*self._seeds, 1, -1)  # noqa: E731
+        batch = Batch(vector(obs), act.cpu(), scalar(rews), vector(nexts), scalar([f[0] for f in flags]))
         return batch, scalar([f[1] for f in flags]), ended
+
+    def _step(self, k: int, act: np.ndarray) -> tuple[np.ndarray, float, np.ndarray, bool, bool]:
+        """Where lane k stood, and what its step gave; after a fault, the same action at the start of an episode."""
+        lane = self._lanes[k]
+        while True:
+            try:
+                if lane.broken:
+                    lane.reset()
+                return lane.obs, *lane.step(act)
+            except EnvironmentFault as e:
+                self._faults.mend(e)
+                if lane.length:
+                    self._cut(k)
+
+    def _reset(self, k: int) -> None:
+        """Begin lane k's next episode."""
+        while True:
+            try:
+                return self._lanes[k].reset()
+            except EnvironmentFault as e:
+                try:
+                    self._faults.mend(e)
+                except EnvironmentFault as last:
+                    self._fault = last
+                    return None
 
     def state(self) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors and RNG states of all lanes."""
@@ -159,9 +267,17 @@ class Lanes:
         return tensors, rngs
 
     def load(self, tensors: dict[str, Tensor], rngs: list[str]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned. An episode that cannot be resumed is cut, and another begun."""
         for k, (lane, rng) in enumerate(zip(self._lanes, rngs, strict=True)):
-            lane.load({name: tensors[f"{k}.{name}"] for name in ("actions", "obs")}, rng)
+            actions, obs = (tensors[f"{k}.{name}"] for name in ("actions", "obs"))
+            try:
+                exact = lane.load({"actions": actions, "obs": obs}, rng)
+            except EnvironmentFault as e:
+                self._faults.mend(e)
+                self._reset(k)
+                exact = False
+            if not exact and len(actions):
+                self._cut(k)
 
 
 def _plain(x: Any) -> Any:

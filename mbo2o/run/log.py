@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,40 +17,57 @@ from tqdm import tqdm
 
 from mbo2o.types import Metrics, UserError
 
+from .disk import writing
+
 
 class MetricsFile:
     """`metrics.jsonl`: each line an event with its place in the run and, per name, one value per seed (null: not finite)."""
 
     def __init__(self, path: Path, tensorboard: bool):
-        self._file = open(path, "a+b")  # noqa: SIM115  lives as long as the run
-        self._board = _board(path.parent) if tensorboard else None
+        self._path = path
+        with writing(path):
+            # unbuffered: a full disk is met where a line is written, and not once more when the file is closed
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  lives as long as the run
+            self._board = _board(path.parent) if tensorboard else None
 
     def write(self, place: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
-        """Append one event; returns what was written."""
+        """Append one event, whole or not at all; returns what was written."""
         values = {name: _plain(x.detach().cpu().tolist()) for name, x in metrics.items()}
-        self._file.write(json.dumps({**place, **values}).encode() + b"\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, x in metrics.items():
-                for k, y in enumerate(x.detach().cpu().reshape(-1).tolist() if x.dim() <= 1 else []):
-                    self._board.add_scalar(f"{place['kind']}/{name}/seed{k}", y, place["total"])
+        with writing(self._path):
+            self._append(json.dumps({**place, **values}).encode() + b"\n")
+            if self._board is not None:
+                for name, x in metrics.items():
+                    for k, y in enumerate(x.detach().cpu().reshape(-1).tolist() if x.dim() <= 1 else []):
+                        self._board.add_scalar(f"{place['kind']}/{name}/seed{k}", y, place["total"])
         return values
+
+    def _append(self, line: bytes) -> None:
+        end, done = self._file.seek(0, os.SEEK_END), 0
+        try:
+            while done < len(line):
+                done += self._file.write(line[done:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
 
     def size(self) -> int:
         """Bytes so far, safely on disk."""
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+            return self._file.seek(0, os.SEEK_END)
 
     def truncate(self, size: int) -> None:
         """Forget what was written after a checkpoint that said `size`."""
-        self._file.truncate(size)
-        self._file.seek(0, os.SEEK_END)
+        with writing(self._path):
+            self._file.truncate(size)
 
     def close(self) -> None:
         """Close the file and the board."""
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            with writing(self._path.parent):
+                self._board.close()
 
 
 class Means:
@@ -65,9 +83,13 @@ class Means:
             self._sums[name] = self._sums[name] + x if name in self._sums else x.detach().clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    def peek(self) -> Metrics:
+        """Means since the last time they were popped."""
+        return {name: x / self._counts[name] for name, x in self._sums.items()}
+
     def pop(self) -> Metrics:
-        """Means since the last time."""
-        means = {name: x / self._counts[name] for name, x in self._sums.items()}
+        """Likewise, and count anew from here."""
+        means = self.peek()
         self._sums, self._counts = {}, {}
         return means
 
@@ -103,12 +125,18 @@ class Progress:
         done = self._done - self._start
         left = (time.monotonic() - self._since) / done * (self._total - self._done) if done else math.nan
         eta = f"  {left / 60:4.1f} min left" if math.isfinite(left) else ""
-        print(f"{self._name:>8} {self._done:>7}/{self._total}  {text}{eta}", file=sys.stderr, flush=True)
+        tell(f"{self._name:>8} {self._done:>7}/{self._total}  {text}{eta}")
 
     def close(self) -> None:
         """Finish the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def tell(text: str) -> None:
+    """Say something to whoever watches; nobody has to: a terminal that is gone, or a log on a full disk, stops no run."""
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: a signal's handler that speaks while another is speaking
+        print(text, file=sys.stderr, flush=True)
 
 
 def describe(values: dict[str, Any], names: tuple[str, ...]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mbo2o.agents.base import Agent
 from mbo2o.data.buffer import ReplayBuffer
@@ -23,8 +22,14 @@ from mbo2o.types import Diverged, Metrics, Spec, UserError
 from . import checkpoint
 from .disturb import DisturbConfig
 from .evaluate import Evaluator, normalised_score
+from .faults import EnvironmentFault, Faults
 from .lanes import Lanes
-from .log import Means, MetricsFile, Progress, describe
+from .log import Means, MetricsFile, Progress, describe, tell
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
+PATIENCE = 8.0
+"""Seconds that a turn has to come to its end after a signal."""
 
 
 @dataclass
@@ -44,6 +49,14 @@ class RunConfig:
     reward_shift: float = 0.0  # antmaze: -1 (IQL), or 10 and -5 (CQL, Cal-QL)
     failure_reward: float | None = None  # transformed reward of failing: episodes of nothing else fail for ever (Cal-QL: -5)
     disturb: DisturbConfig = field(default_factory=DisturbConfig)
+    env_faults: int = 3  # environments that raise, hang or return nonsense are made anew so often, then the run saves and stops
+    env_seconds: float | None = 300.0  # a step or reset that takes longer is such a fault; None: wait for ever
+
+    def __post_init__(self) -> None:
+        if self.env_faults < 0:
+            raise UserError(f"run.env_faults={self.env_faults} must not be negative")
+        if self.env_seconds is not None and not self.env_seconds > 0:
+            raise UserError(f"run.env_seconds={self.env_seconds} must be above 0, or null for no limit")
 
 
 class Stateful(Protocol):
@@ -58,8 +71,15 @@ class Stateful(Protocol):
         ...
 
 
-class Stopped(Exception):
-    """The run was asked to stop, has saved itself, and goes on when the same command is given again."""
+class Stopped(BaseException):
+    """The run was asked to stop, has saved itself, and goes on when the same command is given again.
+
+    It may come out of the middle of anything, as KeyboardInterrupt does, and nobody who expects errors may hold it up.
+    """
+
+
+class Interrupted(Exception):
+    """An evaluation has been left because the run is to stop."""
 
 
 class Restored(Exception):
@@ -93,7 +113,8 @@ class Run:
         torch.manual_seed(seed)
         normalised_score(torch.zeros(()), env_id, cfg.reference)  # an unknown set is refused now, not after the first phase
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
-        self._lanes = Lanes(env_id, (seeds,), seed, cfg.disturb)
+        self._faults = Faults(cfg.env_faults, cfg.env_seconds, self._warn)
+        self._lanes = Lanes(env_id, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device)
         if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
             here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
@@ -113,7 +134,8 @@ class Run:
         self._means = Means()
         self._elapsed, self._since = 0.0, time.monotonic()
         self._bar: Progress | None = None
-        self._stop = self._in_stage = False
+        self._stop = self._in_stage = self._may_leave = False
+        self._owed = False  # an evaluation that was due before the last save, and interrupted
         self._look_only = look_only
         self._saved = checkpoint.latest(directory / "checkpoints", device)  # None once the run is live
         if self._saved is None and look_only:
@@ -159,11 +181,11 @@ class Run:
     def interact(self, agent: Agent | None, n: int) -> Iterator[int]:
         """`n` turns that each begin with one environment step per seed, stored in `online`; `agent=None` acts uniformly."""
         for t in self._loop(n):
-            if agent is None:
-                act = torch.rand(*self.spec.seeds, 1, self.spec.act_dim, device=self.spec.device) * 2 - 1
-            else:
-                act = agent.act(self._lanes.obs().to(self.spec.device), explore=True)
-            transition, truncated, ended = self._lanes.step(act)
+            try:
+                transition, truncated, ended = self._lanes.step(self._act(agent))
+            except EnvironmentFault as e:
+                self._save()
+                raise EnvironmentFault(f"{e} at {self._where()}; saved, the same command goes on from here") from e
             transition.rew = self.cfg.reward_scale * transition.rew + self.cfg.reward_shift
             self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
             returns, lengths = self._log_episodes(ended)
@@ -172,6 +194,18 @@ class Run:
                 over = (transition.done + truncated > 0).squeeze(-1)
                 agent.on_episode(*(x.to(self.spec.device) for x in (over, score, lengths)))
             yield t
+
+    def _act(self, agent: Agent | None) -> Tensor:
+        """What to do now: `(*S, 1, A)`, uniform without an agent."""
+        obs = self._lanes.obs().to(self.spec.device)
+        if agent is None:
+            return torch.rand(*self.spec.seeds, 1, self.spec.act_dim, device=self.spec.device) * 2 - 1
+        return self._finite(agent.act(obs, explore=True), "an action")
+
+    def _finite(self, x: Tensor, name: str) -> Tensor:
+        if not bool(torch.isfinite(x).all()):
+            raise Diverged(f"{self._not_finite() or name} is not finite at {self._where()}; the last checkpoint is kept")
+        return x
 
     def once(self, name: str) -> Iterator[None]:
         """One turn for a stage that runs once, such as the first fit of a model; a signal ends it without saving."""
@@ -197,7 +231,12 @@ class Run:
 
     def say(self, text: str) -> None:
         """Tell whoever watches."""
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
+
+    def _warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+        if self._file is not None:
+            self._file.write({**self._place("fault"), "what": text}, {})
 
     # ------------------------------------------------------------------ what drives it
 
@@ -221,29 +260,53 @@ class Run:
 
     @contextlib.contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
-        """Meanwhile SIGTERM and SIGINT save and stop after the current turn; a second one kills at once."""
+        """Meanwhile `SIGNALS` save and stop after the current turn, a second one kills at once; and environments are timed.
+
+        A turn that goes on for longer than `PATIENCE` is left without saving: the last checkpoint is whole.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may handle signals
             return
 
+        def overdue(number: int, frame: object) -> None:
+            raise Stopped(f"stopped in the middle of {self._where()}; the same command goes on from the last checkpoint")
+
         def stop(number: int, frame: object) -> None:
-            signal.signal(number, signal.SIG_DFL)
+            for x in SIGNALS:
+                signal.signal(x, signal.SIG_DFL)
             if self._in_stage:
                 raise Stopped(f"stopped during a stage of {self.phase}, which begins anew when the same command is given again")
-            self.say("stopping after this turn; once more to leave at once")
             self._stop = True
+            signal.signal(signal.SIGALRM, overdue)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            self.say("stopping after this turn; once more to leave at once")
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, stop) for number in SIGNALS}
         try:
-            yield
+            with self._faults.watching():
+                yield
         finally:
+            if self._stop:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def diverging(self) -> Iterator[None]:
+        """Meanwhile errors that come of numbers which are none are `Diverged`, and say which."""
+        try:
+            yield
+        except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as e:
+            if name := self._not_finite():
+                text = f"{name} is not finite at {self._where()}; the last checkpoint is kept"
+                raise Diverged(f"{text} ({_first_line(e)})") from e
+            raise
 
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """One that plays this run's task, and discounts the rewards that its agents learn from."""
         shaped = (self.cfg.reward_scale, self.cfg.reward_shift)
-        return Evaluator(self.env_id, self.spec.seeds, episodes, seed, gamma, shaped, self.cfg.disturb)
+        return Evaluator(self.env_id, self.spec.seeds, episodes, seed, gamma, shaped, self.cfg.disturb, self._faults)
 
     def evaluate(self, who: str = "agent") -> Metrics:
         """Play the evaluation episodes with a tracked agent's deterministic policy."""
@@ -254,9 +317,17 @@ class Run:
         agent = self._tracked[who][1]
         assert isinstance(agent, Agent)
         to, back = (lambda x: x.to(self.spec.device)), (lambda x: x.cpu())
+
+        def act(obs: Tensor) -> Tensor:
+            if self._stop and self._may_leave:
+                raise Interrupted
+            return self._finite(back(agent.act(to(obs))), "an action")
+
         agent.eval()  # no dropout
-        result = evaluator(lambda o: back(agent.act(to(o))), lambda o, a: back(agent.value(to(o), to(a))))
-        agent.train()
+        try:
+            result = evaluator(act, lambda o, a: back(agent.value(to(o), to(a))))
+        finally:
+            agent.train()
         return {**result, "score": normalised_score(result["return"], self.env_id, self.cfg.reference)}
 
     def _take_over(self, other: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -282,8 +353,9 @@ class Run:
         entered = key in self._done
         self._done[key] = first
         self._bar = Progress(self.phase, first, n)
-        if not entered:
+        if not entered or self._owed:
             self._evaluate_and_log()
+        if not entered:
             # Here and never after a loop's last turn: what the recipe does between two loops must lie before the save
             self._save()
         for t in range(first, n):
@@ -299,32 +371,60 @@ class Run:
         if t % self.cfg.log_every == 0 or last:
             self._log_means()
         if t % self.cfg.eval_every == 0 or last:
-            self._evaluate_and_log()
+            self._evaluate_and_log(last)
         if self._stop and last:
             return  # the next loop's first save, or the run's end, is at hand
         if self._stop or (t % self.cfg.checkpoint_every == 0 and not last):
             self._save()
         if self._stop:
-            raise Stopped(f"stopped at {self.phase} turn {t}; the same command goes on from here")
+            raise Stopped(f"stopped at {self._where()}; the same command goes on from here")
 
     def _log_means(self) -> None:
         assert self._file is not None
         if means := self._means.pop():
             self._file.write(self._place("train"), means)
-            for name, x in means.items():
-                if not bool(torch.isfinite(x).all()):
-                    raise Diverged(f"{name} is not finite at {self.phase} turn {self.turn}; the last checkpoint is kept")
-            if "q" in means and float(means["q"].abs().max()) > self._q_limit:
-                worst = float(means["q"].abs().max())
-                where = f"{self.phase} turn {self.turn}"
-                limit = f"beyond run.q_limit={self._q_limit:.3g}"
-                raise Diverged(f"|Q| reached {worst:.3g} at {where}, {limit}; the last checkpoint is kept")
+            self._check(means)
 
-    def _evaluate_and_log(self) -> None:
+    def _check(self, means: Metrics) -> None:
+        """Raise `Diverged` if these are not what learning gives, or a network's parameters are not."""
+        if name := self._not_finite(means):
+            raise Diverged(f"{name} is not finite at {self._where()}; the last checkpoint is kept")
+        if "q" in means and (worst := float(means["q"].abs().max())) > self._q_limit:
+            limit = f"beyond run.q_limit={self._q_limit:.3g}"
+            raise Diverged(f"|Q| reached {worst:.3g} at {self._where()}, {limit}; the last checkpoint is kept")
+
+    def _not_finite(self, means: Metrics | None = None) -> str | None:
+        """The first metric or parameter that holds a number which is none; by default of the metrics since the last line."""
+        named = list((self._means.peek() if means is None else means).items())
+        for name, (_, x) in self._tracked.items():
+            named += [(f"{name}.{k}", p) for k, p in x.named_parameters()] if isinstance(x, nn.Module) else []
+        return next((name for name, x in named if not bool(torch.isfinite(x).all())), None)
+
+    def _where(self) -> str:
+        return f"{self.phase} turn {self.turn}"
+
+    def _evaluate_and_log(self, last: bool = False) -> None:
+        """Evaluate every tracked agent; if the run is to stop, or an environment fails for good, save what led up to here.
+
+        Not after a loop's `last` turn: what the recipe does between two loops must lie before a save.
+        """
         assert self._file is not None
-        for name in [name for name, (_, x) in self._tracked.items() if isinstance(x, Agent)]:
-            place = "eval" if name == "agent" else f"eval-{name}"
-            values = self._file.write(self._place(place), self.evaluate(name))
+        self._owed, self._may_leave = True, not last
+        names = [name for name, (_, x) in self._tracked.items() if isinstance(x, Agent)]
+        try:
+            results = [self.evaluate(name) for name in names]
+            self._may_leave = False
+        except Interrupted as e:
+            self._save()
+            raise Stopped(f"stopped at {self._where()}; the same command goes on from here") from e
+        except EnvironmentFault as e:
+            if not last:
+                self._save()
+            start = "the last checkpoint" if last else "here"
+            raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; the same command goes on from {start}") from e
+        self._owed = False
+        for name, result in zip(names, results, strict=True):
+            values = self._file.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
             if self._bar is not None and name == "agent":
                 self._bar.say(describe(values, ("return", "score", "length")))
 
@@ -349,6 +449,9 @@ class Run:
     # ------------------------------------------------------------------ memory
 
     def _save(self) -> None:
+        if self._stop:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # this turn has come to its end
+        self._check(self._means.peek())  # what is saved is what a restart begins with
         sums, counts = self._means.state()
         lanes, lane_rngs = self._lanes.state()
         tensors: dict[str, Tensor] = {f"means/{k}": v for k, v in sums.items()} | {f"lanes/{k}": v for k, v in lanes.items()}
@@ -362,6 +465,7 @@ class Run:
             "done": self._done,
             "counts": counts,
             "lanes": lane_rngs,
+            "owed": self._owed,
             "metrics_bytes": self._file.size(),
             "elapsed": self._elapsed + time.monotonic() - self._since,
         }
@@ -375,10 +479,11 @@ class Run:
             return
         tensors, state = self._saved
         self._means.load(_under("means/", tensors), state["counts"])
-        self._lanes.load({k: v.cpu() for k, v in _under("lanes/", tensors).items()}, state["lanes"])
         self._elapsed, self._since = state["elapsed"], time.monotonic()
+        self._owed = state.get("owed", False)
         assert self._file is not None
         self._file.truncate(state["metrics_bytes"])
+        self._lanes.load({k: v.cpu() for k, v in _under("lanes/", tensors).items()}, state["lanes"])
         torch.set_rng_state(tensors["rng/cpu"].cpu())
         if self.spec.device != "cpu":
             torch.cuda.set_rng_state(tensors["rng/device"].cpu(), self.spec.device)

@@ -121,6 +121,30 @@ def test_rows_by_position(seeds):
     assert torch.equal(numbers(buffer.rows(index)), expected)
 
 
+@pytest.mark.parametrize("gamma", [None, 0.9])
+def test_a_cut_ends_one_seeds_episode_where_it_stands(gamma, tmp_path):
+    buffer = ReplayBuffer(Spec(2, 1, (2,)), 5, gamma)
+    buffer.cut(0)  # before anything was written: nothing
+    for i in range(3):
+        step = numbered(i, 1, (2,))
+        step.done.zero_()
+        buffer.add(step)
+    buffer.cut(1)
+    buffer.cut(1)
+    step = numbered(3, 1, (2,))
+    step.done.fill_(1)
+    buffer.add(step)
+    for seed in range(2):
+        buffer.save(tmp_path / f"{seed}.hdf5", seed, {})
+    cuts = [TransitionDataset.load(tmp_path / f"{seed}.hdf5").truncated.tolist() for seed in range(2)]
+    assert cuts == [[False] * 4, [False, False, True, False]]
+    if gamma:  # returns of what was cut stay unknown, and do not reach into it from the next episode
+        returns = buffer.latest(4).mc_return.tolist()
+        assert returns[1][:3] == [-math.inf] * 3
+        assert returns[1][3] == pytest.approx(1003)
+        assert returns[0][0] == pytest.approx(0 + 0.9 + 0.81 * 2 + 0.729 * 3)
+
+
 def test_empty_and_overfull():
     buffer = make(4)
     with pytest.raises(ValueError, match="empty"):

@@ -46,8 +46,9 @@ def read(path: str | os.PathLike[str]) -> tuple[schema.Fields, schema.Attrs]:
         raw, attrs = {}, schema.scalars(file.attrs)
         if any(file[key].shape[1:] == (1,) for key in VECTORS if key in file):  # so it is none of our own, of any version
             raw = {key: file[key][()] for key in schema.LAYOUT if key in file}
-    fields, attrs = (schema.check(_vectors(raw), path), attrs) if raw else schema.read(path)
-    return _mended(fields, is_maze, path), schema.scalars(metadata) | attrs
+    name = schema.shown(path)
+    fields, attrs = (schema.check(_vectors(raw), name), attrs) if raw else schema.read(path)
+    return _mended(fields, is_maze, name), schema.scalars(metadata) | attrs
 
 
 def read_dict(data: Mapping[str, Any]) -> tuple[schema.Fields, schema.Attrs]:
