@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import shutil
 import signal
+import time
 from dataclasses import fields
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.iql import IQLConfig
+from mbo2o.agents.obac import OBACConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
@@ -49,7 +52,12 @@ SMALL = {
 
 
 BALANCED = BalancedConfig(first_updates=7, ratio=NET)
-VARIANTS = {"balanced": ("finetune", {"buffer": "balanced", "balanced": BALANCED})}
+WSRL = SACConfig(actor=NET, critic=NET, critics=3, target="random_min_pair", policy_delay=2)
+VARIANTS = {
+    "balanced": ("finetune", {"buffer": "balanced", "balanced": BALANCED}),
+    "wsrl": ("finetune", {"offline": CQLConfig(actor=NET, critic=NET, critics=3, samples=2), "online": WSRL, "utd": 2}),
+    "obac": ("scratch", {"agent": OBACConfig(actor=NET, critic=NET, constraint_weight=0.1), "watcher": None}),
+}
 """Settings of a recipe that bring networks or memory of their own."""
 
 
@@ -153,7 +161,7 @@ def killed(config, when):
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *VARIANTS])
+@pytest.mark.parametrize("name", [*RECIPES, "balanced"])
 def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, tmp_path):
     config = small(name, pendulum, tmp_path / "run")
     reference = outcome(finished(name))
@@ -166,6 +174,34 @@ def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, 
     killed(config, lambda turn, event: event == "save" and turn == total)  # while writing the last one
     train(config)
     assert_same(outcome(tmp_path / "run"), reference)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(13, marks=pytest.mark.survival)])
+@pytest.mark.parametrize("name", ["moore", "enoto", "wsrl", "obac"])
+def test_killed_at_any_instant_ends_like_uninterrupted(name, kills, finished, pendulum, tmp_path):
+    """By the clock: in the midst of an update, a fit, an evaluation, a checkpoint, or of starting up."""
+    reference, begun = outcome(finished(name)), time.monotonic()
+    train(small(name, pendulum, tmp_path / "timed"))
+    whole, rng, landed = time.monotonic() - begun, random.Random(f"{name} {kills}"), 0
+    for i in range(kills):
+        config = small(name, pendulum, tmp_path / str(i))
+        landed += killed_after(config, rng.uniform(0, 0.9) * whole)
+        train(config)
+        assert_same(outcome(tmp_path / str(i)), reference)
+    assert landed >= kills / 2
+
+
+def killed_after(config, seconds):
+    """Train in a child process that is killed after so many seconds; whether it was still there."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            train(config)
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -84,7 +84,7 @@ def dataset(obs: np.ndarray) -> TransitionDataset:
     obs = obs.astype(np.float32)
     acts = np.zeros((n, 1), np.float32)
     ends = np.arange(n) % 50 == 49
-    return TransitionDataset.from_arrays(obs, acts, np.arange(n, dtype=np.float32), ends, np.zeros(n, bool), obs)
+    return TransitionDataset.from_arrays(obs, acts, np.arange(n, dtype=np.float32), ends, None, np.roll(obs, -1, axis=0))
 
 
 def replay(centre: float, seeds=(2,), n=200, **cfg) -> BalancedReplay:
