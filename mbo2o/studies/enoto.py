@@ -13,7 +13,7 @@ from torch import Tensor
 from mbo2o.ensemble.explore import ExploreConfig
 from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.recipes.enoto import ENOTOConfig
-from mbo2o.report.plots import compare_panels
+from mbo2o.report.plots import compare_panels, save
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.train import Config, find_dataset, restore
@@ -89,7 +89,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     panels = PANELS | ({"Beside other methods": ["kept", "kept-n", "sunrise", *others]} if others else {})
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in panels.items()}
     drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
-    compare_panels(drawn).savefig(results / f"{name}.png", dpi=100)
+    save(compare_panels(drawn), results / f"{name}.png")
 
 
 def _spread(out: Path) -> dict[tuple[str, int], tuple[float, float]]:

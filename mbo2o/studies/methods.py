@@ -13,7 +13,7 @@ from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.registry import AGENTS
-from mbo2o.report.plots import compare_panels
+from mbo2o.report.plots import compare_panels, save
 from mbo2o.report.statistics import bootstrap_interval
 from mbo2o.train import Config
 
@@ -83,7 +83,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     write(results / f"{name}.csv", [row for arm, log in logs.items() for row in online_rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
-    compare_panels({title: runs for title, runs in shown.items() if runs}).savefig(results / f"{name}.png", dpi=100)
+    save(compare_panels({title: runs for title, runs in shown.items() if runs}), results / f"{name}.png")
 
 
 CLAIMS = [

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mbo2o.recipes.moore import MOOReConfig
-from mbo2o.report.plots import compare
+from mbo2o.report.plots import compare, save
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
 from mbo2o.train import Config
@@ -57,7 +57,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
     figure = compare({arm: logs[arm] for arm in ARMS if arm in logs})
-    figure.savefig(results / f"{name}.png", dpi=110)
+    save(figure, results / f"{name}.png")
 
 
 def _rows(arm: str, log: RunLog) -> list[Row]:

@@ -12,7 +12,7 @@ from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.obac import OBACConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.recipes.scratch import ScratchConfig
-from mbo2o.report.plots import compare_panels
+from mbo2o.report.plots import compare_panels, save
 from mbo2o.report.read import RunLog
 from mbo2o.run.disturb import DisturbConfig
 from mbo2o.train import Config
@@ -91,7 +91,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     write(results / f"{name}-curves.csv", curves(logs))
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
     drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
-    compare_panels(drawn).savefig(results / f"{name}.png", dpi=100)
+    save(compare_panels(drawn), results / f"{name}.png")
 
 
 def _of_watcher(log: RunLog) -> RunLog:

@@ -10,7 +10,7 @@ from typing import Any
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.registry import AGENTS, find
-from mbo2o.report.plots import compare_panels
+from mbo2o.report.plots import compare_panels, save
 from mbo2o.train import Config
 
 from .arms import QUICK_Q, Row, curves, offline_alone, read_arms, run_offline, write
@@ -71,4 +71,4 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     write(results / f"{name}.csv", rows)
     write(results / f"{name}-curves.csv", curves(logs, "offline"))
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
-    compare_panels({title: runs for title, runs in shown.items() if runs}, "offline").savefig(results / f"{name}.png", dpi=100)
+    save(compare_panels({title: runs for title, runs in shown.items() if runs}, "offline"), results / f"{name}.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.report.plots import compare_critics, compare_panels
+from mbo2o.report.plots import compare_critics, compare_panels, save
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
@@ -67,8 +67,8 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     write(results / f"{name}-curves.csv", curves(logs))
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
     drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
-    compare_panels(drawn).savefig(results / f"{name}.png", dpi=100)
-    compare_critics({arm: logs[arm] for arm in CRITICS if arm in logs}).savefig(results / f"{name}-critics.png", dpi=80)
+    save(compare_panels(drawn), results / f"{name}.png")
+    save(compare_critics({arm: logs[arm] for arm in CRITICS if arm in logs}), results / f"{name}-critics.png")
 
 
 def _rows(arm: str, log: RunLog) -> list[Row]:
