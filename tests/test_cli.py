@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_methods_names_every_recipe(capsys):
 
 
 def test_whoever_stops_reading_gets_no_traceback():
-    command = f"{sys.executable} -m mbo2o methods | head -1"
+    command = f"{shlex.quote(sys.executable)} -m mbo2o methods | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("methods")
     assert done.stderr == ""
