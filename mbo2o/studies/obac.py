@@ -31,16 +31,15 @@ DISTURBED = {
 }
 WATCHER = "iql-watching"
 
-
 EXPERIMENT, CONFIG = "obac-small", ScratchConfig
 SMALLEST = [*QUICK, "recipe.batch=16", "recipe.start=20"]
 
 
 def arms(base: Config) -> dict[str, Config]:
     """Arms by name. `sac` has OBAC's nets, and an IQL that learns from its batches and never acts; `iql` acts for itself.
-    `redq` makes as many updates in a quarter of the steps.
 
-    `obac-W` and `fixed-W` have another weight; `X-NOISE` is SAC or OBAC (at the largest weight) on a disturbed task.
+    `redq` makes as many updates in a quarter of the steps. `obac-W` and `fixed-W` have another weight; `X-NOISE` is SAC, or
+    OBAC at the first of WEIGHTS, on a disturbed task.
     """
     recipe: ScratchConfig = base.recipe
     obac: OBACConfig = recipe.agent

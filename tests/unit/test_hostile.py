@@ -160,7 +160,7 @@ def a_model(make):
     def attack(folder, marker):
         GaussianDynamics(Spec(3, 1), DynamicsConfig(members=2, elites=1, net=MLPConfig(hidden=[4]))).save(folder)
         make(folder, marker)
-        GaussianDynamics.load(folder)
+        return GaussianDynamics.load(folder)
 
     return attack
 
@@ -173,7 +173,7 @@ def a_checkpoint(make):
         make(folder / "000000007", marker)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            checkpoint.latest(folder, "cpu")
+            return checkpoint.latest(folder, "cpu")
 
     return attack
 
@@ -319,9 +319,11 @@ def test_the_payloads_do_run_when_unpickled(tmp_path):
 def test_a_good_safetensors_file_loads(tmp_path):
     """So what is refused above is refused for what is bad in it."""
     folder = tmp_path / "model"
-    a_model(lambda folder, marker: None)(folder, None)
+    assert a_model(lambda folder, marker: None)(folder, None).spec == Spec(3, 1)
     checkpoints = tmp_path / "checkpoints"
-    a_checkpoint(lambda folder, marker: None)(checkpoints, None)
+    tensors, state = a_checkpoint(lambda folder, marker: None)(checkpoints, None)
+    assert torch.equal(tensors["x"], torch.zeros(3))
+    assert state["done"] == {}
 
 
 # -------------------------------------------------------------------------------------------------------------- audit hook

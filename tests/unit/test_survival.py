@@ -828,6 +828,9 @@ def test_healthy_runs_are_left_alone(seed, counter, tmp_path):
     for key, value in HEALTHY[seed].items():
         setattr(config.recipe.agent, key, value)
     train(config)
+    tensors, state = checkpoint.latest(tmp_path / "run" / "checkpoints", "cpu")
+    assert state["done"]["online.0"] == 100
+    assert all(x.isfinite().all() for key, x in tensors.items() if ".agent/" in key and x.is_floating_point())
 
 
 # ---- old, new and damaged checkpoints
