@@ -7,7 +7,7 @@ import os
 import gymnasium
 from gymnasium.envs.registration import parse_env_id
 
-from .data import schema
+from .data import remote, schema
 from .data.audit import audit, stored
 from .data.dataset import MINARI_ID
 from .data.findings import Report
@@ -42,6 +42,9 @@ def _read(name: str) -> tuple[schema.Fields, schema.Attrs]:
         return stored(name)
     if shipped:
         return stored(shipped[0])
+    if entry := remote.lookup(name):
+        fields, attrs = stored(entry.ready())
+        return fields, entry.attrs | attrs
     if name.startswith("minari:") or ("/" in name and MINARI_ID.fullmatch(name)):
         return minari.read(name.removeprefix("minari:"))
     find_dataset(name)  # says what is wrong with the name
@@ -57,6 +60,8 @@ def find_task(given: str | None, own: object) -> Task | None:
     if env_id is None:
         return None
     env_id = str(env_id)
+    if not given and schema.imports(env_id):
+        return Task(env_id, problem=f"that would import a module which the file names; --env {env_id} if you trust it")
     try:
         env = make_env(env_id)
     except UserError as error:

@@ -222,10 +222,15 @@ def _eval(options: argparse.Namespace) -> None:
         print(json.dumps(rows))
         return
     print(f"{run.env_id}, {episodes} episodes per seed, deterministic policy, starts drawn from seed {seed}")
+    metric = run.reference.metric
     for k in range(len(rows["return"])):
         ret, std, length = rows["return"][k], rows["return_std"][k], rows["length"][k]
-        shown = f"score {rows['score'][k]:6.1f} ({run.cfg.reference})"
-        print(f"  seed {k}: return {ret:8.1f} ± {std:.1f}  {shown}  length {length:.0f}")
+        shown = ""
+        if metric in rows:
+            shown += f"  score {rows[metric][k]:6.1f} ± {rows[f'{metric}_std'][k]:.1f} ({run.reference.name})"
+        if "success" in rows:
+            shown += f"  success {rows['success'][k]:.2f}"
+        print(f"  seed {k}: return {ret:8.1f} ± {std:.1f}{shown}  length {length:.0f}")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -259,7 +264,7 @@ def _idea(cls: type) -> str:
 
 
 def _data_list(options: argparse.Namespace) -> None:
-    from .data import schema
+    from .data import remote, schema
     from .train import data_folders
 
     for folder in data_folders():
@@ -268,6 +273,25 @@ def _data_list(options: argparse.Namespace) -> None:
             print(f"{path.stem:<28} {len(fields['rewards']):>8} rows  {attrs.get('env_id', '?'):<16} {path}")
         for path in sorted((folder / "actors").glob("*.safetensors")):
             print(f"{path.stem:<28} {'actor':>13}  {'':<16} {path}")
+    print(f"to be had by `mbo2o data fetch NAME`, kept in {remote.folder()}:")
+    for entry in remote.registry().values():
+        print(f"{entry.name:<34} {entry.size / 1e6:>4.0f} MB  {entry.env_id or 'env=?':<16} {entry.licence}  {entry.state()}")
+
+
+def _data_fetch(options: argparse.Namespace) -> None:
+    from .data import remote
+
+    for entry in [remote.find(name) for name in options.names]:
+        fetched = remote.fetch(entry)
+        print(f"{entry.path}: {'fetched' if fetched else 'is there'}, size and sha256 are right")
+
+
+def _data_where(options: argparse.Namespace) -> None:
+    from .data import remote
+
+    entry = remote.find(options.name)
+    print(f"{entry.state()}: {entry.size} bytes, sha256 {entry.sha256}, from {' '.join(entry.urls)}", file=sys.stderr)
+    print(entry.path)
 
 
 def _data_inspect(options: argparse.Namespace) -> None:
@@ -288,6 +312,12 @@ def _data_check(options: argparse.Namespace) -> int:
     report = check(options.dataset, options.env, options.termination)
     print(json.dumps(report.as_json()) if options.json else report.text())
     return 0 if report.safe else 1
+
+
+def _data_reference(options: argparse.Namespace) -> None:
+    from .reference import measure_reference
+
+    print(json.dumps(measure_reference(options.actor, options.env, options.episodes, options.seeds)))
 
 
 def _data_collect(options: argparse.Namespace) -> None:
@@ -339,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_runs(commands)
     _add_studies(commands)
-    _add_data(commands.add_parser("data", help="List, inspect, check and collect datasets."))
+    _add_data(commands.add_parser("data", help="List, fetch, inspect, check and collect datasets."))
     return top
 
 
@@ -408,6 +438,24 @@ def _add_studies(commands: Any) -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_subparsers(required=True, metavar="COMMAND")
     _add(data, "list", _data_list, "Datasets and actors known by name.", "mbo2o data list")
+    p = _add(
+        data,
+        "fetch",
+        _data_fetch,
+        "Download datasets of `mbo2o data list` and compare them with their sha256; one that is there and right is not asked "
+        "for again, and one that was cut off goes on. With MBO2O_OFFLINE=1 say where to put the file instead.",
+        "mbo2o data fetch d4rl/hopper-medium-v2 d4rl/hopper-medium-replay-v2",
+    )
+    p.add_argument("names", nargs="+", metavar="NAME")
+    p = _add(
+        data,
+        "where",
+        _data_where,
+        "The path of a dataset of `mbo2o data fetch`, also of one that is not there, to put it there by hand (exit code 0): "
+        "NAME.hdf5 in the folder `datasets` of $MBO2O_DATA, else of $XDG_DATA_HOME/mbo2o, else of ~/.local/share/mbo2o.",
+        "mbo2o data where d4rl/hopper-medium-v2",
+    )
+    p.add_argument("name", metavar="NAME")
     p = _add(data, "inspect", _data_inspect, "What a dataset holds.", "mbo2o data inspect hopper-medium-replay-v5")
     p.add_argument("dataset", help="file, name or minari:ID")
     p.add_argument("--json", action="store_true")
@@ -423,6 +471,17 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--env", help="gymnasium id (the file's own if not given): its time limit, sizes and termination rule")
     p.add_argument("--termination", default="auto", help="a rule's name or package.module:function, if not the environment's")
     p.add_argument("--json", action="store_true")
+    p = _add(
+        data,
+        "reference",
+        _data_reference,
+        "Measure what random play and an actor return: the ends of a score, for run.reference=[LOW,HIGH].",
+        "mbo2o data reference data/actors/hopper-expert-v5.safetensors",
+    )
+    p.add_argument("actor", metavar="ACTOR", type=Path, help="a file of `data collect`; its mean action is played")
+    p.add_argument("--env", help="gymnasium id (the actor's own if not given)")
+    p.add_argument("--episodes", type=int, default=20, help="for each seed")
+    p.add_argument("--seeds", type=int, default=5, help="of the starts")
     _add_collect(data)
 
 

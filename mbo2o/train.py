@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 
 import mbo2o
 
+from .data import remote, schema
 from .data.dataset import TransitionDataset
 from .dynamics.termination import name_of
 from .recipes import Recipe, make_recipe
@@ -34,6 +35,7 @@ class Config:
 
     recipe: Any = MISSING  # the config of one of `mbo2o methods`
     dataset: str | None = None  # a file, a name of `mbo2o data list`, or minari:ID
+    storage: str = "ram"  # of the dataset; memmap: one larger than memory, converted once into files that runs share
     env: str | None = None  # gymnasium id; None: the dataset's
     seeds: int = 1  # trained side by side in one process
     seed: int = 0  # of the first; the whole run follows from it
@@ -56,10 +58,12 @@ def train(cfg: Config) -> Path:
     torch.set_num_threads(cfg.threads)
     _keep_memory()
     recipe = make_recipe(cfg.recipe)
-    dataset = find_dataset(cfg.dataset) if recipe.needs_dataset else None
+    dataset = find_dataset(cfg.dataset, cfg.storage) if recipe.needs_dataset else None
     env_id = cfg.env or (dataset and dataset.attrs.get("env_id"))
     if not env_id:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
+    if not cfg.env and schema.imports(env_id):
+        raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
     resolved = _resolve(cfg, str(env_id))
     directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
     with disk.writing(directory):
@@ -67,7 +71,8 @@ def train(cfg: Config) -> Path:
         with disk.hold(directory):
             _claim(directory, resolved, cfg.resume)
             if dataset is not None:
-                resolved["behaviour_return"] = float(dataset.episode_returns()[0].mean())
+                returns = dataset.episode_returns()[0]
+                resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
             disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
             run = _open(directory, cfg, recipe, str(env_id), dataset)
             run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
@@ -133,7 +138,7 @@ def restore(directory: Path) -> tuple[Run, Any]:
     cfg, env_id = read_config(directory)
     cfg.device = "cpu"
     recipe = make_recipe(cfg.recipe)
-    dataset = find_dataset(cfg.dataset) if recipe.needs_dataset else None
+    dataset = find_dataset(cfg.dataset, cfg.storage) if recipe.needs_dataset else None
     run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
     with contextlib.suppress(Restored):
         recipe(run)
@@ -151,7 +156,7 @@ def read_config(directory: Path) -> tuple[Config, str]:
         raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
     if not isinstance(stored, dict) or not {"recipe", "run"} <= set(stored):
         raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
-    recipe, settings = stored.pop("recipe"), stored.pop("run")
+    recipe, settings = stored.pop("recipe"), {"allow_mismatch": True} | stored.pop("run")  # older runs were allowed it
     entry = find(RECIPES, recipe.pop("name"), "recipe")
     for key, value in recipe.items():
         if isinstance(value, dict) and (agent := AGENTS.get(value.get("name", ""))):
@@ -168,21 +173,27 @@ def _typed(schema: type, values: dict[str, Any]) -> Any:
 
 def data_folders() -> list[Path]:
     """Where datasets are looked for by name: ./data, and the data folder beside the package."""
-    return [p for p in dict.fromkeys((Path("data"), Path(mbo2o.__file__).parent.parent / "data")) if p.is_dir()]
+    folders = [p for p in (Path("data"), Path(mbo2o.__file__).parent.parent / "data") if p.is_dir()]
+    return folders[:1] if len(folders) == 2 and folders[0].samefile(folders[1]) else folders
 
 
-def find_dataset(name: str | None) -> TransitionDataset:
-    """A dataset by path, by name (its file's stem in a data folder) or by Minari id."""
+def find_dataset(name: str | None, storage: str = "ram") -> TransitionDataset:
+    """A dataset by path, by name (its file's stem in a data folder, or of one that was fetched) or by Minari id.
+
+    storage: see `TransitionDataset.load`.
+    """
     if name is None:
         raise UserError("no dataset is named: give dataset=FILE, a name of `mbo2o data list`, or minari:ID")
     shipped = {p.stem: p for folder in reversed(data_folders()) for p in folder.glob("*.hdf5")}
     if name in shipped and not os.path.exists(name):
-        return TransitionDataset.load(shipped[name])
+        return TransitionDataset.load(shipped[name], storage)
+    if not os.path.exists(name) and (entry := remote.lookup(name)):
+        return entry.describe(TransitionDataset.load(entry.ready(), storage))
     if not os.path.exists(name) and not name.startswith("minari:") and "/" not in name:
-        near = difflib.get_close_matches(name, shipped, 1)
+        near = [x for x in remote.registry() if x.endswith(f"/{name}")] or difflib.get_close_matches(name, shipped, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"no dataset is called {name!r}; {hint}known by name: {', '.join(sorted(shipped)) or 'none'}")
-    return TransitionDataset.load(name)
+    return TransitionDataset.load(name, storage)
 
 
 def _open(
@@ -224,8 +235,12 @@ def _plain(x: Any) -> Any:
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
-    leave = {"dir", "resume", "report", "threads", "behaviour_return"}
-    run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds")}
+    leave = {"dir", "resume", "report", "threads", "storage", "behaviour_return"}
+    names = {x["name"] for x in resolved["recipe"].values() if isinstance(x, dict) and "name" in x}
+    aside = {"env_faults", "env_seconds", "allow_mismatch"}
+    if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
+        aside |= {"reference"}
+    run = {k: v for k, v in resolved["run"].items() if k not in aside}
     return {k: v for k, v in resolved.items() if k not in leave} | {"run": run}
 
 

@@ -7,7 +7,7 @@ empty (one model, taken away for planning) or `(S,)` (S seeds trained side by si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -61,6 +61,10 @@ class Batch:
         """Apply `f` to each field that is there."""
         return combine(f, [self])
 
+    def blocks(self) -> Iterator[Batch]:
+        """Itself: all `Rows` in one block."""
+        yield self
+
     def deal(self, n: int) -> list[Batch]:
         """The rows dealt out to `n` batches in turn, so that what stands in exact shares in one stands so in each."""
         if n == 1:
@@ -90,6 +94,14 @@ class Spec:
     seeds: tuple[int, ...] = ()
     """Leading axes of everything: `()` for one model alone, `(S,)` for S seeds in one process."""
     device: str = "cpu"
+
+
+class Rows(Protocol):
+    """Known rows, such as a batch, or a dataset's, which may be more than memory holds."""
+
+    def blocks(self) -> Iterator[Batch]:
+        """All of them, `(*S, B, ...)` at a time, each time from the first."""
+        ...
 
 
 class Source(Protocol):

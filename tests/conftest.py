@@ -1,3 +1,4 @@
+import csv
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -8,6 +9,43 @@ import torch
 
 from mbo2o.collect import roll
 from mbo2o.data.dataset import TransitionDataset
+
+
+def pytest_addoption(parser):
+    parser.addoption("--promises", help="write what was counted to this CSV file, if all passes; rows of other tests stay")
+
+
+@pytest.fixture
+def promise(record_property):
+    """Count a promise that was kept: `promise("kinds of bad files", 3)`. They add up over tests, and README shows the sums."""
+    return lambda what, n=1: record_property("promise", (what, n))
+
+
+def pytest_configure(config):
+    config.promises = {}
+    if path := config.getoption("--promises"):
+        config.option.promises = os.path.abspath(path)
+
+
+def pytest_runtest_makereport(item, call):
+    if call.when == "call" and call.excinfo is None:
+        for key, value in item.user_properties:
+            if key == "promise":
+                what, n = value
+                item.config.promises[what] = item.config.promises.get(what, 0) + n
+
+
+def pytest_sessionfinish(session, exitstatus):
+    path = session.config.getoption("--promises")
+    if not path or exitstatus or not session.config.promises:
+        return
+    try:
+        with open(path, newline="") as f:
+            rows = {row["promise"]: row["kept"] for row in csv.DictReader(f)}
+    except FileNotFoundError:
+        rows = {}
+    with open(path, "w", newline="") as f:
+        csv.writer(f, lineterminator="\n").writerows([("promise", "kept"), *(rows | session.config.promises).items()])
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbo2o.nn.normalizer import Normalizer, statistics
+from mbo2o.nn.normalizer import Normalizer, block_statistics
 from mbo2o.nn.optim import Adam
 from mbo2o.registry import AGENTS
-from mbo2o.types import Batch, Metrics, Spec
+from mbo2o.types import Batch, Metrics, Rows, Spec
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Agent(nn.Module, ABC):
         self.observe = Normalizer(spec.seeds, spec.obs_dim)  # x itself until `prepare` sets statistics
         self.updates = 0  # begun so far: schedules and delays count by it
 
-    def prepare(self, data: Batch) -> None:
-        """Before anything is learned from `data` `(N, ...)`, all of it: set what the networks have to know of its scale."""
+    def prepare(self, data: Rows) -> None:
+        """Before anything is learned from `data`, all of it: set what the networks have to know of its scale."""
         if getattr(self.cfg, "normalize", False):
-            mean, std = statistics(data.obs)
+            mean, std = block_statistics(lambda: (b.obs for b in data.blocks()))
             self.observe.mean.copy_(mean)
             self.observe.std.copy_(std)
 

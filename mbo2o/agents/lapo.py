@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
-from mbo2o.nn.normalizer import Normalizer, statistics
+from mbo2o.nn.normalizer import Normalizer, block_statistics
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError
+from mbo2o.types import Batch, Metrics, Rows, Spec, UserError
 
 from .qensemble import QConfig, QEnsemble
 
@@ -85,11 +86,11 @@ class ValueRange(nn.Module):
         self.register_buffer("low", torch.full(seeds, -math.inf))
         self.register_buffer("high", torch.full(seeds, math.inf))
 
-    def measure(self, rew: Tensor, gamma: float) -> None:
-        """Set the bounds by all rewards of a dataset, `(N,)`."""
-        low, high = _discounted_sums(rew, gamma)
-        self.low.copy_(low)
-        self.high.copy_(high)
+    def measure(self, blocks: Iterable[Tensor], gamma: float) -> None:
+        """Set the bounds by all rewards of a dataset, `(B,)` each."""
+        lows, highs = zip(*(_discounted_sums(rew, gamma) for rew in blocks), strict=True)
+        self.low.copy_(torch.stack(lows).amin(0))
+        self.high.copy_(torch.stack(highs).amax(0))
 
     def widen(self, rew: Tensor, gamma: float) -> None:
         """Make room for rewards `(*S, B)` that the dataset did not have (the authors' fine-tuning does)."""
@@ -134,12 +135,12 @@ class LAPO(QEnsemble):
         self.cvae_optim = Adam(self.cvae.parameters(), cfg.cvae_lr)
         self.latent_optim = Adam(self.latent.parameters(), cfg.latent_lr)
 
-    def prepare(self, data: Batch) -> None:
+    def prepare(self, data: Rows) -> None:
         """Scale observations and actions, and bound V, by the whole dataset."""
         super().prepare(data)
-        self.v_range.measure(data.rew, self.cfg.gamma)
+        self.v_range.measure((b.rew for b in data.blocks()), self.cfg.gamma)
         if self.cfg.normalize:
-            mean, std = statistics(data.act)
+            mean, std = block_statistics(lambda: (b.act for b in data.blocks()))
             self.action_scale.mean.copy_(mean)
             self.action_scale.std.copy_(std)
 

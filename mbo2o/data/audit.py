@@ -228,7 +228,8 @@ def _narrow(record: Record) -> Iterator[Finding]:
 
 
 def _environment(record: Record) -> Iterator[Finding]:
-    own, task, sizes = record.attrs.get("env_id"), record.task, (record.obs.shape[1], record.act.shape[1])
+    attrs, task = record.attrs, record.task
+    own, sizes = attrs.get("collected_in", attrs.get("env_id")), (record.obs.shape[1], record.act.shape[1])
     if task is None:
         yield finding("environment_unknown", "nobody says which environment the data are of", record.nowhere, 1, count=1)
         return

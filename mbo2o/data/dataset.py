@@ -1,12 +1,17 @@
-"""Offline transitions in memory: where episodes end, which next observations are known, and batches of them."""
+"""Offline transitions: where episodes end, which next observations are known, and batches of them.
+
+They lie in memory, or in files (`mapped`) of which the system keeps in memory what it has room for. Whatever works on all rows
+takes a block at a time, the same way for both.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbo2o.data import schema
+from mbo2o.data import mapped, schema
 from mbo2o.data.io import d4rl, episodes, minari, sb3, table
 from mbo2o.types import Batch, UserError
 
 MINARI_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
+STORAGES = ("ram", "memmap")
+COLUMNS = ("packed", "terminated", "truncated", "valid_next", "episode", "index")
+"""The tensors of a dataset that a map holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +39,7 @@ class TransitionDataset:
     """
 
     packed: Tensor
-    """`(N, 2D + A + 2)` float32, columns obs, act, rew, next_obs, done: a batch is then one gather. `with_returns` adds a
-    column, the return that followed."""
+    """`(N, 2D + A + 2)` float32, columns obs, act, rew, next_obs, done: a batch is then one gather."""
     obs_dim: int
     act_dim: int
     terminated: Tensor
@@ -49,6 +56,12 @@ class TransitionDataset:
     """What the file says of itself: `env_id` and the like."""
     seeds: tuple[int, ...] = ()
     """Leading axes of what `sample` returns."""
+    shaped: Tensor | None = None
+    """`(N,)` float32: the rewards, where `with_reward` made them others than those in `packed`."""
+    returns: Tensor | None = None
+    """`(N,)` float32: what `with_returns` found."""
+    new: schema.New = schema.in_ram
+    """Where a column of N numbers is put that is derived from these."""
 
     @classmethod
     def from_arrays(
@@ -85,56 +98,64 @@ class TransitionDataset:
         return cls._of(schema.check({key: x for key, x in given.items() if x is not None}, "arrays"), attrs, "arrays")
 
     @classmethod
-    def _of(cls, fields: schema.Fields, attrs: schema.Attrs | None, where: object) -> TransitionDataset:
-        """Build from what `schema.check` returned; `where` names it in errors."""
+    def _of(
+        cls, fields: schema.Fields, attrs: schema.Attrs | None, where: object, new: schema.New = schema.in_ram
+    ) -> TransitionDataset:
+        """Build from what `schema.check` returned, in `new` arrays; `where` names it in errors."""
         attrs = dict(attrs or {})
-        obs, act, terminated = fields["observations"], fields["actions"], fields["terminals"]
-        truncated = _truncated(fields, attrs, where)
-        end = terminated | truncated
-        next_obs = fields.get("next_observations")
-        if next_obs is None:
-            next_obs = np.full_like(obs, np.nan)
-            inside = ~end[:-1]
-            next_obs[:-1][inside] = obs[1:][inside]
-        valid_next = np.isfinite(next_obs).all(1)
-        if not valid_next.any():
+        obs, act, given = fields["observations"], fields["actions"], fields.get("next_observations")
+        n, obs_dim, act_dim = len(obs), obs.shape[1], act.shape[1]
+        truncated = _truncated(fields, attrs, where, new)
+        packed = new("packed", (n, 2 * obs_dim + act_dim + 2), np.float32)
+        terminated, valid_next = new("terminated", (n,), np.bool_), new("valid_next", (n,), np.bool_)
+        episode = new("episode", (n,), np.int64)
+        usable, begun = 0, 0
+        for rows in schema.blocks(*packed.shape):
+            terminated[rows] = done = fields["terminals"][rows]
+            end = done | truncated[rows]
+            next_obs = _below(obs, end, rows) if given is None else given[rows]
+            known = valid_next[rows] = np.isfinite(next_obs).all(1)
+            columns = [obs[rows], act[rows], fields["rewards"][rows, None], next_obs, done[:, None]]
+            np.concatenate(columns, axis=1, out=packed[rows])
+            ended = np.cumsum(end)
+            episode[rows] = begun + ended - end
+            usable, begun = usable + int(known.sum()), begun + int(ended[-1])
+        if not usable:
             raise UserError(f"{where}: not one next observation is known; give next_observations, or longer episodes")
-        packed = np.concatenate([obs, act, fields["rewards"][:, None], next_obs, terminated[:, None]], axis=1)
-        return cls(
-            packed=torch.from_numpy(packed),
-            obs_dim=obs.shape[1],
-            act_dim=act.shape[1],
-            terminated=torch.from_numpy(terminated),
-            truncated=torch.from_numpy(truncated),
-            valid_next=torch.from_numpy(valid_next),
-            episode=torch.from_numpy(np.concatenate([[0], np.cumsum(end[:-1])])),
-            index=torch.from_numpy(np.flatnonzero(valid_next)),
-            attrs=attrs,
-        )
+        index = new("index", (usable,), np.int64)
+        arrays = (packed, terminated, truncated, valid_next, episode, _filled(index, valid_next))
+        tensors: dict[str, Any] = {name: torch.from_numpy(x) for name, x in zip(COLUMNS, arrays, strict=True)}
+        return cls(**tensors, obs_dim=obs_dim, act_dim=act_dim, attrs=attrs)
 
     @classmethod
-    def load(cls, path_or_id: str | os.PathLike[str]) -> TransitionDataset:
+    def load(cls, path_or_id: str | os.PathLike[str], storage: str = "ram") -> TransitionDataset:
         """Read a D4RL file (any existing path, or a name ending in .hdf5 or .h5) or a Minari set by its id.
 
         `minari:<id>` is always an id; `namespace/name-v0` is one where no such path exists. A set that the local store lacks
         is downloaded into it. Raises `UserError`.
+
+        storage: `ram`, or `memmap` for what is larger than memory: converted once, a block at a time, into files that later
+        calls and other processes share (see `mapped`). What is drawn is the same to the bit. The tensors are then read-only:
+        to write to one ends the process. `to` another device copies all of it there; `save` and `to_minari` go through memory.
         """
+        if storage not in STORAGES:
+            raise UserError(f"storage={storage} is not one of {', '.join(STORAGES)}")
         name = os.fspath(path_or_id)
-        path = Path(name)
-        if path.suffix in table.SUFFIXES and path.exists():
-            raise UserError(
-                f"{name}: a table does not say which column is what; turn it into HDF5 in Python: "
-                f'TransitionDataset.from_table({name!r}, {{"observations": [...], ...}}).save("{path.stem}.hdf5")'
-            )
-        if name.startswith("minari:"):
-            fields, attrs = minari.read(name.removeprefix("minari:"))
-        elif path.exists() or path.suffix in (".hdf5", ".h5"):
-            fields, attrs = d4rl.read(path)
-        elif MINARI_ID.fullmatch(name):
-            fields, attrs = minari.read(name)
-        else:
-            raise UserError(f"{name}: no such file, and not a Minari id (namespace/name-v0); check the name")
-        return cls._of(fields, attrs, name)
+        dataset_id = _minari_id(name)
+        read = partial(d4rl.read, name) if dataset_id is None else partial(minari.read, dataset_id)
+        if storage == "ram":
+            return cls._of(*read(), name)
+        if dataset_id is None:
+            schema.check_signature(Path(name))
+        source = Path(name) if dataset_id is None else minari.folder(dataset_id)
+
+        def convert(new: schema.New) -> mapped.Info:
+            made = cls._of(*read(new), name, new)
+            return {"obs_dim": made.obs_dim, "act_dim": made.act_dim, "attrs": made.attrs}
+
+        arrays, info = mapped.opened(source, dataset_id or "", schema.shown(name), COLUMNS, convert)
+        tensors: dict[str, Any] = {key: mapped.tensor(x) for key, x in arrays.items()}
+        return cls(**tensors, **info, new=mapped.unnamed)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], attrs: schema.Attrs | None = None) -> TransitionDataset:
@@ -231,7 +252,7 @@ class TransitionDataset:
     @property
     def rew(self) -> Tensor:
         """`(N,)` float32, a view."""
-        return self._split(self.packed).rew
+        return self._split(self.packed).rew if self.shaped is None else self.shaped
 
     @property
     def next_obs(self) -> Tensor:
@@ -245,7 +266,14 @@ class TransitionDataset:
 
     def rows(self, index: Tensor) -> Batch:
         """The rows at `index (*S, B)`, as `(*S, B, ...)`; `next_obs` is NaN where unknown."""
-        return self._split(self.packed.index_select(0, index.reshape(-1)).view(*index.shape, self.packed.shape[1]))
+        flat, width = index.reshape(-1), self.packed.shape[1]
+        drawn = self.packed.new_empty(len(flat), width + (self.returns is not None))
+        torch.index_select(self.packed, 0, flat, out=drawn[:, :width])
+        if self.shaped is not None:
+            torch.index_select(self.shaped, 0, flat, out=drawn[:, self.obs_dim + self.act_dim])
+        if self.returns is not None:
+            torch.index_select(self.returns, 0, flat, out=drawn[:, width])
+        return self._split(drawn.view(*index.shape, drawn.shape[1]))
 
     def _split(self, packed: Tensor) -> Batch:
         widths = [self.obs_dim, self.act_dim, 1, self.obs_dim, 1]
@@ -253,24 +281,42 @@ class TransitionDataset:
         obs, act, rew, next_obs, done, *mc = packed.split(widths + known, -1)
         return Batch(obs, act, rew.squeeze(-1), next_obs, done.squeeze(-1), *(x.squeeze(-1) for x in mc))
 
+    def blocks(self) -> Iterator[Batch]:
+        """All rows that `sample` draws, without a seed axis, some at a time."""
+        for part in schema.blocks(len(self.index), self.packed.shape[1]):
+            yield self.rows(self.index[part])
+
+    def _column(self, name: str, dtype: Any, block: Callable[[slice], Tensor]) -> Tensor:
+        """`(N,)`: what `block` makes of each block of rows, where there is room for it."""
+        out = self.new(name, (self.n_rows,), dtype)
+        for rows in schema.blocks(self.n_rows):
+            out[rows] = block(rows).cpu().numpy()
+        return torch.from_numpy(out).to(self.packed.device)
+
+    def _count(self, block: Callable[[slice], Tensor]) -> int:
+        """How often the flags are true that `block` makes of each block of rows."""
+        return sum(int(block(rows).sum()) for rows in schema.blocks(self.n_rows, self.packed.shape[1]))
+
     def with_seeds(self, seeds: tuple[int, ...]) -> TransitionDataset:
         """The same data, in the same memory, sampled for `seeds` leading axes."""
         return replace(self, seeds=tuple(seeds))
 
     def to(self, device: str | torch.device) -> TransitionDataset:
-        """The same data on `device`."""
-        names = ("packed", "terminated", "truncated", "valid_next", "episode", "index")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        """The same data on `device`; all of it is copied there, also out of a map, unless it is there already."""
+        columns = {name: getattr(self, name) for name in (*COLUMNS, "shaped", "returns")}
+        return replace(self, **{name: x.to(device) for name, x in columns.items() if x is not None})
 
     def every_row(self) -> TransitionDataset:
         """The same data, sampled from all rows: for cloning, which needs no next observation (it is NaN where unknown)."""
-        return replace(self, index=torch.arange(self.n_rows, device=self.index.device))
+        return replace(self, index=self._column("index", np.int64, lambda rows: torch.arange(rows.start, rows.stop)))
 
     def with_reward(self, scale: float, shift: float) -> TransitionDataset:
         """The same data with rewards `scale·r + shift`, without returns: `with_returns` comes after."""
-        packed = self.packed[:, : 2 * self.obs_dim + self.act_dim + 2].clone()
-        self._split(packed).rew.mul_(scale).add_(shift)
-        return replace(self, packed=packed)
+        rew = self.rew
+        shaped = self.shaped
+        if (scale, shift) != (1, 0):
+            shaped = self._column("rewards", np.float32, lambda rows: rew[rows] * scale + shift)
+        return replace(self, shaped=shaped, returns=None)
 
     def with_returns(self, gamma: float, failure: float | None = None) -> TransitionDataset:
         """The same data, whose batches hold `returns_to_go` (-inf where it is not known).
@@ -278,15 +324,18 @@ class TransitionDataset:
         failure: an episode that never gets another reward than this one is taken to go on like that for ever, so its
         return is failure/(1-γ) in every row (Cal-QL's sparse tasks: a cut-off sum of negative rewards would be too high).
         """
-        column = self.returns_to_go(gamma).nan_to_num(nan=-torch.inf)
+        known = self.returns_to_go(gamma)
+        rew, episode = self.rew, self.episode
+        other = torch.zeros(int(episode[-1]) + 1, dtype=torch.int64, device=episode.device)
         if failure is not None:
-            other = (self.rew != failure).to(torch.int64)
-            hopeless = (
-                torch.zeros(int(self.episode[-1]) + 1, dtype=torch.int64).to(other).index_add(0, self.episode, other) == 0
-            )
-            column = torch.where(hopeless[self.episode], failure / (1 - gamma), column)
-        plain = self.packed[:, : 2 * self.obs_dim + self.act_dim + 2]
-        return replace(self, packed=torch.cat([plain, column.unsqueeze(-1)], -1))
+            for rows in schema.blocks(self.n_rows):
+                other.index_add_(0, episode[rows], (rew[rows] != failure).to(torch.int64))
+
+        def block(rows: slice) -> Tensor:
+            x = known[rows].nan_to_num(nan=-torch.inf)
+            return x if failure is None else torch.where(other[episode[rows]] == 0, failure / (1 - gamma), x)
+
+        return replace(self, returns=self._column("returns", np.float32, block))
 
     def returns_to_go(self, gamma: float) -> Tensor:
         """Σ_k γ^k r_{t+k} to the end of the row's episode, `(N,)` float32.
@@ -294,19 +343,27 @@ class TransitionDataset:
         For a truncated episode the sum stops where the record does, so it leaves out what would have followed; in an
         episode cut by the end of the file it is NaN.
         """
-        end = (self.terminated | self.truncated).tolist()
-        out, later = np.empty(self.n_rows), np.nan
-        for t, reward in reversed(list(enumerate(self.rew.tolist()))):
-            later = reward if end[t] else reward + gamma * later
-            out[t] = later
-        return torch.from_numpy(out).to(self.packed)
+        out, later = self.new("returns", (self.n_rows,), np.float32), np.nan
+        rew = self.rew
+        for rows in reversed(list(schema.blocks(self.n_rows))):
+            end = (self.terminated[rows] | self.truncated[rows]).tolist()
+            sums = np.empty(len(end))
+            for t, reward in reversed(list(enumerate(rew[rows].tolist()))):
+                later = reward if end[t] else reward + gamma * later
+                sums[t] = later
+            out[rows] = sums
+        return torch.from_numpy(out).to(self.packed.device)
 
     def episode_returns(self) -> tuple[np.ndarray, np.ndarray]:
         """Undiscounted returns (float64) and lengths of the episodes whose end was seen, in file order."""
-        episode = self.episode.cpu().numpy()
-        complete = int((self.terminated | self.truncated).sum())
-        returns = np.bincount(episode, weights=self.rew.cpu().numpy())
-        return returns[:complete], np.bincount(episode)[:complete]
+        returns, lengths = np.zeros(int(self.episode[-1]) + 1), np.zeros(int(self.episode[-1]) + 1, np.int64)
+        rew, complete = self.rew, 0
+        for rows in schema.blocks(self.n_rows):
+            episode = self.episode[rows].cpu().numpy()
+            np.add.at(returns, episode, rew[rows].cpu().numpy())
+            np.add.at(lengths, episode, 1)
+            complete += int((self.terminated[rows] | self.truncated[rows]).sum())
+        return returns[:complete], lengths[:complete]
 
     def summary(self) -> dict[str, Any]:
         """What there is to know before training on it; return and length are over complete episodes (NaN if none)."""
@@ -322,58 +379,107 @@ class TransitionDataset:
             "return_min": float(stats.min()),
             "return_max": float(stats.max()),
             "length_mean": float(lengths.mean()) if len(lengths) else float("nan"),
-            "terminal_fraction": float(self.terminated.float().mean()),
-            "terminals_unused": int((self.terminated & ~self.valid_next).sum()),
+            "terminal_fraction": self._count(lambda rows: self.terminated[rows]) / self.n_rows,
+            "terminals_unused": self._count(lambda rows: self.terminated[rows] & ~self.valid_next[rows]),
             "obs_dim": self.obs_dim,
             "act_dim": self.act_dim,
-            "action_saturation": float((self.act.abs() > 0.999).float().mean()),
+            "action_saturation": self._count(lambda rows: self.act[rows].abs() > 0.999) / self.act.numel(),
             "attrs": self.attrs,
         }
 
 
-def _truncated(fields: schema.Fields, attrs: schema.Attrs, where: object) -> np.ndarray:
+def _minari_id(name: str) -> str | None:
+    """The Minari id that `load` was given, or None for a file's name; `UserError` for what is neither."""
+    path = Path(name)
+    if path.suffix in table.SUFFIXES and path.exists():
+        raise UserError(
+            f"{name}: a table does not say which column is what; turn it into HDF5 in Python: "
+            f'TransitionDataset.from_table({name!r}, {{"observations": [...], ...}}).save("{path.stem}.hdf5")'
+        )
+    if name.startswith("minari:"):
+        return name.removeprefix("minari:")
+    if path.exists() or path.suffix in (".hdf5", ".h5"):
+        return None
+    if MINARI_ID.fullmatch(name):
+        return name
+    raise UserError(f"{name}: no such file, and not a Minari id (namespace/name-v0); check the name")
+
+
+def _below(obs: np.ndarray, end: np.ndarray, rows: slice) -> np.ndarray:
+    """What the rows below have observed; NaN for rows that end an episode, and for the last of all."""
+    below = np.full_like(obs[rows], np.nan)
+    after = obs[rows.start + 1 : rows.stop + 1]
+    inside = ~end[: len(after)]
+    below[: len(after)][inside] = after[inside]
+    return below
+
+
+def _filled(index: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`index`, with the numbers of the rows in which `mask` is true."""
+    done = 0
+    for rows in schema.blocks(len(mask)):
+        found = rows.start + np.flatnonzero(mask[rows])
+        index[done : done + len(found)] = found
+        done += len(found)
+    return index
+
+
+def _truncated(fields: schema.Fields, attrs: schema.Attrs, where: object, new: schema.New) -> np.ndarray:
     """`(N,)`: rows where an episode ends though the task does not; `from_arrays` says how they are found."""
     terminated, flagged = fields["terminals"], fields.get("timeouts")
+    out = new("truncated", terminated.shape, np.bool_)
     if "next_observations" in fields:
-        truncated = _cuts(fields["observations"], fields["next_observations"], flagged is not None)
-        if flagged is not None:
-            truncated = _with_flags(truncated & ~terminated, flagged, where)
+        _find_cuts(fields, out, where)
     elif flagged is not None:
-        truncated = flagged
+        for rows in schema.blocks(len(out)):
+            out[rows] = flagged[rows] & ~terminated[rows]
     elif "max_episode_steps" in attrs:
-        truncated = _at_limit(terminated, attrs["max_episode_steps"], where)
+        _cut_at_limit(terminated, attrs["max_episode_steps"], out, where)
     else:
         warnings.warn(
             f"{where}: no timeouts, no next_observations: if a time limit cut an episode it cannot be seen, and what "
             "followed its last row is then the next one's start; give one of them, or max_episode_steps",
             stacklevel=4,
         )
-        truncated = np.zeros_like(terminated)
-    return truncated & ~terminated
+        out[:] = False
+    return out
 
 
-def _with_flags(cuts: np.ndarray, flagged: np.ndarray, where: object) -> np.ndarray:
-    """Flags and cuts; the flags alone where most rows are cuts, because rounding or shuffling made them."""
-    hidden = int((cuts & ~flagged).sum())
-    many = 2 * hidden > len(cuts)
+def _find_cuts(fields: schema.Fields, out: np.ndarray, where: object) -> None:
+    """Flags and cuts; the flags alone where most rows are cuts, because rounding or shuffling made them.
+
+    A cut is a row that is not followed by its own next observation; an unknown one is a cut if there are no flags.
+    """
+    obs, next_obs, terminated = fields["observations"], fields["next_observations"], fields["terminals"]
+    flagged = fields.get("timeouts")
+    hidden = 0
+    for rows in schema.blocks(*obs.shape):
+        after = obs[rows.start + 1 : rows.stop + 1]
+        cuts = np.zeros(rows.stop - rows.start, np.bool_)
+        cuts[: len(after)] = (next_obs[rows][: len(after)] != after).any(1)
+        cuts &= ~terminated[rows]
+        if flagged is not None:
+            cuts &= ~np.isnan(next_obs[rows, 0])
+            hidden += int((cuts & ~flagged[rows]).sum())
+        out[rows] = cuts
+    many = 2 * hidden > len(out)
     if hidden:
         what = "rounded or shuffled? timeouts are believed" if many else "their episodes are cut there"
         text = f"{where}: {hidden} rows without a flag are not followed by their own next observation; {what}"
         warnings.warn(text, stacklevel=5)
-    return flagged if many else flagged | cuts
+    if flagged is not None:
+        for rows in schema.blocks(len(out)):
+            out[rows] = (flagged[rows] if many else flagged[rows] | out[rows]) & ~terminated[rows]
 
 
-def _cuts(obs: np.ndarray, next_obs: np.ndarray, flagged: bool) -> np.ndarray:
-    """`(N,)`: rows that are not followed by their own next observation; an unknown one is a cut if nothing else tells them."""
-    cuts = np.append((next_obs[:-1] != obs[1:]).any(1), False)
-    return cuts & ~np.isnan(next_obs[:, 0]) if flagged else cuts
-
-
-def _at_limit(terminated: np.ndarray, limit: object, where: object) -> np.ndarray:
-    """`(N,)`: every `limit`-th row of what lies between two terminations."""
+def _cut_at_limit(terminated: np.ndarray, limit: object, out: np.ndarray, where: object) -> None:
+    """Every `limit`-th row of what lies between two terminations."""
     if not isinstance(limit, int) or limit < 1:
         raise UserError(f"{where}: attribute max_episode_steps is {limit!r}, expected a positive int; mend it")
-    row = np.arange(len(terminated))
-    first = np.concatenate([[True], terminated[:-1]])
-    step = row - np.maximum.accumulate(np.where(first, row, 0)) + 1
-    return step % limit == 0
+    begun = 0
+    for rows in schema.blocks(len(out)):
+        row = np.arange(rows.start, rows.stop)
+        first = np.append(rows.start == 0 or terminated[rows.start - 1], terminated[rows][:-1])
+        start = np.maximum.accumulate(np.where(first, row, begun))
+        out[rows] = ((row - start + 1) % limit == 0) & ~terminated[rows]
+        begun = start[-1]

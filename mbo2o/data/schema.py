@@ -12,15 +12,17 @@ may die of them (`firstlook`) before this one opens them.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import stat
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,6 +33,8 @@ from mbo2o.types import UserError
 Fields = dict[str, np.ndarray]
 Attr = str | int | float
 Attrs = dict[str, Attr]
+New = Callable[[str, tuple[int, ...], Any], np.ndarray]
+"""(name, shape, dtype) → an array to be filled: in memory (`in_ram`), or in a file (`mapped`), where there is more room."""
 
 FORMAT = "mbo2o"
 VERSION = 1
@@ -56,10 +60,27 @@ _sound: set[tuple[int, ...]] = set()  # files that were looked at, or written, b
 CHUNK_ROWS = 4096
 ACTION_TOLERANCE = 1e-4
 """How far rounding may carry an action out of [-1, 1] before it counts as a mistake of units."""
+BLOCK = 1 << 20
+"""Numbers that are worked on at a time, so that what is read may be larger than memory."""
 
 
-def check(fields: Mapping[str, np.ndarray], where: object) -> Fields:
+def in_ram(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A `New` array in memory."""
+    return np.empty(shape, dtype)
+
+
+def blocks(rows: int, width: int = 8, chunk: int = 1) -> Iterator[slice]:
+    """Slices that follow each other from row 0 to `rows`, each of about `BLOCK` numbers, `width` a row, in whole chunks."""
+    step = max(1, BLOCK // (width * chunk)) * chunk
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def check(fields: Mapping[str, Any], where: object, new: New = in_ram, flatten: bool = False) -> Fields:
     """Return `fields` in the layout's order and dtypes, actions clipped to [-1, 1]; `where` names them in errors.
+
+    Arrays or HDF5 datasets come in, of which a block at a time is read; `new` ones go out. flatten: columns `(N, 1)` of rewards
+    and flags count as `(N,)`.
 
     Raises `UserError` for a missing or unknown field, unequal lengths, a wrong number of axes, values that are not
     finite (or, for flags, not 0 or 1), and actions further than `ACTION_TOLERANCE` outside [-1, 1].
@@ -69,7 +90,7 @@ def check(fields: Mapping[str, np.ndarray], where: object) -> Fields:
         raise UserError(f"{where}: {missing[0]!r} is missing (found {found}); add it, one row per step")
     if unknown := [key for key in fields if key not in LAYOUT]:
         raise UserError(f"{where}: {unknown[0]!r} is not a field; the fields are {', '.join(LAYOUT)}")
-    out = {key: _cast(fields[key], key, where) for key in LAYOUT if key in fields}
+    out = {key: _cast(fields[key], key, where, new, flatten) for key in LAYOUT if key in fields}
 
     rows = len(out["observations"])
     if rows == 0:
@@ -80,35 +101,54 @@ def check(fields: Mapping[str, np.ndarray], where: object) -> Fields:
                 f"{where}: {key!r} has {len(x)} rows where 'observations' has {rows}; give every field one row per step"
             )
     _check_next(out, where)
-    low, high = out["actions"].min(), out["actions"].max()
-    if max(-low, high) > 1 + ACTION_TOLERANCE:
-        raise UserError(f"{where}: 'actions' lie in [{low:.4g}, {high:.4g}], expected [-1, 1]; rescale them")
-    out["actions"] = out["actions"].clip(-1, 1)
+    _clip(out["actions"], where)
     return out
 
 
-def _cast(x: np.ndarray, key: str, where: object) -> np.ndarray:
+def _cast(x: Any, key: str, where: object, new: New, flatten: bool) -> np.ndarray:
     dtype, ndim = LAYOUT[key]
-    raw = np.asarray(x)
-    if raw.dtype.kind not in "biuf":
-        raise UserError(f"{where}: {key!r} has dtype {raw.dtype}, expected {np.dtype(dtype)}; store numbers")
-    if raw.ndim != ndim or (ndim == 2 and raw.shape[1] == 0):
+    x = x if isinstance(x, h5py.Dataset) else np.asarray(x)
+    shape = x.shape[:1] if flatten and ndim == 1 and x.shape[1:] == (1,) else x.shape
+    if x.dtype.kind not in "biuf":
+        raise UserError(f"{where}: {key!r} has dtype {x.dtype}, expected {np.dtype(dtype)}; store numbers")
+    if len(shape) != ndim or (ndim == 2 and shape[1] == 0):
         expected = "(rows,)" if ndim == 1 else "(rows, features)"
-        raise UserError(f"{where}: {key!r} has shape {raw.shape}, expected {expected}; reshape it")
-    if key == "actions" and raw.dtype.kind != "f":
-        raise UserError(f"{where}: 'actions' has dtype {raw.dtype}, expected float32; discrete actions are not supported")
-    if dtype is np.bool_:
-        if raw.dtype != np.bool_ and not (flags := np.isin(raw, (0, 1))).all():
-            row = int(np.argmin(flags))
-            raise UserError(f"{where}: {key!r} holds values other than 0 and 1 ({raw[row]} in row {row}); store flags")
-        return raw.astype(np.bool_)
+        raise UserError(f"{where}: {key!r} has shape {shape}, expected {expected}; reshape it")
+    if key == "actions" and x.dtype.kind != "f":
+        raise UserError(f"{where}: 'actions' has dtype {x.dtype}, expected float32; discrete actions are not supported")
+    out = new(key, shape, dtype)
+    chunks = getattr(x, "chunks", None) or (1,)
+    for rows in blocks(len(x), math.prod(shape[1:]), chunks[0]):
+        raw = x[rows].reshape(-1, *shape[1:])
+        out[rows] = _flags(raw, key, where, rows.start) if dtype is np.bool_ else _numbers(raw, key, where, rows.start)
+    return out
+
+
+def _flags(raw: np.ndarray, key: str, where: object, start: int) -> np.ndarray:
+    if raw.dtype != np.bool_ and not (flags := np.isin(raw, (0, 1))).all():
+        row = int(np.argmin(flags))
+        raise UserError(f"{where}: {key!r} holds values other than 0 and 1 ({raw[row]} in row {start + row}); store flags")
+    return raw.astype(np.bool_, copy=False)
+
+
+def _numbers(raw: np.ndarray, key: str, where: object, start: int) -> np.ndarray:
     with np.errstate(over="ignore"):
-        cast: np.ndarray = raw.astype(dtype)
+        cast: np.ndarray = raw.astype(np.float32, copy=False)
     if key != "next_observations" and not (finite := np.isfinite(cast)).all():
         row = int(np.argmin(finite.reshape(len(cast), -1).all(1)))
         found = raw[row][~finite[row]].flat[0]
-        raise UserError(f"{where}: {key!r} is not a finite float32 in row {row} ({found}); drop or mend that episode")
+        raise UserError(f"{where}: {key!r} is not a finite float32 in row {start + row} ({found}); drop or mend that episode")
     return cast
+
+
+def _clip(actions: np.ndarray, where: object) -> None:
+    """Into [-1, 1], in place."""
+    every = list(blocks(*actions.shape))
+    low, high = min(actions[rows].min() for rows in every), max(actions[rows].max() for rows in every)
+    if max(-low, high) > 1 + ACTION_TOLERANCE:
+        raise UserError(f"{where}: 'actions' lie in [{low:.4g}, {high:.4g}], expected [-1, 1]; rescale them")
+    for rows in every:
+        actions[rows].clip(-1, 1, out=actions[rows])
 
 
 def _check_next(out: Fields, where: object) -> None:
@@ -119,12 +159,13 @@ def _check_next(out: Fields, where: object) -> None:
         raise UserError(
             f"{where}: 'next_observations' has shape {next_obs.shape}, expected that of 'observations', {obs.shape}"
         )
-    bad = ~np.isfinite(next_obs).all(1) & ~np.isnan(next_obs).all(1)
-    if bad.any():
-        raise UserError(
-            f"{where}: 'next_observations' is neither finite nor all NaN (unknown) in row {int(np.argmax(bad))}; "
-            "drop or mend that episode"
-        )
+    for rows in blocks(*next_obs.shape):
+        bad = ~np.isfinite(next_obs[rows]).all(1) & ~np.isnan(next_obs[rows]).all(1)
+        if bad.any():
+            raise UserError(
+                f"{where}: 'next_observations' is neither finite nor all NaN (unknown) in row "
+                f"{rows.start + int(np.argmax(bad))}; drop or mend that episode"
+            )
 
 
 def write(path: str | os.PathLike[str], fields: Mapping[str, np.ndarray], attrs: Mapping[str, Attr]) -> None:
@@ -144,17 +185,18 @@ def write(path: str | os.PathLike[str], fields: Mapping[str, np.ndarray], attrs:
             checked_attrs = {**attrs, CHECKSUM: _checksum(attrs)} if attrs else {}
             for name, value in sorted({**checked_attrs, "format": FORMAT, "schema": VERSION}.items()):
                 file.attrs[name] = value
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
-        _sound.add(_identity(path))
+        sync(path.parent)
+        _sound.add(identity(path))
     except (OSError, RuntimeError) as error:  # h5py meets a full disk with a RuntimeError
         raise UserError(f"{path}: cannot be written ({_one_line(error)}); is the folder there, with room?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold what a file, or a folder's list of files, is now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -179,17 +221,17 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 def _check_sound(path: Path) -> None:
     """Raise `UserError` unless a first look found nothing wrong, now or earlier in this process with the same content."""
-    _check_signature(path)
-    identity = _identity(path)
-    if identity in _sound:
+    check_signature(path)
+    content = identity(path)
+    if content in _sound:
         return
     fault = _first_look(path)
     if fault is not None:
         raise UserError(f"{shown(path)}: {fault}")
-    _sound.add(identity)
+    _sound.add(content)
 
 
-def _check_signature(path: Path) -> None:
+def check_signature(path: Path) -> None:
     """Refuse what is no file or begins like no HDF5 file, without waiting on a pipe or a device."""
     try:
         mode = path.stat().st_mode
@@ -232,7 +274,7 @@ def _death(number: int) -> str:
     return "came to no end" if number == signal.SIGPROF else f"killed the process that tried, with {name}"
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def identity(path: Path) -> tuple[int, ...]:
     """Another one when the content is."""
     s = path.stat()
     return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
@@ -243,25 +285,27 @@ def shown(path: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Fields, Attrs]:
-    """Load what `path` holds of the layout, checked, and its scalar attributes.
+def read(path: str | os.PathLike[str], new: New = in_ram) -> tuple[Fields, Attrs]:
+    """Load what `path` holds of the layout into `new` arrays, checked, and its scalar attributes.
 
     Raises `UserError` for a file that is missing, is not HDF5, is cut short, fails a checksum, comes from a newer
     version of the layout, or whose content `check` refuses.
     """
     with opened(path) as file:
         attrs = scalars(file.attrs)
-        keys = list(file)
-        fields = {key: file[key][()] for key in LAYOUT if key in keys}
+        version = attrs.pop("schema", VERSION) if attrs.pop("format", None) == FORMAT else VERSION
+        if version != VERSION:
+            raise UserError(f"{shown(path)}: layout version {version!r}, expected {VERSION}; update mbo2o")
+        if CHECKSUM in attrs and attrs.pop(CHECKSUM) != _checksum(attrs):
+            raise UserError(f"{shown(path)}: its attributes are not those that were written; fetch or write it anew")
+        if "observations" not in file and "episode_0" in file:
+            raise UserError(f"{shown(path)}: Minari's own storage, not a D4RL file; load it by its Minari id")
+        return check({key: file[key] for key in LAYOUT if key in file}, shown(path), new), attrs
 
-    version = attrs.pop("schema", VERSION) if attrs.pop("format", None) == FORMAT else VERSION
-    if version != VERSION:
-        raise UserError(f"{shown(path)}: layout version {version!r}, expected {VERSION}; update mbo2o")
-    if CHECKSUM in attrs and attrs.pop(CHECKSUM) != _checksum(attrs):
-        raise UserError(f"{shown(path)}: its attributes are not those that were written; fetch or write it anew")
-    if "observations" not in fields and "episode_0" in keys:
-        raise UserError(f"{shown(path)}: Minari's own storage, not a D4RL file; load it by its Minari id")
-    return check(fields, shown(path)), attrs
+
+def imports(env_id: object) -> bool:
+    """Whether to make this environment imports a module that the id names (`module:Name-v0`); no file may bring that about."""
+    return ":" in str(env_id) and not str(env_id).startswith("gymnasium_robotics:")
 
 
 def _checksum(attrs: Mapping[str, Attr]) -> int:

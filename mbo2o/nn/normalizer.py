@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,15 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mixture_statistics([x], [1.0])
 
 
+def block_statistics(blocks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
+    """`statistics` of all the rows of `blocks()`, `(B, D)` each, which are gone through three times."""
+    n, zero = sum(x.shape[0] for x in blocks()), torch.zeros((), dtype=torch.float64)
+    # added up one by one: a list of small results between large blocks keeps malloc from using the blocks' room again
+    mean = sum((x.sum(0, keepdim=True, dtype=torch.float64) for x in blocks()), zero) / n
+    squares = sum(((x.double() - mean).square().sum(0, keepdim=True) for x in blocks()), zero)  # E[x²] - E[x]² would cancel
+    return _not_constant(mean.float(), (squares / n).sqrt().float())
+
+
 def mixture_statistics(parts: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
     """`statistics` of a mixture, in which part i has weight i whatever its size."""
 
@@ -43,5 +54,9 @@ def mixture_statistics(parts: list[Tensor], weights: list[float]) -> tuple[Tenso
 
     mean = average(parts)
     std = average([(x - mean).square() for x in parts]).sqrt()  # E[x²] - E[x]² would cancel
+    return _not_constant(mean, std)
+
+
+def _not_constant(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     rounding = 1e-6 * (1 + mean.abs())  # float32 cannot tell less from a constant
     return mean, torch.where(std < rounding, torch.ones_like(std), std)

@@ -89,7 +89,7 @@ class Finetune(Recipe):
             make_agent(online, run.spec)  # a setting that it refuses is refused now
         self.agent = make_agent(offline, run.spec)
         data = run.dataset.every_row() if self.agent.clones else run.dataset
-        self.agent.prepare(data.rows(data.index))
+        self.agent.prepare(data)
         run.track(agent=self.agent)
         for t in run.steps(cfg.offline_steps):
             if t % cfg.probe_every == 0:

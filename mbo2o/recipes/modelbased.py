@@ -76,10 +76,11 @@ class ModelBased(Recipe):
     def _named_termination(self, run: Run) -> TerminationFn:
         rule = resolve(self.cfg.termination, run.env_id)
         if self.needs_dataset:
-            b = run.dataset.rows(run.dataset.index)
-            wrong = int((rule(b.obs, b.act, b.next_obs) != (b.done > 0)).sum())
-            if wrong > len(b.done) / 1000:
-                text = f"termination {self.cfg.termination!r} disagrees with {wrong} of the dataset's {len(b.done)} transitions"
+            data, wrong = run.dataset, 0
+            for b in data.blocks():
+                wrong += int((rule(b.obs, b.act, b.next_obs) != (b.done > 0)).sum())
+            if wrong > len(data) / 1000:
+                text = f"termination {self.cfg.termination!r} disagrees with {wrong} of the dataset's {len(data)} transitions"
                 warnings.warn(f"{text}; recipe.termination=learned fits one to the data", stacklevel=2)
         return rule
 

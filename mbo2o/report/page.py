@@ -137,9 +137,10 @@ def _table(log: RunLog) -> str:
             ("AUC: mean return over the online steps", s.auc),
             ("best online evaluation (chosen with hindsight)", s.best),
         ]
-    score = log.series("eval", "score")
-    if len(score.step):
-        rows.append((f"last evaluation, normalised score ({score.phase[-1]})", score.values[-1]))
+    for metric in log.names("eval", ("score", "success")):
+        last = log.series("eval", metric)
+        what = "share of episodes with success" if metric == "success" else f"normalised {metric}"
+        rows.append((f"last evaluation, {what} ({last.phase[-1]})", last.values[-1]))
     if not rows:
         return '<p class="note">Nothing was evaluated yet.</p>'
     seeds = max(len(values) for _, values in rows)

@@ -51,6 +51,11 @@ class RunLog:
         """Whether any line of this kind holds this metric."""
         return any(x["kind"] == kind and x.get(name) is not None for x in self.lines)
 
+    def names(self, kind: str, starts: tuple[str, ...]) -> list[str]:
+        """Metrics of this kind that begin with one of `starts`, deviations left out, in log order."""
+        found = dict.fromkeys(name for x in self.lines if x["kind"] == kind for name in x if name.startswith(starts))
+        return [name for name in found if not name.endswith("_std") and self.has(kind, name)]
+
     def series(self, kind: str, name: str, phase: str | None = None) -> Series:
         """One metric over time, in log order, over one phase or all; T = 0 where nothing was logged."""
         rows = [x for x in self.lines if x["kind"] == kind and x.get(name) is not None and phase in (None, x["phase"])]

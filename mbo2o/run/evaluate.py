@@ -8,35 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbo2o.data.io.goals import sparse_maze
-from mbo2o.types import Metrics, UserError
+from mbo2o.types import Metrics
 
 from .disturb import DisturbConfig
 from .faults import EnvironmentFault, Faults
 from .lanes import Lane
-
-REFERENCES: dict[str, dict[str, tuple[float, float]]] = {
-    # random and expert return behind D4RL's normalised score, of the -v2 tasks (d4rl/infos.py); sparse mazes have
-    # antmaze's, 100 times the success rate, PointMaze too (D4RL's maze2d counts the steps at a goal that ends nothing)
-    "d4rl-v2": {
-        "Hopper": (-20.272305, 3234.3),
-        "HalfCheetah": (-280.178953, 12135.0),
-        "Walker2d": (1.629008, 4592.3),
-        "Ant": (-325.6, 3879.7),
-        "PointMaze": (0.0, 1.0),
-        "AntMaze": (0.0, 1.0),
-    },
-}
-"""Named pairs (return that scores 0, return that scores 100). Rewards of -v5 tasks differ a little from -v2: name the set."""
-
-
-def normalised_score(returns: Tensor, env_id: str, reference: str) -> Tensor:
-    """100 (J - low) / (high - low); NaN where the set has no entry for the task. UserError for an unknown set."""
-    if reference not in REFERENCES:
-        raise UserError(f"reference set {reference!r} is unknown; choices: {', '.join(REFERENCES)}")
-    task = sparse_maze(env_id) or env_id.split("-")[0]
-    low, high = REFERENCES[reference].get(task, (float("nan"), float("nan")))
-    return 100 * (returns - low) / (high - low)
 
 
 class Evaluator:
@@ -73,6 +49,8 @@ class Evaluator:
     def __call__(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
         """Mean return and length `(*S,)`, and the agent's value beside the discounted return that followed.
 
+        `success` is the share of episodes in which the task said so at some step, where it says such things.
+
         policy: `(*S, B, D)` → `(*S, B, A)`; value: `(obs, act)` → `(*S, B)`.
         """
         while True:
@@ -100,9 +78,12 @@ class Evaluator:
         q_mean, mc_mean = self._values(np.array(qs), np.array(rews), lanes)
         per_seed = lambda x: torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(self._seeds)  # noqa: E731
         spread = torch.as_tensor(returns.reshape(self._n, -1).std(-1), dtype=torch.float32).reshape(self._seeds)
+        told = [x.success for x in lanes]
+        success = {} if None in told else {"success": per_seed(np.array(told, float))}
         return {
             "return": per_seed(returns),
             "return_std": spread,
+            **success,
             "length": per_seed(lengths),
             "q": per_seed(q_mean),
             "mc_return": per_seed(mc_mean),

@@ -110,6 +110,7 @@ class Lane:
         self._actions: list[np.ndarray] = []
         self.obs = np.full(self.obs_dim, np.nan, np.float32)
         self.episode_return, self.length, self.truncated = 0.0, 0, False
+        self.success: bool | None = None  # what `info` said of it in any step so far; None: nothing
         if self._broken:
             self._replace()
         self._broken = True
@@ -132,6 +133,7 @@ class Lane:
                 obs, paid, terminated, truncated, info = self.env.step(self._mid + self._half * act)
             after, rew, raw = observation(obs, self.obs_dim), reward(paid), reward(info.get("undisturbed_reward", paid))
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
+            success = info.get("success", info.get("is_success"))
         except UserError:
             raise
         except Exception as e:
@@ -140,6 +142,8 @@ class Lane:
         self._actions.append(act)
         self.obs = after
         self.episode_return += raw
+        if success is not None:
+            self.success = bool(success) or bool(self.success)
         self.length += 1
         self.truncated = truncated and not terminated
         return rew, after, terminated, self.truncated

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,14 @@ class MetricsFile:
             return self._file.seek(0, os.SEEK_END)
 
     def truncate(self, size: int) -> None:
-        """Forget what was written after a checkpoint that said `size`."""
+        """Forget what was written after a checkpoint that said `size`; where there is less, warn, and keep whole lines."""
         with writing(self._path):
+            there = self._file.seek(0, os.SEEK_END)
+            if there < size:  # lost by a disk or a person; `truncate` would fill up with zeros
+                text = f"{self._path}: {size - there} bytes less than its checkpoint counts; the log has a gap, the run goes on"
+                warnings.warn(text, stacklevel=2)
+                self._file.seek(0)
+                size = self._file.read().rfind(b"\n") + 1
             self._file.truncate(size)
 
     def close(self) -> None:

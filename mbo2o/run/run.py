@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -21,10 +22,11 @@ from mbo2o.types import Diverged, Metrics, Spec, UserError
 
 from . import checkpoint
 from .disturb import DisturbConfig
-from .evaluate import Evaluator, normalised_score
+from .evaluate import Evaluator
 from .faults import EnvironmentFault, Faults
 from .lanes import Lanes
 from .log import Means, MetricsFile, Progress, describe, tell
+from .scores import find_reference
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
@@ -40,7 +42,8 @@ class RunConfig:
     eval_every: int = 1000  # turns between evaluations; phases also start and end with one
     eval_episodes: int = 5  # per seed, always the same starts, deterministic policy
     checkpoint_every: int = 5000  # turns between checkpoints; entering a loop is one, too
-    reference: str = "d4rl-v2"  # named pair of returns behind the normalised score
+    reference: Any = "mbo2o-v5"  # what scores 0 and 100: that set, d4rl-v2, or two returns [LOW,HIGH]
+    allow_mismatch: bool = False  # let a set of other versions of the task stand, as d4rl-v2 for a -v5
     q_limit: float | None = None  # a mean |Q| beyond it counts as divergence; None: ten times what the dataset's rewards allow,
     # max(1, |r|) / (1 - γ), and 1e6 without a dataset
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
@@ -111,7 +114,7 @@ class Run:
         look_only: bool = False,
     ):
         torch.manual_seed(seed)
-        normalised_score(torch.zeros(()), env_id, cfg.reference)  # an unknown set is refused now, not after the first phase
+        self.reference = find_reference(cfg.reference, env_id, cfg.allow_mismatch)
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._faults = Faults(cfg.env_faults, cfg.env_seconds, self._warn)
         self._lanes = Lanes(env_id, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
@@ -125,7 +128,7 @@ class Run:
             self._dataset = shaped.with_returns(gamma, cfg.failure_reward).with_seeds(self.spec.seeds)
         self._q_limit = cfg.q_limit or 1e6
         if dataset is not None and cfg.q_limit is None and gamma < 1:
-            self._q_limit = 10 * max(1.0, float(shaped.rew.abs().max())) / (1 - gamma)
+            self._q_limit = 10 * max(1.0, max(float(shaped.rew.max()), -float(shaped.rew.min()))) / (1 - gamma)
         self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
         self._evaluate = self.evaluator(cfg.eval_episodes, seed, gamma)
         self.phase, self._order = "", 0
@@ -190,7 +193,7 @@ class Run:
             self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
             returns, lengths = self._log_episodes(ended)
             if agent is not None:
-                score = normalised_score(returns, self.env_id, self.cfg.reference) / 100
+                score = self.reference.score(returns) / 100
                 over = (transition.done + truncated > 0).squeeze(-1)
                 agent.on_episode(*(x.to(self.spec.device) for x in (over, score, lengths)))
             yield t
@@ -328,7 +331,9 @@ class Run:
             result = evaluator(act, lambda o, a: back(agent.value(to(o), to(a))))
         finally:
             agent.train()
-        return {**result, "score": normalised_score(result["return"], self.env_id, self.cfg.reference)}
+        metric, known = self.reference.metric, not math.isnan(self.reference.low)
+        score = {metric: self.reference.score(result["return"]), f"{metric}_std": self.reference.spread(result["return_std"])}
+        return {**result, **(score if known else {})}
 
     def _take_over(self, other: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Another run's state and log up to its checkpoint: a finished offline phase becomes this run's past."""
@@ -426,7 +431,7 @@ class Run:
         for name, result in zip(names, results, strict=True):
             values = self._file.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
             if self._bar is not None and name == "agent":
-                self._bar.say(describe(values, ("return", "score", "length")))
+                self._bar.say(describe(values, ("return", self.reference.metric, "success", "length")))
 
     def _log_episodes(self, ended: list[tuple[int, float, int]]) -> tuple[Tensor, Tensor]:
         """Returns and lengths `(*S,)` of the episodes that ended in this turn, as they were explored, and a line for them.

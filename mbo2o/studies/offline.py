@@ -60,12 +60,12 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     logs = read_arms(out, list(arms(base)), "offline")
     rows: list[Row] = []
     for arm, log in logs.items():
-        ret, score = (log.series("eval", x, "offline").values for x in ("return", "score"))
+        ret = log.series("eval", "return", "offline").values
         end = max(1, round(0.1 * len(ret)))
         steps = int(log.series("eval", "return", "offline").step[-1])
         rows += [
             {"arm": arm, "seed": k, "steps": steps, "behaviour": log.behaviour_return}
-            | {"final": ret[-end:, k].mean(), "score": score[-end:, k].mean(), "best": ret[:, k].max()}
+            | {"final": ret[-end:, k].mean(), "best": ret[:, k].max()}
             for k in range(ret.shape[1])
         ]
     write(results / f"{name}.csv", rows)

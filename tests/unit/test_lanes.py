@@ -1,4 +1,4 @@
-"""Environments in step against environments stepped by hand; what a restart brings back; how scores are made."""
+"""Environments in step against environments stepped by hand; what a restart brings back."""
 
 import warnings
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.utils import seeding
 
-from mbo2o.run.evaluate import REFERENCES, Evaluator, normalised_score
+from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.lanes import Lane, Lanes, make_env
 from mbo2o.types import UserError
 
@@ -315,17 +315,3 @@ def test_gamma_of_one():
     total, n = m["return"].item(), m["length"].item()
     assert n > 5
     assert m["mc_return"].item() == pytest.approx(total * (total + 1) / 2 / n)  # reward 1 on each step but a last one
-
-
-def test_normalised_score():
-    low, high = REFERENCES["d4rl-v2"]["Hopper"]
-    for env_id in ("Hopper-v5", "Hopper-v2", "Hopper"):
-        scores = normalised_score(torch.tensor([low, high, (low + high) / 2]), env_id, "d4rl-v2")
-        torch.testing.assert_close(scores, torch.tensor([0.0, 100.0, 50.0]), atol=1e-4, rtol=1e-5)
-    # affine: what holds for returns holds for their mean and mean ± std
-    x = torch.tensor([100.0, 700.0, 3000.0])
-    scores = normalised_score(x, "Hopper-v5", "d4rl-v2")
-    torch.testing.assert_close(normalised_score(x.mean() + x.std(), "Hopper-v5", "d4rl-v2"), scores.mean() + scores.std())
-    assert normalised_score(x, "Pendulum-v1", "d4rl-v2").isnan().all()
-    with pytest.raises(UserError, match=r"'d4rl-v9'.*d4rl-v2"):
-        normalised_score(x, "Hopper-v5", "d4rl-v9")

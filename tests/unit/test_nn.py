@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
-from mbo2o.nn.normalizer import Normalizer, statistics
+from mbo2o.nn.normalizer import Normalizer, block_statistics, statistics
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.nn.policy import LOG_STD, TanhGaussian
 
@@ -219,6 +219,17 @@ def test_statistics():
     assert mean.shape == std.shape == (2, 1, 3)
     torch.testing.assert_close(mean[1, 0], torch.from_numpy(x[1].numpy().astype(float).mean(0)).float())
     torch.testing.assert_close(std[1, 0], torch.from_numpy(x[1].numpy().astype(float).std(0)).float())
+
+
+@pytest.mark.parametrize("sizes", [(1000,), (1, 600, 399), (500, 500)])
+def test_statistics_of_blocks(sizes):
+    x = torch.randn(1000, 4) * torch.tensor([0.01, 1.0, 50.0, 0.0]) + torch.tensor([3.0, 0.0, -20.0, 0.1])
+    mean, std = block_statistics(lambda: x.split(sizes))
+    expected = x.numpy().astype(float)
+    assert mean.shape == std.shape == (1, 4)
+    torch.testing.assert_close(mean[0], torch.from_numpy(expected.mean(0)).float())
+    torch.testing.assert_close(std[0, :3], torch.from_numpy(expected.std(0)).float()[:3])
+    assert std[0, 3] == 1  # constant
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -3.3, 1000.1])

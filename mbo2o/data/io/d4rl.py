@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
@@ -32,23 +32,26 @@ from mbo2o.types import UserError
 VECTORS = [key for key, (_, ndim) in schema.LAYOUT.items() if ndim == 1]
 
 
-def read(path: str | os.PathLike[str]) -> tuple[schema.Fields, schema.Attrs]:
-    """Return the fields that the file has and its attributes; scalars under `metadata/` become `metadata/<name>`.
+def read(path: str | os.PathLike[str], new: schema.New = schema.in_ram) -> tuple[schema.Fields, schema.Attrs]:
+    """Return the fields that the file has, in `new` arrays, and its attributes; scalars under `metadata/` become
+    `metadata/<name>`.
 
     Where a file of D4RL's mazes (it has `infos/goal`) lacks `next_observations`, they are the rows below, see `_rows_below`.
     Raises `UserError` as `schema.read` does.
     """
+    name = schema.shown(path)
     with schema.opened(path) as file:
         group = file.get("metadata")
         items = group.items() if isinstance(group, h5py.Group) else ()
         metadata = {f"metadata/{k}": v[()] for k, v in items if isinstance(v, h5py.Dataset) and not v.shape}
         is_maze = "infos/goal" in file
-        raw, attrs = {}, schema.scalars(file.attrs)
-        if any(file[key].shape[1:] == (1,) for key in VECTORS if key in file):  # so it is none of our own, of any version
-            raw = {key: file[key][()] for key in schema.LAYOUT if key in file}
-    name = schema.shown(path)
-    fields, attrs = (schema.check(_vectors(raw), name), attrs) if raw else schema.read(path)
-    return _mended(fields, is_maze, name), schema.scalars(metadata) | attrs
+        foreign = any(file[key].shape[1:] == (1,) for key in VECTORS if key in file)  # none of our own, of any version
+        if foreign:
+            attrs = schema.scalars(file.attrs)
+            fields = schema.check({key: file[key] for key in schema.LAYOUT if key in file}, name, new, flatten=True)
+    if not foreign:
+        fields, attrs = schema.read(path, new)
+    return _mended(fields, is_maze, name, new), schema.scalars(metadata) | attrs
 
 
 def read_dict(data: Mapping[str, Any]) -> tuple[schema.Fields, schema.Attrs]:
@@ -63,25 +66,23 @@ def read_dict(data: Mapping[str, Any]) -> tuple[schema.Fields, schema.Attrs]:
             raise UserError(f"dict: {key!r} is not a field; {hint}the fields are {', '.join(schema.LAYOUT)}")
     raw = {key: np.asarray(data[key]) for key in schema.LAYOUT if data.get(key) is not None}
     metadata = {key: x for key, x in data.items() if key.startswith("metadata/") and np.ndim(x) == 0}
-    return _mended(schema.check(_vectors(raw), "dict"), "infos/goal" in data, "dict"), schema.scalars(metadata)
+    fields = schema.check(raw, "dict", flatten=True)
+    return _mended(fields, "infos/goal" in data, "dict", schema.in_ram), schema.scalars(metadata)
 
 
-def _vectors(raw: schema.Fields) -> schema.Fields:
-    return {key: x[:, 0] if key in VECTORS and x.shape[1:] == (1,) else x for key, x in raw.items()}
-
-
-def _mended(fields: schema.Fields, is_maze: bool, where: object) -> schema.Fields:
+def _mended(fields: schema.Fields, is_maze: bool, where: object, new: schema.New) -> schema.Fields:
     if not is_maze or "next_observations" in fields:
         return fields
-    fields = fields | _rows_below(fields, where)
-    unknown = np.isnan(fields["next_observations"]).any(1)
+    fields = fields | _rows_below(fields, where, new)
+    unknown = fields["timeouts"].copy()
+    unknown[-1] = True
     if (fields["terminals"] & ~unknown).sum() < fields["terminals"].sum() / 2:
         warnings.warn(f"{where}: most steps to the goal have no known next observation and are not used", stacklevel=3)
     return fields
 
 
-def _rows_below(fields: schema.Fields, where: object) -> schema.Fields:
-    """`next_observations` of a D4RL maze, and `timeouts`.
+def _rows_below(fields: schema.Fields, where: object, new: schema.New) -> schema.Fields:
+    """`next_observations` of a D4RL maze, and `timeouts`; flags, some bytes a row, are worked on as a whole.
 
     Its terminals were set afterwards, in every step at the goal, where the episode went on (scripts/generation/
     relabel_antmaze_rewards.py): what followed them is known, and they are the only rows with a reward. A leap of x, y by
@@ -89,13 +90,23 @@ def _rows_below(fields: schema.Fields, where: object) -> schema.Fields:
     (generate_maze2d_datasets.py): what followed the first is lost, and the second is not where its action was taken.
     """
     obs = fields["observations"]
-    leaps = np.append(np.linalg.norm(obs[1:, :2] - obs[:-1, :2], axis=1) > 1, False)
-    stale = np.append((obs[1:] == obs[:-1]).all(1), False)
+    below = new("below", obs.shape, obs.dtype)
+    leaps, stale = np.zeros((2, len(obs)), np.bool_)
+    for rows, after in _pairs(obs):
+        leaps[rows] = np.linalg.norm(obs[after, :2] - obs[rows, :2], axis=1) > 1
+        stale[rows] = (obs[after] == obs[rows]).all(1)
+        below[rows] = obs[after]
     flags = fields.get("timeouts", np.zeros(len(obs), np.bool_))
     timeouts = flags | leaps | stale | _shifted(stale, 1) | _out_of_step(flags, leaps & ~fields["terminals"], where)
-    below = np.append(obs[1:], np.full_like(obs[:1], np.nan), axis=0)
     below[timeouts] = np.nan
+    below[-1] = np.nan
     return {"next_observations": below, "timeouts": timeouts}
+
+
+def _pairs(obs: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Blocks of all rows that have one below, and the blocks of those below them."""
+    for rows in schema.blocks(len(obs) - 1, obs.shape[1]):
+        yield rows, slice(rows.start + 1, rows.stop + 1)
 
 
 def _out_of_step(flags: np.ndarray, leaps: np.ndarray, where: object) -> np.ndarray:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,34 +23,62 @@ from mbo2o.data.io import goals
 from mbo2o.types import UserError
 
 
-def read(dataset_id: str) -> tuple[schema.Fields, schema.Attrs]:
-    """Return all episodes as rows, and the attributes `minari_id` and, where Minari knows it, `env_id`.
+def read(dataset_id: str, new: schema.New = schema.in_ram) -> tuple[schema.Fields, schema.Attrs]:
+    """Return all episodes as rows, in `new` arrays, and the attributes `minari_id` and, where Minari knows it, `env_id`.
 
     An episode that neither terminated nor was truncated was cut by its collector: its last row counts as a timeout.
     Raises `UserError` when the set is not in the local store and cannot be fetched, is empty or unreadable, or when its
     observations are neither flat vectors nor goal-conditioned, or its actions do not live in [-1, 1].
     """
     import minari
-    from minari.storage import get_dataset_path
 
     where = f"minari:{dataset_id}"
-    if not get_dataset_path(dataset_id).joinpath("data").exists():
-        _download(dataset_id, where)
+    folder(dataset_id)
     try:
         dataset = minari.load_dataset(dataset_id)
         _check_spaces(dataset, where)
         flat = goals.flatten if _is_goal_dict(dataset.observation_space) else np.asarray
         ends_at_goal = dataset.env_spec is not None and goals.sparse_maze(dataset.env_spec.id) is not None
-        episodes = [_rows(episode, where, flat, ends_at_goal) for episode in dataset.iterate_episodes()]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        episodes = (_rows(episode, where, flat, ends_at_goal) for episode in dataset.iterate_episodes())
+        fields = _joined(episodes, dataset.total_steps, new)
+    except (OSError, RuntimeError, KeyError, ValueError, MemoryError) as error:
         raise UserError(f"{where}: cannot be read ({' '.join(str(error).split())}); download it anew") from error
-    if not episodes:
+    if not fields:
         raise UserError(f"{where}: has no episodes; a dataset needs at least one transition")
 
     attrs: schema.Attrs = {"minari_id": dataset_id}
     if dataset.env_spec is not None:
         attrs["env_id"] = dataset.env_spec.id
-    return schema.check({key: np.concatenate([e[key] for e in episodes]) for key in schema.LAYOUT}, where), attrs
+    return schema.check(fields, where, new), attrs
+
+
+def folder(dataset_id: str) -> Path:
+    """Where the local store has the set's data; it is fetched if it is not there. Raises `UserError` if it cannot be."""
+    from minari.storage import get_dataset_path
+
+    path: Path = get_dataset_path(dataset_id) / "data"
+    if not path.exists():
+        _download(dataset_id, f"minari:{dataset_id}")
+    return path
+
+
+def _joined(episodes: Iterator[schema.Fields], steps: int, new: schema.New) -> schema.Fields:
+    """One episode after the other, of at most `steps` rows together, in a dtype that holds all of theirs."""
+    out: schema.Fields = {}
+    n = 0
+    for rows in episodes:
+        end = n + len(rows["rewards"])
+        if end > steps:
+            raise ValueError(f"more than the {steps} steps that its metadata name")
+        for key, x in rows.items():
+            before = out.get(key, x[:0])
+            dtype = np.result_type(x.dtype, before.dtype)
+            if key not in out or dtype != before.dtype:
+                out[key] = new(f"{key}-{dtype}", (steps, *x.shape[1:]), dtype)
+                out[key][:n] = before[:n]
+            out[key][n:end] = x
+        n = end
+    return {key: x[:n] for key, x in out.items()}
 
 
 def _download(dataset_id: str, where: str) -> None:
@@ -157,7 +186,7 @@ def _environment(env_id: object, fields: schema.Fields) -> Any:
     """The rows' environment, which Minari can then rebuild: if it can be made here and has spaces like theirs, else None."""
     import gymnasium
 
-    if not isinstance(env_id, str):
+    if not isinstance(env_id, str) or schema.imports(env_id):
         return None
     try:
         env = gymnasium.make(env_id)

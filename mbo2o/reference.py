@@ -1,0 +1,50 @@
+"""What random play and a kept actor return in a task: the two numbers behind a score, with how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .collect import Actor
+from .run.evaluate import Evaluator
+
+
+def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int, about: str | None = None) -> dict[str, Any]:
+    """One entry of a reference set, `{env_id: {"low": ..., "high": ...}}`: uniform actions, and the actor's mean action.
+
+    Each end has the mean `return` over `seeds` times `episodes` episodes (other starts for each seed, drawn from 0, 1, ...) and
+    its 95 % `interval` (normal, over episodes). about: what to say of the actor, if not its file's metadata.
+    """
+    actor = Actor.load(path)
+    env_id = env_id or actor.info["env_id"]
+    known = about or f"{path.name}: SAC step {actor.info.get('step', '?')}, seed {actor.info.get('seed', '?')}"
+
+    def uniform(obs: Tensor) -> Tensor:
+        return torch.rand(*obs.shape[:-1], int(actor.info["act_dim"])) * 2 - 1
+
+    @torch.no_grad()
+    def mean_action(obs: Tensor) -> Tensor:
+        return actor.policy.mode(obs.flatten(0, -2)).reshape(*obs.shape[:-1], -1)
+
+    low = _played(env_id, uniform, episodes, seeds) | {"policy": "uniform actions"}
+    high = _played(env_id, mean_action, episodes, seeds) | {"policy": f"{known}; mean action"}
+    return {env_id: {"low": low, "high": high}}
+
+
+def _played(env_id: str, policy: Callable[[Tensor], Tensor], episodes: int, seeds: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    result = Evaluator(env_id, (seeds,), episodes, 0, 0.99)(policy, lambda obs, act: torch.zeros(obs.shape[:-1]))
+    means, stds = result["return"].double(), result["return_std"].double()
+    mean, std = float(means.mean()), float((stds.square().mean() + means.var(correction=0)).sqrt())
+    half = 1.96 * std / (seeds * episodes) ** 0.5
+    return {
+        "return": round(mean, 2),
+        "std": round(std, 2),
+        "interval": [round(mean - half, 2), round(mean + half, 2)],
+        "episodes": seeds * episodes,
+        "seeds": list(range(seeds)),
+    }
