@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import mbo2o
 from mbo2o.cli import compose_config, conf_folder, main
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.registry import RECIPES
@@ -49,6 +50,8 @@ def run(capsys, *args):
         (["train", "dataset=hopper-medium-v5", "recipe.reward=nomodule:f"], "nomodule"),
         (["train", "dataset=hopper-medium-v5", "seeds=0"], "seeds=0"),
         (["train", "dataset=hopper-medium-v5", "run.reference=v99"], "v99"),
+        (["train", "dataset=hopper-medium-v5", "run.reference=d4rl-v2"], "run.allow_mismatch=true"),
+        (["data", "fetch", "d4rl/hoper-medium-v2"], "did you mean 'd4rl/hopper-medium-v2'?"),
         (["train", "recipe=mbpo", "env=Pendulum-v1", "recipe.termination=learned"], "needs a dataset"),
         (["train", "dataset=hopper-medium-v5", "env=Walker2d-v5"], "Walker2d-v5 has 17 and 6"),
         (["train", "dataset=hopper-medium-v5", "device=nonsense"], "device=nonsense"),
@@ -74,7 +77,21 @@ def test_a_mistake_is_one_line_and_exit_code_2(args, expected, capsys):
     assert "Traceback" not in err
 
 
-COMMANDS = ["train", "eval", "report", "methods", "bench", "study", "data list", "data inspect", "data check", "data collect"]
+COMMANDS = [
+    "train",
+    "eval",
+    "report",
+    "methods",
+    "bench",
+    "study",
+    "data list",
+    "data inspect",
+    "data check",
+    "data collect",
+    "data fetch",
+    "data where",
+    "data reference",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -226,3 +243,11 @@ def test_divergence_stops_with_exit_code_3(pendulum, capsys):
     assert code == 3
     assert "diverged" in err
     assert "Traceback" not in err
+
+
+def test_data_list_shows_each_thing_once(capsys, monkeypatch):
+    monkeypatch.chdir(Path(mbo2o.__file__).parent.parent)  # where ./data and the package's neighbour are the same
+    code, out, _ = run(capsys, "data", "list")
+    assert code == 0
+    assert out.count("hopper-medium-replay-v5.hdf5") == 1
+    assert out.count("d4rl/hopper-medium-v2 ") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,10 @@ class GaussianDynamics(nn.Module):
             cfg = dict(about["config"])
             cfg["net"] = MLPConfig(**cfg["net"])
             spec = Spec(about["obs_dim"], about["act_dim"], tuple(about["seeds"]), device)
-            with torch.random.fork_rng(devices=[]):
-                model = cls(spec, DynamicsConfig(**cfg))
-            model.load_state_dict(load_file(path / "model.safetensors", device=device))
+            # without memory: the sizes that a file claims are held against its tensors before anything is allocated
+            model = cls(replace(spec, device="meta"), DynamicsConfig(**cfg))
+            model.load_state_dict(load_file(path / "model.safetensors", device=device), assign=True)
+            model.spec = spec
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
             reason = " ".join(str(e).split())
             raise UserError(f"{path}: no dynamics model can be read from it ({reason}); expected a folder of `save`") from e

@@ -28,7 +28,7 @@ SMALLEST = QUICK_Q
 def arms(base: Config) -> dict[str, FinetuneConfig]:
     """Methods by name, at the sizes of `base`, whose offline agent is CQL, and whose online one is WSRL's SAC.
 
-    Where a paper makes several updates per step, here it is as many as the base's `utd`.
+    `no-data` is RLPD without them. Where a paper makes several updates per step, here it is as many as the base's `utd`.
     """
     wsrl: FinetuneConfig = base.recipe
     cql, sac, n = wsrl.offline, wsrl.online, wsrl.offline.critics
@@ -39,6 +39,7 @@ def arms(base: Config) -> dict[str, FinetuneConfig]:
     rlpd = replace(sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5)
     pessimism = {"weight": cql.weight, "ensemble": cql.ensemble, "gap": None, "actor_lr": cql.actor_lr, "backup": cql.backup}
     loosened = replace(freed, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
+    demonstrated = replace(wsrl, offline=replace(rlpd, policy_delay=wsrl.utd), online=None, offline_steps=0, buffer="mix")
     return {
         "cql": replace(append, keep=True),
         "cql-sac": replace(plain, online=freed),
@@ -58,13 +59,14 @@ def arms(base: Config) -> dict[str, FinetuneConfig]:
         "awac": replace(append, offline=sized("awac", cql)),
         "adaptive-bc": replace(plain, offline=replace(sized("adaptive_bc", cql), critics=n), buffer="distill", utd=wsrl.utd,
                                distill_share=0.05, distill_rows=0),
-        "rlpd": replace(wsrl, offline=replace(rlpd, policy_delay=wsrl.utd), online=None, offline_steps=0, buffer="mix"),
+        "rlpd": demonstrated,
+        "no-data": replace(demonstrated, buffer="empty"),
     }  # fmt: skip
 
 
 PANELS = {
     "From CQL and Cal-QL": ["cql", "cql-sac", "enoto", "wsrl", "balanced", "calql"],
-    "From others, and from nothing": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd"],
+    "From others, and from nothing": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd", "no-data"],
 }
 
 
@@ -90,6 +92,8 @@ CLAIMS = [
     Claim("W4", "final: WSRL > Cal-QL with half offline", difference("final", "wsrl", "calql")),
     Claim("W4", "AUC: Cal-QL with half offline > RLPD", difference("auc", "calql", "rlpd")),
     Claim("W4", "final: RLPD > Cal-QL with half offline", difference("final", "rlpd", "calql")),
+    Claim("", "AUC: RLPD > the same without data", difference("auc", "rlpd", "no-data")),
+    Claim("", "final: RLPD > the same without data", difference("final", "rlpd", "no-data")),
     Claim("", "AUC: WSRL > IQL with its data", difference("auc", "wsrl", "iql")),
     Claim("", "AUC: balanced > CQL to SAC", difference("auc", "balanced", "cql-sac")),
     Claim("", "AUC: ENOTO > CQL to SAC", difference("auc", "enoto", "cql-sac")),

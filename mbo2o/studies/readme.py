@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.statistics import bootstrap_interval, paired_difference
+from mbo2o.run.scores import sets
 
 from . import enoto, methods, obac, wsrl
 from .arms import read
@@ -159,6 +161,21 @@ def _bench() -> str:
     return "\n".join(lines)
 
 
+def _references() -> str:
+    lines = ["| task | random play | good policy | who that is |", "|---|---|---|---|"]
+    for task, ends in sets()["mbo2o-v5"]["tasks"].items():
+        if "interval" in ends["high"]:
+            cells = ["{} [{}, {}]".format(*(f"{y:.0f}" for y in (x["return"], *x["interval"]))) for x in ends.values()]
+            lines.append(" | ".join([f"| {task}", *cells, ends["high"]["policy"]]) + " |")
+    return "\n".join(lines)
+
+
+def _promises() -> str:
+    with open(RESULTS / "promises.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    return "\n".join(["| promise | kept |", "|---|---|", *(f"| {r['promise']} | {int(r['kept']):,} |" for r in rows)])
+
+
 def _updates() -> str:
     results = [json.loads(x) for x in (RESULTS / "bench-agents.jsonl").read_text().splitlines()]
     lines = ["| agent | updates per step | ms per critic update |", "|---|---|---|"]
@@ -182,6 +199,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "obac": partial(_arms, "obac"),
     "obac-claims": partial(_claims, "obac", obac.CLAIMS),
     "bench": _bench,
+    "promises": _promises,
+    "references": _references,
     "updates": _updates,
 }
 

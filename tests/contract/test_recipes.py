@@ -162,7 +162,7 @@ def killed(config, when):
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "balanced"])
-def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, tmp_path):
+def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, tmp_path, promise):
     config = small(name, pendulum, tmp_path / "run")
     reference = outcome(finished(name))
     phases = {key.split(".")[0] for key in reference[1] if ":" not in key}
@@ -174,11 +174,12 @@ def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, 
     killed(config, lambda turn, event: event == "save" and turn == total)  # while writing the last one
     train(config)
     assert_same(outcome(tmp_path / "run"), reference)
+    promise("kill -9 at a chosen turn of a phase, or within a save: same bits at the end", 2 * len(phases) + 1)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(13, marks=pytest.mark.survival)])
 @pytest.mark.parametrize("name", ["moore", "enoto", "wsrl", "obac"])
-def test_killed_at_any_instant_ends_like_uninterrupted(name, kills, finished, pendulum, tmp_path):
+def test_killed_at_any_instant_ends_like_uninterrupted(name, kills, finished, pendulum, tmp_path, promise):
     """By the clock: in the midst of an update, a fit, an evaluation, a checkpoint, or of starting up."""
     reference, begun = outcome(finished(name)), time.monotonic()
     train(small(name, pendulum, tmp_path / "timed"))
@@ -189,6 +190,7 @@ def test_killed_at_any_instant_ends_like_uninterrupted(name, kills, finished, pe
         train(config)
         assert_same(outcome(tmp_path / str(i)), reference)
     assert landed >= kills / 2
+    promise("kill -9 at an instant drawn by the clock: same bits at the end", landed)
 
 
 def killed_after(config, seconds):

@@ -387,7 +387,7 @@ def look_here(path) -> str | None:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_one_line(tmp_path, capsys, monkeypatch, kind):
+def test_a_bad_file_is_one_line(tmp_path, capsys, monkeypatch, kind, promise):
     build, expected = BAD[kind]
     if kind not in UNSOUND:
         monkeypatch.setattr(schema, "_first_look", look_here)
@@ -404,6 +404,7 @@ def test_a_bad_file_is_one_line(tmp_path, capsys, monkeypatch, kind):
     assert expected in err
     assert spent() - start < 5
     assert peak() - before < 100
+    promise("kinds of bad dataset files: refused in one line, exit code 2")
 
 
 GOOD = {
@@ -432,7 +433,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind):
+def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind, promise):
     if kind not in ("user block", "attribute of text that is none"):
         monkeypatch.setattr(schema, "_first_look", look_here)
     path = tmp_path / "odd.hdf5"
@@ -447,6 +448,7 @@ def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind):
         assert fields["observations"].dtype == np.float32
     if kind.startswith("flags as"):
         np.testing.assert_array_equal(fields["terminals"], content()["terminals"])
+    promise("kinds of odd but sound dataset files: read")
 
 
 @pytest.mark.parametrize("name", ["line\nbreak.hdf5", "tab\t.hdf5", os.fsdecode(b"no-utf8-\xff.hdf5"), "ü 中.hdf5", "-h.hdf5"])
@@ -551,7 +553,7 @@ FLIPS = 300
 
 
 @pytest.mark.parametrize("where", ["anywhere", "dense"])
-def test_a_flipped_bit_of_our_own_file_is_reported_or_changes_nothing(tmp_path, monkeypatch, where):
+def test_a_flipped_bit_of_our_own_file_is_reported_or_changes_nothing(tmp_path, monkeypatch, where, promise):
     """`dense` leaves out the room that HDF5 leaves in its headers, two thirds of so small a file."""
     path = ours(tmp_path / "ours.hdf5")
     data, expected = path.read_bytes(), schema.read(path)
@@ -567,6 +569,8 @@ def test_a_flipped_bit_of_our_own_file_is_reported_or_changes_nothing(tmp_path, 
     outcomes = [outcome(path, expected) for path in sorted(folder.iterdir())]
     assert outcomes.count("changed") == 0
     assert outcomes.count("reported") > FLIPS * (0.9 if where == "dense" else 0.25)
+    for fate, words in {"reported": "reported", "same": "in unused room, without effect", "changed": "unnoticed"}.items():
+        promise(f"flipped bits in a dataset file: {words}", outcomes.count(fate))
 
 
 def sound_ones(paths) -> set:

@@ -1,7 +1,9 @@
 """The dynamics ensemble and its fit: who sees which row, who keeps which weights, and what the predictions mean."""
 
 import copy
+import json
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -602,6 +604,18 @@ def test_loading_weights_of_another_shape(tmp_path):
     with pytest.raises(UserError) as e:
         GaussianDynamics.load(tmp_path / "a")
     assert "\n" not in str(e.value)
+
+
+def test_sizes_that_a_file_claims_are_not_allocated(tmp_path):
+    make().save(tmp_path / "a")
+    about = json.loads((tmp_path / "a" / "model.json").read_text())
+    about["config"] |= {"members": 100}
+    about["config"]["net"]["hidden"] = [3000, 3000]  # 3.6 GB
+    (tmp_path / "a" / "model.json").write_text(json.dumps(about))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="size mismatch"):
+        GaussianDynamics.load(tmp_path / "a")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_mistakes_are_the_users():

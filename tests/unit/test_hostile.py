@@ -288,16 +288,17 @@ def marker(tmp_path):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_and_nothing_runs(tmp_path, marker, name):
+def test_a_hostile_file_is_refused_and_nothing_runs(tmp_path, marker, name, promise):
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(UserError) as caught:
         HOSTILE[name](folder, marker)
     assert "\n" not in str(caught.value)
+    promise("hostile files and configs: refused, nothing of theirs run")
 
 
 @pytest.mark.parametrize("text", YAML)
-def test_a_config_cannot_make_objects(tmp_path, marker, text):
+def test_a_config_cannot_make_objects(tmp_path, marker, text, promise):
     """`report` and `train.read_config`, behind `eval` and `resume`, both read it."""
     from mbo2o.train import read_config
 
@@ -308,6 +309,7 @@ def test_a_config_cannot_make_objects(tmp_path, marker, text):
     with pytest.raises(UserError) as caught:
         read_config(folder)
     assert "\n" not in str(caught.value)
+    promise("hostile files and configs: refused, nothing of theirs run")
 
 
 def test_the_payloads_do_run_when_unpickled(tmp_path):
@@ -411,3 +413,35 @@ def legitimate(event, target, arguments, caller) -> bool:
     if event == "subprocess.Popen":
         return target == sys.executable and arguments[1:5] == ["-P", "-W", "ignore", firstlook.__file__]
     return event in ("compile", "exec") and caller == "typing"
+
+
+def test_an_environment_that_a_file_names_imports_no_module(tmp_path, marker, monkeypatch, promise):
+    """gymnasium imports what stands before the colon; only who gives `env=` himself may ask for that."""
+    from mbo2o.agents.bc import BCConfig
+    from mbo2o.check import check
+    from mbo2o.recipes.finetune import FinetuneConfig
+    from mbo2o.train import Config, train
+
+    (tmp_path / "lurking.py").write_text(f"open({str(marker)!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    n = 12
+    rng = np.random.default_rng(0)
+    flags = np.zeros(n, bool)
+    obs = rng.normal(size=(n + 1, 3))
+    attrs = {"env_id": "lurking:X-v0"}
+    data = TransitionDataset.from_arrays(obs[:-1], np.zeros((n, 1)), np.zeros(n), flags, flags, obs[1:], attrs)
+    data.save(tmp_path / "x.hdf5")
+    recipe = FinetuneConfig(offline=BCConfig(), offline_steps=1, online_steps=0)
+    cfg = Config(recipe=recipe, dataset=str(tmp_path / "x.hdf5"), dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"names environment 'lurking:X-v0', which imports a module"):
+        train(cfg)
+    assert any("would import a module" in x.message for x in check(str(tmp_path / "x.hdf5")).findings)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    data.to_minari("me/mine-v0")
+    promise("hostile files and configs: refused, nothing of theirs run")
+    assert not marker.exists()
+    cfg.env = "lurking:X-v0"  # so the payload is one
+    with pytest.raises(UserError, match="cannot be made"):
+        train(cfg)
+    assert marker.exists()
+    marker.unlink()

@@ -184,7 +184,7 @@ def test_looking_at_a_run_that_prunes_its_checkpoints_meanwhile(finished, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_and_leaves_with_the_documented_code(number, finished, tmp_path):
+def test_a_signal_saves_and_leaves_with_the_documented_code(number, finished, tmp_path, promise):
     directory = tmp_path / "run"
     pid = fork(lambda: _guarded(lambda: train(slow(directory)) and 0))
     eventually(lambda: (directory / "metrics.jsonl").exists() and b'"online"' in (directory / "metrics.jsonl").read_bytes())
@@ -197,6 +197,7 @@ def test_a_signal_saves_and_leaves_with_the_documented_code(number, finished, tm
     assert done["online.0"] % 15 != 0  # of its own accord it would have saved elsewhere
     train(small(directory))
     assert_same(outcome(directory), outcome(finished))
+    promise("signals (TERM, INT, USR1): saved and left within 10 s, same bits at the end")
 
 
 def slow(directory):
@@ -350,7 +351,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("where", ["save_file", "write_text", "fsync", "rename", "mkdir"])
-def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(where, finished, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(where, finished, tmp_path, monkeypatch, capsys, promise):
     directory = tmp_path / "run"
     stop_at(directory, 20)
     saved = checkpoint.latest(directory / "checkpoints", "cpu")
@@ -376,6 +377,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(where, fin
     assert_intact(directory, saved)
     train(small(directory))
     assert_same(outcome(directory), outcome(finished))
+    promise("places where the disk fills up in a save: one line, last checkpoint intact")
 
 
 def limited(size, work):
@@ -403,6 +405,22 @@ def test_a_log_line_is_written_whole_or_not(tmp_path):
 
     assert limited(1000, fill) == 7
     assert [json.loads(x)["kind"] for x in path.read_text().splitlines()] == ["x" * 300] * 3
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_log_that_lost_its_end_has_a_gap_and_no_zeros(left, finished, tmp_path):
+    directory = tmp_path / "run"
+    stop_at(directory, 20)
+    path = directory / "metrics.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before[: int(left * len(before))])
+    whole = len(path.read_bytes().splitlines(keepends=True)) - (left > 0)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: \d+ bytes less than its checkpoint counts"):
+        train(small(directory))
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert lines[:whole] == before.splitlines(keepends=True)[:whole]
+    assert all(json.loads(x)["step"] >= 20 for x in lines[whole:])
+    assert_same(outcome(directory)[:2], outcome(finished)[:2])
 
 
 def test_a_config_that_cannot_be_written_leaves_the_old_one(finished, tmp_path):
@@ -553,7 +571,7 @@ def play(directory, **settings):
 
 
 @pytest.mark.parametrize("name", [*STEP_FAULTS, *RESET_FAULTS])
-def test_an_environment_that_fails_once_costs_the_rest_of_its_episode(name, counter, tmp_path, monkeypatch, capsys):
+def test_an_environment_that_fails_once_costs_the_rest_of_its_episode(name, counter, tmp_path, monkeypatch, capsys, promise):
     wrong = {**STEP_FAULTS, **RESET_FAULTS}[name]
     stepping = name in STEP_FAULTS
     seen = []
@@ -586,6 +604,7 @@ def test_an_environment_that_fails_once_costs_the_rest_of_its_episode(name, coun
     _, after, cut, _, _ = rows_of(tmp_path / "run")
     short = [(k, float(after[k, i, 1])) for k in range(2) for i in (cut[k] == 1).nonzero().flatten() if after[k, i, 1] < 15]
     assert short == ([(1, 7.0)] if stepping else [])
+    promise("ways for an environment to fail: cost the rest of an episode")
 
 
 @pytest.mark.parametrize("name", ["raises", "hangs", "nan observation", "no reward", "reset raises"])
@@ -785,7 +804,7 @@ SABOTAGED = {
 
 
 @pytest.mark.parametrize("name", SABOTAGED)
-def test_divergence_is_caught_and_the_last_checkpoint_is_good(name, tmp_path, monkeypatch, recwarn):
+def test_divergence_is_caught_and_the_last_checkpoint_is_good(name, tmp_path, monkeypatch, recwarn, promise):
     sabotage, named = SABOTAGED[name]
     config = small(tmp_path / "run", "Pendulum-v1", steps=300, eval_every=1000)
     if callable(sabotage):
@@ -806,6 +825,7 @@ def test_divergence_is_caught_and_the_last_checkpoint_is_good(name, tmp_path, mo
         assert turn <= 33 + 15
     assert not read_run(tmp_path / "run").has("fault", "what")  # and nobody blames the environment
     assert not recwarn.list
+    promise("sabotaged runs: stopped as divergence, last checkpoint finite")
 
 
 def test_rewards_that_are_none_end_a_run_too(counter, tmp_path, monkeypatch):
@@ -822,7 +842,7 @@ HEALTHY = [
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_healthy_runs_are_left_alone(seed, counter, tmp_path):
+def test_healthy_runs_are_left_alone(seed, counter, tmp_path, promise):
     config = small(tmp_path / "run", COUNTER if seed % 2 else "InvertedPendulum-v5", steps=100, eval_every=1000)
     config.seed = seed
     for key, value in HEALTHY[seed].items():
@@ -831,6 +851,7 @@ def test_healthy_runs_are_left_alone(seed, counter, tmp_path):
     tensors, state = checkpoint.latest(tmp_path / "run" / "checkpoints", "cpu")
     assert state["done"]["online.0"] == 100
     assert all(x.isfinite().all() for key, x in tensors.items() if ".agent/" in key and x.is_floating_point())
+    promise("healthy runs with wild settings: not stopped")
 
 
 # ---- old, new and damaged checkpoints
@@ -862,7 +883,7 @@ def test_a_newer_checkpoint_is_refused(finished, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
-def test_no_flipped_bit_and_no_cut_goes_unnoticed(name, finished, tmp_path):
+def test_no_flipped_bit_and_no_cut_goes_unnoticed(name, finished, tmp_path, promise):
     """100 single bits and 5 lengths: another checkpoint is taken, and the damaged one named, or it is said to be newer."""
     directory = shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     newest, older = max(directory.iterdir()), checkpoint.latest(finished / "checkpoints", "cpu")[1]
@@ -879,6 +900,7 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(name, finished, tmp_path):
             _, state = checkpoint.latest(directory, "cpu")
             assert state["done"] != older["done"]
             assert [x for x in caught if f"{newest.name} is damaged" in str(x.message)]
+    promise("flipped bits and cuts in a checkpoint: reported, an older one taken", len(damaged))
 
 
 @pytest.mark.parametrize("change", [{"turn": 9}, {"sha256": {}}, {"schema": "1"}])
@@ -924,7 +946,7 @@ def watch_memory(directory, steps):
 
 @pytest.mark.survival
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_memory_is_flat_over_many_steps_and_checkpoints(tmp_path):
+def test_memory_is_flat_over_many_steps_and_checkpoints(tmp_path, promise):
     """In full: MBO2O_SURVIVAL_STEPS=200000. The first fifth is warm-up."""
     steps = int(os.environ.get("MBO2O_SURVIVAL_STEPS", "10000"))
     code = f"""
@@ -941,3 +963,4 @@ print(json.dumps(watch_memory(pathlib.Path({str(tmp_path / "run")!r}), {steps}))
     print(f"{steps} steps, {len(rss)} checkpoints: {early / 2**20:.1f} → {late / 2**20:.1f} MiB")
     assert late / early < 1.02
     assert handles[warm:].max() == handles[warm:].min()
+    promise("environment steps, with 100 checkpoints, over which memory stayed within 2 %", steps)
