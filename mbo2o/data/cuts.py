@@ -1,0 +1,71 @@
+"""Rows where an episode ends though the task does not; `TransitionDataset.from_arrays` says how they are found."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from mbo2o.data import schema
+from mbo2o.types import UserError
+
+
+def find(fields: schema.Fields, attrs: schema.Attrs, where: object, new: schema.New) -> np.ndarray:
+    """`(N,)`, in a `new` array; raises `UserError` for a limit that is none."""
+    terminated, flagged = fields["terminals"], fields.get("timeouts")
+    out = new("truncated", terminated.shape, np.bool_)
+    if "next_observations" in fields:
+        _find_cuts(fields, out, where)
+    elif flagged is not None:
+        for rows in schema.blocks(len(out)):
+            out[rows] = flagged[rows] & ~terminated[rows]
+    elif "max_episode_steps" in attrs:
+        _cut_at_limit(terminated, attrs["max_episode_steps"], out, where)
+    else:
+        warnings.warn(
+            f"{where}: no timeouts, no next_observations: if a time limit cut an episode it cannot be seen, and what "
+            "followed its last row is then the next one's start; give one of them, or max_episode_steps",
+            stacklevel=4,
+        )
+        out[:] = False
+    return out
+
+
+def _find_cuts(fields: schema.Fields, out: np.ndarray, where: object) -> None:
+    """Flags and cuts; the flags alone where most rows are cuts, because rounding or shuffling made them.
+
+    A cut is a row that is not followed by its own next observation; an unknown one is a cut if there are no flags.
+    """
+    obs, next_obs, terminated = fields["observations"], fields["next_observations"], fields["terminals"]
+    flagged = fields.get("timeouts")
+    hidden = 0
+    for rows in schema.blocks(*obs.shape):
+        after = obs[rows.start + 1 : rows.stop + 1]
+        cuts = np.zeros(rows.stop - rows.start, np.bool_)
+        cuts[: len(after)] = (next_obs[rows][: len(after)] != after).any(1)
+        cuts &= ~terminated[rows]
+        if flagged is not None:
+            cuts &= ~np.isnan(next_obs[rows, 0])
+            hidden += int((cuts & ~flagged[rows]).sum())
+        out[rows] = cuts
+    many = 2 * hidden > len(out)
+    if hidden:
+        what = "rounded or shuffled? timeouts are believed" if many else "their episodes are cut there"
+        text = f"{where}: {hidden} rows without a flag are not followed by their own next observation; {what}"
+        warnings.warn(text, stacklevel=5)
+    if flagged is not None:
+        for rows in schema.blocks(len(out)):
+            out[rows] = (flagged[rows] if many else flagged[rows] | out[rows]) & ~terminated[rows]
+
+
+def _cut_at_limit(terminated: np.ndarray, limit: object, out: np.ndarray, where: object) -> None:
+    """Every `limit`-th row of what lies between two terminations."""
+    if not isinstance(limit, int) or limit < 1:
+        raise UserError(f"{where}: attribute max_episode_steps is {limit!r}, expected a positive int; mend it")
+    begun = 0
+    for rows in schema.blocks(len(out)):
+        row = np.arange(rows.start, rows.stop)
+        first = np.append(rows.start == 0 or terminated[rows.start - 1], terminated[rows][:-1])
+        start = np.maximum.accumulate(np.where(first, row, begun))
+        out[rows] = ((row - start + 1) % limit == 0) & ~terminated[rows]
+        begun = start[-1]
