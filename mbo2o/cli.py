@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from .types import Diverged, UserError
+from .types import Diverged, UserError, at_least_one
 
 if TYPE_CHECKING:
     from .train import Config
@@ -214,8 +214,9 @@ def _first_line(error: Exception) -> str:
 def _eval(options: argparse.Namespace) -> None:
     from .train import restore
 
-    run, recipe = restore(Path(options.run_dir))
     episodes, seed = options.episodes, options.seed
+    at_least_one("eval", episodes=episodes)
+    run, recipe = restore(Path(options.run_dir))
     result = run.evaluate_with(run.evaluator(episodes, seed, recipe.gamma))
     rows = {name: x.tolist() for name, x in result.items()}
     if options.json:

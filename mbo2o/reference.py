@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .collect import Actor
 from .run.evaluate import Evaluator
+from .run.lanes import Lane
+from .types import UserError, at_least_one
 
 
 def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int, about: str | None = None) -> dict[str, Any]:
@@ -19,8 +21,12 @@ def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int,
     Each end has the mean `return` over `seeds` times `episodes` episodes (other starts for each seed, drawn from 0, 1, ...) and
     its 95 % `interval` (normal, over episodes). about: what to say of the actor, if not its file's metadata.
     """
+    at_least_one("data reference", episodes=episodes, seeds=seeds)
     actor = Actor.load(path)
     env_id = env_id or actor.info["env_id"]
+    lane = Lane(env_id, 0)
+    if (sizes := (str(lane.obs_dim), str(lane.act_dim))) != (actor.info["obs_dim"], actor.info["act_dim"]):
+        raise UserError(f"{path}: plays {actor.info['env_id']}; {env_id} has {sizes[0]} observations and {sizes[1]} actions")
     known = about or f"{path.name}: SAC step {actor.info.get('step', '?')}, seed {actor.info.get('seed', '?')}"
 
     def uniform(obs: Tensor) -> Tensor:

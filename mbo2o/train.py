@@ -237,10 +237,9 @@ def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
     leave = {"dir", "resume", "report", "threads", "storage", "behaviour_return"}
     names = {x["name"] for x in resolved["recipe"].values() if isinstance(x, dict) and "name" in x}
-    aside = {"env_faults", "env_seconds", "allow_mismatch"}
+    run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")}
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
-        aside |= {"reference"}
-    run = {k: v for k, v in resolved["run"].items() if k not in aside}
+        run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
     return {k: v for k, v in resolved.items() if k not in leave} | {"run": run}
 
 
@@ -262,7 +261,10 @@ def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> None:
     if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
         key = changed[0]
         text = f"{directory}: holds a run with {key}={old.get(key)}, not {new.get(key)}"
-        raise UserError(f"{text} ({len(changed)} settings differ); choose another dir=")
+        same = (
+            f"give {key}={old.get(key)} run.allow_mismatch=true to go on with it, or " if changed == ["run.reference"] else ""
+        )
+        raise UserError(f"{text} ({len(changed)} settings differ); {same}choose another dir=")
 
 
 def _flat(x: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,16 +53,17 @@ class AdaptiveBC(TD3BC):
         """The weight b of the imitation, `(*S,)`."""
         return self.b
 
+    @property
+    def needs_scores(self) -> bool:
+        """While b adapts."""
+        return self.cfg.adapt
+
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
         """Move b by the episode's score: b ← clip(b + L [-K_P (target - mean) + K_D max(0, mean - score)], 0, b_max)."""
         super().on_episode(ended, score, length)
         cfg = self.cfg
         if not cfg.adapt:
             return
-        if bool((ended & score.isnan()).any()):
-            raise UserError(
-                "adaptive_bc steers by scores, and run.reference knows no returns of random and expert play for this task"
-            )
         mean = torch.where(self.score.isinf(), score, self.score)
         change = length * (cfg.brake * (mean - score).clamp(min=0) - cfg.gain * (cfg.target_score - mean))
         self.b.copy_(torch.where(ended, (self.b + change).clamp(0, cfg.bc_weight), self.b))

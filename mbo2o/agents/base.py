@@ -43,6 +43,11 @@ class Agent(nn.Module, ABC):
         self.observe = Normalizer(spec.seeds, spec.obs_dim)  # x itself until `prepare` sets statistics
         self.updates = 0  # begun so far: schedules and delays count by it
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether `on_episode` acts on scores, so that a task without a reference cannot be learned."""
+        return False
+
     def prepare(self, data: Rows) -> None:
         """Before anything is learned from `data`, all of it: set what the networks have to know of its scale."""
         if getattr(self.cfg, "normalize", False):

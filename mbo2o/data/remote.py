@@ -131,7 +131,11 @@ def registry() -> dict[str, Remote]:
 def read(path: Path) -> dict[str, Remote]:
     """A registry. Raises `UserError` for a line that is not as it should be."""
     out: dict[str, Remote] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read ({_one_line(e)}); mend or remove it") from e
+    for number, line in enumerate(lines, 1):
         if line.startswith("#") or not line.strip():
             continue
         row = dict(zip(COLUMNS, line.split("\t"), strict=False))
@@ -159,12 +163,14 @@ def find(name: str) -> Remote:
 
 def lookup(name: str) -> Remote | None:
     """The same for names that may be of other things: None for one that is not close to any, and for `minari:ID`."""
+    known = registry()
+    if name in known:
+        return known[name]
     if "/" not in name or name.startswith("minari:"):
         return None
-    known = registry()
-    if name not in known and (near := difflib.get_close_matches(name, known, 1, 0.9)):
+    if near := difflib.get_close_matches(name, known, 1, 0.9):
         raise UserError(f"no dataset is called {name!r}; did you mean {near[0]!r}? (a Minari set: minari:{name})")
-    return known.get(name)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------- download

@@ -116,7 +116,7 @@ def _cast(x: Any, key: str, where: object, new: New, flatten: bool) -> np.ndarra
         raise UserError(f"{where}: {key!r} has shape {shape}, expected {expected}; reshape it")
     if key == "actions" and x.dtype.kind != "f":
         raise UserError(f"{where}: 'actions' has dtype {x.dtype}, expected float32; discrete actions are not supported")
-    out = new(key, shape, dtype)
+    out = new(key, shape, dtype) if len(x) else in_ram(key, shape, dtype)  # files cannot be of no size
     chunks = getattr(x, "chunks", None) or (1,)
     for rows in blocks(len(x), math.prod(shape[1:]), chunks[0]):
         raw = x[rows].reshape(-1, *shape[1:])

@@ -86,7 +86,9 @@ class Finetune(Recipe):
             raise UserError(f"recipe.inherit={cfg.inherit} is not one of {', '.join(INHERITED)}")
         offline, online = self.configs()
         with torch.random.fork_rng():
-            make_agent(online, run.spec)  # a setting that it refuses is refused now
+            later = make_agent(online, run.spec)  # a setting that it refuses is refused now
+        if cfg.online_steps:
+            run.check_scores(later)
         self.agent = make_agent(offline, run.spec)
         data = run.dataset.every_row() if self.agent.clones else run.dataset
         self.agent.prepare(data)

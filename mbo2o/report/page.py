@@ -137,8 +137,11 @@ def _table(log: RunLog) -> str:
             ("AUC: mean return over the online steps", s.auc),
             ("best online evaluation (chosen with hindsight)", s.best),
         ]
+    latest = log.series("eval", "return").total[-1:]
     for metric in log.names("eval", ("score", "success")):
         last = log.series("eval", metric)
+        if last.total[-1] != latest:  # scores of another reference, before the run was resumed
+            continue
         what = "share of episodes with success" if metric == "success" else f"normalised {metric}"
         rows.append((f"last evaluation, {what} ({last.phase[-1]})", last.values[-1]))
     if not rows:

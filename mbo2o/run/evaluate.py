@@ -79,7 +79,7 @@ class Evaluator:
         per_seed = lambda x: torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(self._seeds)  # noqa: E731
         spread = torch.as_tensor(returns.reshape(self._n, -1).std(-1), dtype=torch.float32).reshape(self._seeds)
         told = [x.success for x in lanes]
-        success = {} if None in told else {"success": per_seed(np.array(told, float))}
+        success = {} if not told or None in told else {"success": per_seed(np.array(told, float))}
         return {
             "return": per_seed(returns),
             "return_std": spread,

@@ -133,7 +133,8 @@ class Lane:
                 obs, paid, terminated, truncated, info = self.env.step(self._mid + self._half * act)
             after, rew, raw = observation(obs, self.obs_dim), reward(paid), reward(info.get("undisturbed_reward", paid))
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
-            success = info.get("success", info.get("is_success"))
+            told = info.get("success", info.get("is_success"))
+            success = None if told is None or np.ndim(told) else bool(told)
         except UserError:
             raise
         except Exception as e:
@@ -143,7 +144,7 @@ class Lane:
         self.obs = after
         self.episode_return += raw
         if success is not None:
-            self.success = bool(success) or bool(self.success)
+            self.success = success or bool(self.success)
         self.length += 1
         self.truncated = truncated and not terminated
         return rew, after, terminated, self.truncated

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import threading
 import time
@@ -181,8 +180,15 @@ class Run:
         """`n` turns of learning, numbered from 0."""
         yield from self._loop(n)
 
+    def check_scores(self, agent: Agent | None) -> None:
+        """Refuse an agent that acts on scores where there are none."""
+        if agent is not None and agent.needs_scores and not self.reference.known:
+            text = f"the agent steers by scores, and run.reference knows no returns of {self.env_id}"
+            raise UserError(f"{text}: give two, random play's and a good policy's, as [LOW,HIGH]")
+
     def interact(self, agent: Agent | None, n: int) -> Iterator[int]:
         """`n` turns that each begin with one environment step per seed, stored in `online`; `agent=None` acts uniformly."""
+        self.check_scores(agent)
         for t in self._loop(n):
             try:
                 transition, truncated, ended = self._lanes.step(self._act(agent))
@@ -331,9 +337,9 @@ class Run:
             result = evaluator(act, lambda o, a: back(agent.value(to(o), to(a))))
         finally:
             agent.train()
-        metric, known = self.reference.metric, not math.isnan(self.reference.low)
+        metric = self.reference.metric
         score = {metric: self.reference.score(result["return"]), f"{metric}_std": self.reference.spread(result["return_std"])}
-        return {**result, **(score if known else {})}
+        return {**result, **(score if self.reference.known else {})}
 
     def _take_over(self, other: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Another run's state and log up to its checkpoint: a finished offline phase becomes this run's past."""

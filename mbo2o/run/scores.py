@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,11 @@ class Reference:
     name: str
     low: float
     high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there are scores."""
+        return not math.isnan(self.low)
 
     @property
     def metric(self) -> str:
@@ -72,11 +78,16 @@ def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Re
                 f"run.reference={choice}: its returns are not those of {env_id} (rewards and physics changed); give "
                 "run.reference=mbo2o-v5, two returns [LOW,HIGH], or run.allow_mismatch=true"
             )
-    entry = found["tasks"].get(task, {"low": {"return": math.nan}, "high": {"return": math.nan}})
+    if task not in found["tasks"]:
+        names = {VERSION.sub("", x) for every in sets().values() for x in every["tasks"]}
+        if VERSION.sub("", task) in names:  # other sets, or other versions: one might have expected a score
+            warnings.warn(f"run.reference={choice} knows no returns of {env_id}: no scores; give [LOW,HIGH]", stacklevel=2)
+        return Reference(str(choice), math.nan, math.nan)
+    entry = found["tasks"][task]
     return Reference(str(choice), entry["low"]["return"], entry["high"]["return"])
 
 
 def _pair(choice: Any) -> Reference:
-    if len(choice) != 2 or not all(isinstance(x, int | float) and math.isfinite(x) for x in choice) or choice[0] == choice[1]:
+    if len(choice) != 2 or not all(type(x) in (int, float) and math.isfinite(x) for x in choice) or choice[0] == choice[1]:
         raise UserError(f"run.reference={list(choice)}: expected two different returns, [random play's, a good policy's]")
     return Reference("own", float(choice[0]), float(choice[1]))

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mbo2o.agents.adaptive_bc import AdaptiveBC, AdaptiveBCConfig
+from mbo2o.cli import compose_config
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.train import train
 from mbo2o.types import Batch, Spec, UserError
 
 SMALL = MLPConfig(hidden=[16])
@@ -64,9 +66,20 @@ def test_offline_it_stays():
     assert agent.cfg.online().adapt
 
 
-def test_without_references_there_is_no_score():
-    with pytest.raises(UserError, match="knows no returns"):
-        make(adapt=True).on_episode(torch.tensor(True), torch.tensor(math.nan), torch.tensor(10.0))
+@pytest.mark.parametrize(("recipe", "agent"), [("finetune", "recipe.offline"), ("scratch", "recipe.agent")])
+def test_without_references_it_is_refused_before_anything_is_learned(recipe, agent, pendulum, tmp_path):
+    chosen = [
+        f"recipe={recipe}",
+        f"agent@{agent}=adaptive_bc",
+        f"dataset={pendulum}",
+        "env=Pendulum-v1",
+        "run.reference=d4rl-v2",
+    ]
+    sizes = ["recipe.batch=4", f"{agent}.actor.hidden=[4]", f"{agent}.critic.hidden=[4]", "recipe.online_steps=5"]
+    more = ["recipe.offline_steps=5"] if recipe == "finetune" else ["recipe.start=0", "recipe.agent.adapt=true"]
+    with pytest.raises(UserError, match=r"steers by scores, and run\.reference knows no returns of Pendulum-v1"):
+        train(compose_config([*chosen, *sizes, *more, f"dir={tmp_path}/run", "report=false"]))
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
 def test_state_holds_the_controller():

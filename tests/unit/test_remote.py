@@ -470,6 +470,33 @@ def test_own_lines_add_to_what_ships(server, offer):
     assert set(remote.registry()) == {*remote.read(remote.SHIPPED), NAME}
 
 
+def test_an_own_name_needs_no_slash(server, offer):
+    offer()
+    path = remote.folder() / "remote.tsv"
+    path.write_text(path.read_text().replace(NAME, "tiny"))
+    with pytest.raises(UserError, match=r"tiny: not fetched yet; `mbo2o data fetch tiny` gets it"):
+        find_dataset("tiny")
+
+
+def test_an_own_registry_that_is_no_text_is_one_line(offer, capsys):
+    offer()
+    (remote.folder() / "remote.tsv").write_bytes(b"# caf\xe9\n")
+    code, _, err = command(capsys, "list")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "remote.tsv: cannot be read" in err
+
+
+def test_offline_asks_nobody_for_minari_sets(monkeypatch, tmp_path):
+    import minari as library
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setattr(library, "download_dataset", lambda *args: pytest.fail("a request"))
+    monkeypatch.setenv("MBO2O_OFFLINE", "1")
+    with pytest.raises(UserError, match="MBO2O_OFFLINE is set"):
+        minari.read("D4RL/door/human-v2")
+
+
 @pytest.mark.parametrize(
     ("env", "expected"),
     [

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import mbo2o
 from mbo2o.cli import compose_config, main
+from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
 from mbo2o.run.scores import find_reference, sets
-from mbo2o.train import read_config, train
+from mbo2o.train import _name, _resolve, read_config, train
 from mbo2o.types import UserError
 
+ACTOR = Path(mbo2o.__file__).parent.parent / "data" / "actors" / "hopper-medium-v5.safetensors"
 SMALL = [
     "recipe=finetune",
     "agent@recipe.offline=bc",
@@ -72,7 +77,7 @@ def test_mazes_score_their_success_rate():
         assert math.isnan(find_reference("d4rl-v2", env_id).high)
 
 
-@pytest.mark.parametrize("choice", ["d4rl-v9", [1.0], [1.0, 1.0], ["a", 2], [0, math.inf], {"a": 1}, None, 3])
+@pytest.mark.parametrize("choice", ["d4rl-v9", [1.0], [1.0, 1.0], ["a", 2], [0, math.inf], [False, True], {"a": 1}, None, 3])
 def test_what_is_no_reference(choice):
     with pytest.raises(UserError, match="reference"):
         find_reference(choice, "Hopper-v5")
@@ -131,6 +136,60 @@ def test_a_run_from_before_the_rule_can_still_be_opened(tmp_path):
     path.write_text("\n".join(lines))
     cfg, _ = read_config(tmp_path / "run")
     assert cfg.run.allow_mismatch
+
+
+def test_words_do_not_make_another_run(tmp_path):
+    """Nor another directory; except for an agent that acts on scores."""
+    scored(tmp_path)
+    scored(tmp_path, "run.reference=[0,50]")  # goes on: nothing is left to do
+
+    def name(agent, *more):
+        cfg = compose_config([*SMALL, f"agent@recipe.offline={agent}", "recipe.offline.actor.hidden=[8]", *more])
+        return _name(_resolve(cfg, "Hopper-v5"))
+
+    assert name("td3bc") == name("td3bc", "run.reference=[0,50]", "storage=memmap")
+    assert name("td3bc") != name("td3bc", "run.eval_every=7")
+    assert name("adaptive_bc") != name("adaptive_bc", "run.reference=[0,50]")
+
+
+def test_an_agent_that_acts_on_scores_says_how_to_go_on(tmp_path):
+    steered = ["agent@recipe.offline=adaptive_bc", "recipe.offline.critic.hidden=[8]"]
+    scored(tmp_path, *steered, "run.reference=d4rl-v2", "run.allow_mismatch=true")
+    with pytest.raises(UserError, match=r"give run\.reference=d4rl-v2 run\.allow_mismatch=true to go on with it"):
+        scored(tmp_path, *steered)
+
+
+def test_a_task_that_only_another_set_knows_is_said_to_have_no_score():
+    with pytest.warns(UserWarning, match=r"mbo2o-v5 knows no returns of Ant-v5: no scores"):
+        assert not find_reference("mbo2o-v5", "Ant-v5").known
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not find_reference("mbo2o-v5", "MyOwn-v0").known
+
+
+def test_a_report_shows_the_latest_score_alone(tmp_path):
+    scored(tmp_path)
+    path = tmp_path / "run" / "metrics.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"score": [77.0]}), *rest]) + "\n")
+    page = write_report(tmp_path / "run").read_text()
+    assert "normalised score_mbo2o_v5" in page
+    assert "normalised score (" not in page
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--episodes", "0"], "episodes=0 must be at least 1"),
+        (["--seeds", "0"], "seeds=0 must be at least 1"),
+        (["--env", "Walker2d-v5"], "plays Hopper-v5; Walker2d-v5 has 17 observations and 6 actions"),
+    ],
+)
+def test_mistakes_in_measuring_a_reference_are_one_line(args, said, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["data", "reference", str(ACTOR), *args])
+    assert e.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_reference_can_be_measured(tmp_path, capsys):

@@ -733,6 +733,17 @@ def test_what_environments_may_return(counter, monkeypatch):
     assert lane.step(np.zeros(1))[3] is True
 
 
+@pytest.mark.parametrize(
+    ("told", "success"), [(True, True), (np.float64(0), False), (np.array([True, False]), None), (None, None)]
+)
+def test_success_is_what_a_task_says_of_it_in_one_word(told, success, counter, monkeypatch):
+    step = counter.step
+    monkeypatch.setattr(counter, "step", lambda self, act: (*step(self, act)[:4], {"success": told}))
+    lane = Lane(COUNTER, 0)
+    lane.step(np.zeros(lane.act_dim))
+    assert lane.success is success
+
+
 def test_an_environment_that_cannot_begin_is_one_line(counter, monkeypatch, tmp_path):
     monkeypatch.setattr(counter, "fault", raises)
     with pytest.raises(EnvironmentFault, match=r"reset failed: ConnectionError: the simulator is gone \(test_surv.*py:\d+\)"):

@@ -10,6 +10,7 @@ for the maze as gymnasium-robotics registers it; a set may have been collected w
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ def _download(dataset_id: str, where: str) -> None:
     from minari.storage import get_dataset_path
 
     try:
+        if os.environ.get("MBO2O_OFFLINE", "0") not in ("", "0"):
+            raise RuntimeError("MBO2O_OFFLINE is set")
         minari.download_dataset(dataset_id)
     except Exception as error:  # minari lets through whatever its clients raise without a network
         reason = "pip install 'mbo2o[download]'" if isinstance(error, ImportError) else " ".join(str(error).split())[:200]
