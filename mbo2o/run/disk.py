@@ -93,9 +93,9 @@ def hold(directory: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    time.sleep(0.1)  # it may be about to write who it is
-    try:
-        who = json.loads(path.read_text())
-        return f"pid {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    for _ in range(20):
+        time.sleep(0.1)  # it may be about to write who it is, on a busy machine for long
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            who = json.loads(path.read_text())
+            return f"pid {who['pid']} on {who['host']} since {who['since']}"
+    return "another process"

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -161,6 +162,28 @@ def test_of_many_that_start_at_once_one_wins(tmp_path):
         os.close(tell)
         assert sorted(os.read(told, 100)) == sorted(b"wlllll")
         os.close(told)
+
+
+def test_a_holder_that_is_slow_to_say_its_name_is_named(tmp_path):
+    """As on a busy machine, where it may be stopped between taking the lock and writing who it is."""
+    told, tell = os.pipe()
+
+    def holder():
+        handle = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.write(tell, b"x")
+        time.sleep(0.4)
+        os.pwrite(handle, json.dumps({"pid": 7, "host": "h", "since": "then"}).encode(), 0)
+        time.sleep(2)
+
+    pid = fork(holder)
+    os.read(told, 1)
+    with pytest.raises(UserError, match="in use by pid 7 on h since then"), disk.hold(tmp_path):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(told)
+    os.close(tell)
 
 
 def test_looking_at_a_run_that_prunes_its_checkpoints_meanwhile(finished, tmp_path, monkeypatch, recwarn):
