@@ -15,11 +15,11 @@ from .run.lanes import Lane
 from .types import UserError, at_least_one
 
 
-def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int, about: str | None = None) -> dict[str, Any]:
+def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int) -> dict[str, Any]:
     """One entry of a reference set, `{env_id: {"low": ..., "high": ...}}`: uniform actions, and the actor's mean action.
 
     Each end has the mean `return` over `seeds` times `episodes` episodes (other starts for each seed, drawn from 0, 1, ...) and
-    its 95 % `interval` (normal, over episodes). about: what to say of the actor, if not its file's metadata.
+    its 95 % `interval` (normal, over episodes).
     """
     at_least_one("data reference", episodes=episodes, seeds=seeds)
     actor = Actor.load(path)
@@ -27,7 +27,7 @@ def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int,
     lane = Lane(env_id, 0)
     if (sizes := (str(lane.obs_dim), str(lane.act_dim))) != (actor.info["obs_dim"], actor.info["act_dim"]):
         raise UserError(f"{path}: plays {actor.info['env_id']}; {env_id} has {sizes[0]} observations and {sizes[1]} actions")
-    known = about or f"{path.name}: SAC step {actor.info.get('step', '?')}, seed {actor.info.get('seed', '?')}"
+    known = f"{path.name}: SAC step {actor.info.get('step', '?')}, seed {actor.info.get('seed', '?')}"
 
     def uniform(obs: Tensor) -> Tensor:
         return torch.rand(*obs.shape[:-1], int(actor.info["act_dim"])) * 2 - 1

@@ -37,11 +37,13 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_statistics(blocks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
-    """`statistics` of all the rows of `blocks()`, `(B, D)` each, which are gone through three times."""
-    n, zero = sum(x.shape[0] for x in blocks()), torch.zeros((), dtype=torch.float64)
-    # added up one by one: a list of small results between large blocks keeps malloc from using the blocks' room again
-    mean = sum((x.sum(0, keepdim=True, dtype=torch.float64) for x in blocks()), zero) / n
-    squares = sum(((x.double() - mean).square().sum(0, keepdim=True) for x in blocks()), zero)  # E[x²] - E[x]² would cancel
+    """`statistics` of all the rows of `blocks()`, `(B, D)` each, which are gone through twice."""
+    n, total = 0, torch.zeros((), dtype=torch.float64)
+    for x in blocks():  # added up one by one: small results kept between large blocks keep malloc from using their room again
+        n, total = n + x.shape[0], total + x.sum(0, keepdim=True, dtype=torch.float64)
+    mean, squares = total / n, torch.zeros((), dtype=torch.float64)
+    for x in blocks():
+        squares = squares + (x.double() - mean).square().sum(0, keepdim=True)  # E[x²] - E[x]² would cancel
     return _not_constant(mean.float(), (squares / n).sqrt().float())
 
 

@@ -139,8 +139,10 @@ def test_update_never_reads_back(name, monkeypatch):
 
     for method in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
         monkeypatch.setattr(torch.Tensor, method, refuse)
+    with pytest.raises(AssertionError, match="read back"):
+        float(batches[0].rew.mean())  # so it would be noticed
     for b in batches:
-        agent.update(b)
+        assert all(isinstance(x, torch.Tensor) for x in agent.update(b).values())
 
 
 @pytest.mark.parametrize("name", AGENTS)
