@@ -21,31 +21,34 @@ def promise(record_property):
     return lambda what, n=1: record_property("promise", (what, n))
 
 
+class Promises:
+    """Adds up what passing tests counted, in the process that the reports of all workers come to."""
+
+    def __init__(self, path):
+        self.path, self.kept = path, {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            for key, value in report.user_properties:
+                if key == "promise":
+                    what, n = value
+                    self.kept[what] = self.kept.get(what, 0) + n
+
+    def pytest_sessionfinish(self, exitstatus):
+        if exitstatus or not self.kept:
+            return
+        try:
+            with open(self.path, newline="") as f:
+                rows = {row["promise"]: row["kept"] for row in csv.DictReader(f)}
+        except FileNotFoundError:
+            rows = {}
+        with open(self.path, "w", newline="") as f:
+            csv.writer(f, lineterminator="\n").writerows([("promise", "kept"), *(rows | self.kept).items()])
+
+
 def pytest_configure(config):
-    config.promises = {}
-    if path := config.getoption("--promises"):
-        config.option.promises = os.path.abspath(path)
-
-
-def pytest_runtest_makereport(item, call):
-    if call.when == "call" and call.excinfo is None:
-        for key, value in item.user_properties:
-            if key == "promise":
-                what, n = value
-                item.config.promises[what] = item.config.promises.get(what, 0) + n
-
-
-def pytest_sessionfinish(session, exitstatus):
-    path = session.config.getoption("--promises")
-    if not path or exitstatus or not session.config.promises:
-        return
-    try:
-        with open(path, newline="") as f:
-            rows = {row["promise"]: row["kept"] for row in csv.DictReader(f)}
-    except FileNotFoundError:
-        rows = {}
-    with open(path, "w", newline="") as f:
-        csv.writer(f, lineterminator="\n").writerows([("promise", "kept"), *(rows | session.config.promises).items()])
+    if (path := config.getoption("--promises")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Promises(os.path.abspath(path)))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from mbo2o.cli import compose_config, conf_folder, main
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile
-from mbo2o.studies import enoto, methods, obac, offline, wsrl
+from mbo2o.studies import enoto, methods, moore, obac, offline, wsrl
 from mbo2o.studies.arms import read, run_arm
 from mbo2o.studies.claims import verdicts
 from mbo2o.train import read_config, train
@@ -152,6 +152,38 @@ def test_a_study_wants_its_own_kind_of_experiment(pendulum, where, capsys):
 def test_enoto_on_another_learner_as_the_help_says(pendulum, tmp_path, where):
     study("enoto", pendulum, *where, "--arms", "freed", "wmp", "--experiment", "td3bc-small", "--name", "my-td3bc")
     assert len(read(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2
+
+
+def test_moore_compares_samplings_paces_and_penalties_from_one_checkpoint(pendulum, tmp_path, where):
+    arms = list(moore.arms(compose_config(["experiment=hopper-small", "dataset=x"])))
+    study("moore", pendulum, *where, "--arms", *arms)
+    name = f"moore-{pendulum.stem}"
+    rows = read(tmp_path / "results" / f"{name}.csv")
+    assert list(rows) == arms
+    scratch = rows.pop("mbpo")
+    assert {r["behaviour"] for r in scratch} == {""}  # it saw no data
+    assert len({tuple(r["j0"] for r in found) for found in rows.values()}) == 1
+    shares = {arm: float(found[0]["share_last"]) for arm, found in rows.items()}
+    assert shares["online"] == 0
+    assert shares["half"] == 0.5
+    assert shares["alpha-0.5"] < shares["priority"] < shares["alpha-0.9"] < shares["uniform"] < 1
+    config, _ = read_config(tmp_path / "runs" / name / "double-penalty")
+    assert config.recipe.online_coef == 2 * config.recipe.coef
+    config, env = read_config(tmp_path / "runs" / name / "mbpo")
+    assert (env, config.dataset, config.recipe.coef, config.recipe.utd) == ("Pendulum-v1", None, 0.0, 1)
+    assert (tmp_path / "results" / f"{name}.png").stat().st_size > 20_000
+    measured = {
+        arm: {k: np.array([float(r[k]) for r in found]) for k in found[0] if k not in ("arm", "behaviour")}
+        for arm, found in (rows | {"mbpo": scratch}).items()
+    }
+    assert len(verdicts(moore.CLAIMS, measured)) == len(moore.CLAIMS)
+
+
+def test_moore_spreads_count_each_seed_for_itself():
+    auc = {"priority": [0, 5], "uniform": [9, 5], "half": [1, 2], "online": [3, 4]}
+    auc |= {"alpha-0.5": [1, 9], "alpha-0.8": [2, 0], "alpha-0.9": [2, 5]}
+    claim = next(c for c in moore.CLAIMS if c.name == "M6")
+    assert list(claim.value({arm: {"auc": np.array(x, float)} for arm, x in auc.items()})) == [9 - 2, 3 - 9]
 
 
 def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):

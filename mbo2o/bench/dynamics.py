@@ -1,7 +1,8 @@
 """Our dynamics ensemble against mbrl 0.2.0's GaussianMLP and ModelEnv, on the same work, as ratios.
 
 The two live in processes of their own, kept warm, and take turns; one thread, plain float32, CPU time. On a machine that
-others use absolute rates mean little, ratios of neighbouring turns do.
+others use absolute rates mean little, ratios of neighbouring turns do. A third process computes the matrix products of the
+same work and nothing else: no float32 implementation can be faster, whoever writes it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +32,12 @@ from mbo2o.types import Batch, Spec, UserError
 
 OBS, ACT, MEMBERS, ELITES, HIDDEN, BATCH = 17, 6, 7, 5, [200] * 4, 256  # HalfCheetah, and MOPO's network
 ROWS, STARTS, HORIZON = 100_000, 10_000, 5  # mbrl wants STARTS to be a multiple of ELITES
+PIECE = 400  # rows of an elite that are multiplied at a time where products stand alone
 
 UNITS = {"train": "updates", "rollout": "transitions"}
 GOALS = {"train": 1.2, "rollout": 2.0}
+
+PEERS = ("mbo2o", "mbrl", "products")
 
 Work = Callable[[float], tuple[int, float]]
 """Work for about so many CPU seconds → units done, CPU seconds taken."""
@@ -44,9 +49,10 @@ def bench_dynamics(rounds: int = 5, seconds: float = 1.0) -> list[dict[str, Any]
 
     train: updates of all members, from drawing the batch out of the peer's own buffer to the optimiser's step.
     rollout: HORIZON steps from STARTS states with given actions, each row through one random elite.
+    `most` is the ratio that the matrix products alone would reach.
     Each peer works `seconds` per round and result. Raises `UserError` where mbrl is not installed.
     """
-    peers = {name: _Peer(name) for name in ("mbo2o", "mbrl")}
+    peers = {name: _Peer(name) for name in PEERS}
     try:
         shapes = {name: peer.receive() for name, peer in peers.items()}
         return [_compare(work, peers, shapes, rounds, seconds) for work in UNITS]
@@ -58,10 +64,15 @@ def bench_dynamics(rounds: int = 5, seconds: float = 1.0) -> list[dict[str, Any]
 def print_bench(rounds: int = 5, seconds: float = 1.0, out: Path | None = None) -> None:
     """Print what `bench_dynamics` finds as a table; `out` gets one line of JSON for each result."""
     results = bench_dynamics(rounds, seconds)
-    print(f"{'dynamics, 1 thread':20}{'mbo2o':>14}{'mbrl':>14}  ratio (range)          goal")
+    print(
+        f"{'dynamics, 1 thread':24}"
+        + "".join(f"{name:>12}" for name in PEERS)
+        + "  ratio (range)          goal  products' ratio"
+    )
     for r in results:
         ratio = f"{r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})"
-        print(f"{r['work'] + ', ' + r['unit']:20}{r['mbo2o']:14,.1f}{r['mbrl']:14,.1f}  {ratio:22} {r['goal']:.1f}")
+        rates = "".join(f"{r[name]:12,.1f}" for name in PEERS)
+        print(f"{r['work'] + ', ' + r['unit']:24}{rates}  {ratio:22} {r['goal']:.1f}   {r['most']:.2f}")
     if out is not None:
         out.write_text("".join(json.dumps(r) + "\n" for r in results))
 
@@ -71,7 +82,7 @@ def _compare(work: str, peers: dict[str, _Peer], shapes: dict[str, Shapes], roun
     for i in range(rounds):
         for name in sorted(peers, reverse=bool(i % 2)):  # neither is always the one that finds the caches cold
             rates[name].append(peers[name].rate(work, seconds))
-    ratios = [ours / theirs for ours, theirs in zip(rates["mbo2o"], rates["mbrl"], strict=True)]
+    ratios, most = ([x / y for x, y in zip(rates[name], rates["mbrl"], strict=True)] for name in ("mbo2o", "products"))
     return {
         "work": work,
         "unit": f"{UNITS[work]}/s",
@@ -79,6 +90,7 @@ def _compare(work: str, peers: dict[str, _Peer], shapes: dict[str, Shapes], roun
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
+        "most": statistics.median(most),
         "goal": GOALS[work],
         "rounds": rounds,
         "shapes": shapes,
@@ -123,7 +135,7 @@ class _Peer:
 def _serve(pipe: Connection, name: str) -> None:
     torch.set_num_threads(1)
     try:
-        shapes, works = {"mbo2o": _mbo2o, "mbrl": _mbrl}[name]()
+        shapes, works = {"mbo2o": _mbo2o, "mbrl": _mbrl, "products": _products}[name]()
         for work in works.values():
             work(0.05)  # first calls allocate
         pipe.send(("ok", shapes))
@@ -282,3 +294,39 @@ def _mbrl() -> tuple[Shapes, dict[str, Work]]:
     }
     train = _repeat(lambda: model.update(next(stream), trainer.optimizer), 1)
     return shapes, {"train": train, "rollout": _repeat(rollout, HORIZON * STARTS)}
+
+
+# ---- the matrix products alone
+
+
+def _products() -> tuple[Shapes, dict[str, Work]]:
+    """Forward, and for training the gradients of weights and hidden activations; rollouts in pieces that suit a cache."""
+    sizes = [OBS + ACT, *HIDDEN, 2 * (OBS + 1)]
+
+    def layers(members: int, rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Input, weights and gradient of the output of each layer."""
+        return [
+            (torch.randn(members, rows, i), torch.randn(members, i, o), torch.randn(members, rows, o))
+            for i, o in pairwise(sizes)
+        ]
+
+    batch, piece = layers(MEMBERS, BATCH), layers(ELITES, PIECE)
+
+    def update() -> None:
+        for k, (x, w, g) in enumerate(batch):
+            torch.bmm(x, w)
+            torch.bmm(x.mT, g)
+            if k:  # nobody asks for the gradient of the inputs
+                torch.bmm(g, w.mT)
+
+    def forward() -> None:
+        for x, w, _ in piece:
+            torch.bmm(x, w)
+
+    shapes: Shapes = {
+        "weights": [list(w.shape) for _, w, _ in batch],
+        "batch": list(batch[0][0].shape),
+        "elites": [ELITES],
+        "rollout": [PIECE * ELITES, sizes[0]],
+    }
+    return shapes, {"train": _repeat(update, 1), "rollout": _repeat(forward, PIECE * ELITES)}

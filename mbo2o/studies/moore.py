@@ -3,52 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.moore import MOOReConfig
-from mbo2o.report.plots import compare, save
+from mbo2o.report.plots import compare_panels, save
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
-from mbo2o.train import Config
+from mbo2o.train import Config, read_config
 
 from .arms import QUICK_OFFLINE, Row, curves, online_rows, read_arms, run_arm, run_offline, write
+from .claims import Claim, Measured, difference
 
 EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
 SMALLEST = [
     *QUICK_OFFLINE,
-    *(f"recipe.{x}" for x in ("fit.max_updates=20", "model_every=30", "rollouts=64", "online_rollouts=64")),
+    *(f"recipe.{x}" for x in ("fit.max_updates=20", "refit.max_updates=20", "rollouts=64", "online_rollouts=64")),
+    *("recipe.model_every=60", "recipe.epoch=60", "recipe.online_steps=120", "run.eval_every=60"),  # enough rows for a refit
 ]
-ARMS: dict[str, dict[str, Any]] = {
-    "priority": {},
-    "uniform": {"sampling": "uniform"},
-    "half": {"sampling": "half"},
-    "online": {"sampling": "online"},
-}
-"""Each arm starts from the same offline checkpoint; the model is fine-tuned, not reset, in all of them."""
-DEFAULT = tuple(ARMS)
-"""Arms that are run unless others are named."""
+DEFAULT = ("priority", "uniform", "half", "online")
+"""MOORe and its paper's baselines; each starts from the same offline checkpoint, and its model is fine-tuned, not reset."""
+PACES = ("alpha-0.5", "priority", "alpha-0.8", "alpha-0.9")
 
 
 def arms(base: Config) -> dict[str, dict[str, Any]]:
-    """Changes of the recipe by name: ARMS, and for robustness the pace of fading and the penalty's coefficient online."""
+    """Changes of the recipe by name: sampling, its pace, the penalty's coefficient online; MBPO starts from nothing."""
+    coef = base.recipe.coef
     return {
-        **ARMS,
+        "priority": {},
+        "uniform": {"sampling": "uniform"},
+        "half": {"sampling": "half"},
+        "online": {"sampling": "online"},
         "alpha-0.5": {"alpha": 0.5},
         "alpha-0.8": {"alpha": 0.8},
+        "alpha-0.9": {"alpha": 0.9},
         "no-penalty": {"online_coef": 0.0},
-        "double-penalty": {"online_coef": 2 * base.recipe.coef},
+        "half-penalty": {"online_coef": 0.5 * coef},
+        "double-penalty": {"online_coef": 2 * coef},
+        "mbpo": {},
     }
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """One offline phase, then the chosen arms, under `out`; what is finished is not run again."""
-    run_offline(base, out / "offline")
+    offline = out / "offline"
+    run_offline(base, offline)
     for name in chosen:
-        run_arm(replace(base, recipe=replace(base.recipe, **arms(base)[name])), out / name, out / "offline")
+        if name == "mbpo":
+            run_arm(replace(base, recipe=mbpo(base.recipe), dataset=None, env=read_config(offline)[1]), out / name)
+        else:
+            run_arm(replace(base, recipe=replace(base.recipe, **arms(base)[name])), out / name, offline)
+
+
+def mbpo(moore: MOOReConfig) -> MBPOConfig:
+    """MOORe's limit at the same sizes: no data, no penalty, as many random steps as lie between two refits."""
+    known = {f.name: getattr(moore, f.name) for f in fields(MBPOConfig) if hasattr(moore, f.name)}
+    return MBPOConfig(**known | {"coef": 0.0, "start": moore.model_every})
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
@@ -56,8 +70,8 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     logs = read_arms(out, list(arms(base)))
     write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
-    figure = compare({arm: logs[arm] for arm in ARMS if arm in logs})
-    save(figure, results / f"{name}.png")
+    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
+    save(compare_panels({title: runs for title, runs in shown.items() if len(runs) > 1}), results / f"{name}.png")
 
 
 def _rows(arm: str, log: RunLog) -> list[Row]:
@@ -74,3 +88,32 @@ def _rows(arm: str, log: RunLog) -> list[Row]:
 
 
 NAMES = {"u1": "max_aleatoric", "u3": "max_pairwise", "u5": "mixture_std"}
+
+PANELS = {
+    "How offline data fade": list(DEFAULT),
+    "Pace, penalty, and MBPO from nothing": ["priority", "alpha-0.5", "alpha-0.9", "no-penalty", "double-penalty", "mbpo"],
+}
+
+
+def _spread(measured: Measured, names: Sequence[str]) -> np.ndarray:
+    values = np.stack([measured[name]["auc"] for name in names])
+    return values.max(0) - values.min(0)
+
+
+CLAIMS = [
+    Claim("M1", "drop: half > priority", difference("drop", "half", "priority")),
+    Claim("M1", "drop: online > priority", difference("drop", "online", "priority")),
+    Claim("M2", "AUC: priority > uniform", difference("auc", "priority", "uniform")),
+    Claim("M2", "final: priority > uniform", difference("final", "priority", "uniform")),
+    Claim("M3", "offline share at the end below 0.05", lambda m: 0.05 - m["priority"]["share_last"]),
+    Claim("M3", "final: priority > MBPO after as many steps", difference("final", "priority", "mbpo")),
+    Claim("M4", "U3 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u3_spearman"]),
+    Claim("M4", "U5 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u5_spearman"]),
+    Claim("M4", "U5 at the end: uniform > priority", difference("u5_last", "uniform", "priority")),
+    Claim("M5", "drop: without penalty online > with", difference("drop", "no-penalty", "priority")),
+    Claim("M5", "AUC: with penalty online > without", difference("auc", "priority", "no-penalty")),
+    Claim("M6", "AUC's spread: over samplings > over paces", lambda m: _spread(m, DEFAULT) - _spread(m, PACES)),
+    Claim("", "final: priority > half", difference("final", "priority", "half")),
+    Claim("", "final: priority > online", difference("final", "priority", "online")),
+    Claim("", "AUC: priority > online", difference("auc", "priority", "online")),
+]

@@ -14,10 +14,10 @@ import numpy as np
 
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.registry import AGENTS, RECIPES
-from mbo2o.report.statistics import bootstrap_interval, paired_difference
+from mbo2o.report.statistics import bootstrap_interval
 from mbo2o.run.scores import sets
 
-from . import enoto, methods, obac, wsrl
+from . import enoto, methods, moore, obac, wsrl
 from .arms import read
 from .claims import Claim, verdicts
 from .methods import METHODS, measured
@@ -46,22 +46,6 @@ def _moore() -> str:
             decay = [f"{_mean(mine, f'{u}_first'):.2f} → {_mean(mine, f'{u}_last'):.2f}" for u in ("u3", "u5")]
             behaviour = f"{float(mine[0]['behaviour']):.0f}"
             lines.append(" | ".join([f"| {path.stem[6:]}", arm, str(len(mine)), behaviour, *cells, *decay]) + " |")
-    return "\n".join(lines)
-
-
-def _moore_claims() -> str:
-    lines = ["| data | priority minus | drop | mean online | final |", "|---|---|---|---|---|"]
-    for path in _studies():
-        by_arm = read(path)
-        for arm in ("uniform", "half", "online"):
-            if arm not in by_arm:
-                continue
-            cells = []
-            for x in ("drop", "auc", "final"):
-                ours, theirs = ([float(r[x]) for r in by_arm[a]] for a in ("priority", arm))
-                mean, low, high = paired_difference(ours, theirs)
-                cells.append(f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]")
-            lines.append(f"| {path.stem[6:]} | {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -185,7 +169,7 @@ def _updates() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
-    "moore-claims": _moore_claims,
+    "moore-claims": partial(_claims, "moore", moore.CLAIMS),
     "methods": _methods,
     "recipes": _recipes,
     "agents": _agents,

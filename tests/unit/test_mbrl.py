@@ -207,6 +207,10 @@ def test_the_benchmark_compares_like_with_like(capsys, tmp_path):
         assert r["mbrl"] > 0
         assert 0 < r["ratio_min"] <= r["ratio"] <= r["ratio_max"]
         assert r["shapes"]["mbo2o"] == r["shapes"]["mbrl"]
+        # the same products alone, of inputs where the others count observations, and rollouts in pieces
+        assert r["shapes"]["products"]["weights"] == r["shapes"]["mbo2o"]["weights"]
+        assert r["shapes"]["products"]["batch"] == [7, 256, 17 + 6]
+        assert r["most"] > 0
         assert r["shapes"]["mbo2o"]["weights"][1] == [7, 200, 200]
 
 
