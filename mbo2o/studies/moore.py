@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.moore import MOOReConfig
+from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.plots import compare_panels, save
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
-from mbo2o.train import Config, read_config
+from mbo2o.train import Config, read_config, train
 
-from .arms import QUICK_OFFLINE, Row, curves, online_rows, read_arms, run_arm, run_offline, write
+from .arms import QUICK_OFFLINE, Row, curves, online_rows, read_arms, run_arm, write
 from .claims import Claim, Measured, difference
 
 EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
@@ -27,6 +28,7 @@ SMALLEST = [
 ]
 DEFAULT = ("priority", "uniform", "half", "online")
 """MOORe and its paper's baselines; each starts from the same offline checkpoint, and its model is fine-tuned, not reset."""
+Recipe = TypeVar("Recipe", MBPOConfig, MOPOConfig)
 PACES = ("alpha-0.5", "priority", "alpha-0.8", "alpha-0.9")
 
 
@@ -51,7 +53,8 @@ def arms(base: Config) -> dict[str, dict[str, Any]]:
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """One offline phase, then the chosen arms, under `out`; what is finished is not run again."""
     offline = out / "offline"
-    run_offline(base, offline)
+    # as MOPO's, so that it serves arms whose online settings differ
+    train(replace(base, recipe=_sized(MOPOConfig, base.recipe), dir=str(offline), report=False))
     for name in chosen:
         if name == "mbpo":
             run_arm(replace(base, recipe=mbpo(base.recipe), dataset=None, env=read_config(offline)[1]), out / name)
@@ -61,8 +64,12 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 
 def mbpo(moore: MOOReConfig) -> MBPOConfig:
     """MOORe's limit at the same sizes: no data, no penalty, as many random steps as lie between two refits."""
-    known = {f.name: getattr(moore, f.name) for f in fields(MBPOConfig) if hasattr(moore, f.name)}
-    return MBPOConfig(**known | {"coef": 0.0, "start": moore.model_every})
+    return replace(_sized(MBPOConfig, moore), coef=0.0, start=moore.model_every)
+
+
+def _sized(kind: type[Recipe], moore: MOOReConfig) -> Recipe:
+    """The config of a method that shares fields with MOORe, at MOORe's sizes."""
+    return kind(**{f.name: getattr(moore, f.name) for f in fields(kind) if hasattr(moore, f.name)})
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
