@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from mbo2o.ensemble.gaussian import gaussian_nll
 from mbo2o.ensemble.mlp import EnsembleLinear
 from mbo2o.nn.normalizer import mixture_statistics
+from mbo2o.nn.optim import Adam
 from mbo2o.types import Batch, Diverged, Metrics, UserError
 
 from .model import GaussianDynamics
@@ -114,9 +115,7 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     while updates < cfg.max_updates and not best.settled() and not best.lost.any():
         for _ in range(min(per_epoch, cfg.max_updates - updates)):
             loss = nll(model, *draw()) + cfg.bound_weight * model.net.bound_width()
-            optim.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            optim.step()
+            optim.step(loss)
             updates += 1
         best.look(_holdout_mse(model, held), updates, cfg)
     if bool(best.lost.any()):
@@ -187,13 +186,12 @@ def nll(model: GaussianDynamics, x: Tensor, y: Tensor) -> Tensor:
     return gaussian_nll(mean, log_var, model.targets(y)).sum(-1)
 
 
-def _adam(model: GaussianDynamics, cfg: FitConfig) -> torch.optim.Adam:
-    """Adam that adds wd·W to each layer's gradient: the term wd/2·‖W‖² of MOPO's loss, without its graph."""
+def _adam(model: GaussianDynamics, cfg: FitConfig) -> Adam:
+    """Adam with the term wd/2·‖W‖² of MOPO's loss, for weights by layer, and not for biases and the variance's bounds."""
+    layers = len(model.net.net.layers)
+    decay = {f"net.layers.{i}.weight": wd for i, wd in enumerate(_spread(cfg.weight_decay, layers))}
     named = dict(model.net.named_parameters())
-    weights = [named.pop(f"net.layers.{i}.weight") for i in range(len(model.net.net.layers))]
-    decay = _spread(cfg.weight_decay, len(weights))
-    groups: list[dict[str, Any]] = [{"params": [w], "weight_decay": wd} for w, wd in zip(weights, decay, strict=True)]
-    return torch.optim.Adam([*groups, {"params": list(named.values())}], lr=cfg.lr, fused=True)
+    return Adam(named.values(), cfg.lr, weight_decay=[decay.get(name, 0.0) for name in named])
 
 
 def _spread(decay: list[float], layers: int) -> list[float]:

@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 
 class Adam(nn.Module):
-    """torch's fused Adam with its moments as buffers: whoever owns it has them in `state_dict`, by construction."""
+    """torch's fused Adam with its moments as buffers: whoever owns it has them in `state_dict`, by construction.
 
-    def __init__(self, params: Iterable[Tensor], lr: float, eps: float = 1e-8):
+    Called as a function, which takes half the time of `torch.optim.Adam.step`: with small nets that is felt.
+    weight_decay: one for each parameter; adds wd·p to its gradient, as wd/2·‖p‖² in the loss would.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, eps: float = 1e-8, weight_decay: Sequence[float] | None = None):
         super().__init__()
-        self.lr = lr
+        self.lr, self.eps = lr, eps
         self._params = list(params)
-        self._adam = torch.optim.Adam(self._params, lr=lr, eps=eps, fused=True)
+        decays = [0.0] * len(self._params) if weight_decay is None else list(weight_decay)
+        self._alike = [[i for i, d in enumerate(decays) if d == decay] for decay in dict.fromkeys(decays)]
+        self._decays = list(dict.fromkeys(decays))
         for i, p in enumerate(self._params):
-            step = torch.zeros((), dtype=torch.float32, device=p.device)
-            self.register_buffer(f"step_{i}", step)
+            self.register_buffer(f"step_{i}", torch.zeros((), dtype=torch.float32, device=p.device))
             self.register_buffer(f"mean_{i}", torch.zeros_like(p))
             self.register_buffer(f"square_{i}", torch.zeros_like(p))
-            names = {"step": f"step_{i}", "exp_avg": f"mean_{i}", "exp_avg_sq": f"square_{i}"}
-            # the optimiser updates these very tensors in place; load_state_dict copies into them
-            self._adam.state[p] = {key: self.get_buffer(name) for key, name in names.items()}
 
     def step(self, loss: Tensor, schedule: float = 1.0) -> None:
         """Descend a per-seed loss `(*S,)`, in this optimiser's parameters only, at `schedule` times the learning rate.
 
         The sum over seeds is safe: parameters of different seeds share no term, and Adam is elementwise.
         """
-        self._adam.param_groups[0]["lr"] = self.lr * schedule
-        grads = torch.autograd.grad(loss.sum(), self._params)
-        for p, g in zip(self._params, grads, strict=True):
-            p.grad = g.contiguous()  # fused Adam reads memory in order, whatever the strides
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        # fused Adam reads memory in order, whatever the strides
+        grads = [g.contiguous() for g in torch.autograd.grad(loss.sum(), self._params)]
+        with torch.no_grad():
+            for alike, decay in zip(self._alike, self._decays, strict=True):
+                adam(
+                    [self._params[i] for i in alike],
+                    [grads[i] for i in alike],
+                    [self.get_buffer(f"mean_{i}") for i in alike],
+                    [self.get_buffer(f"square_{i}") for i in alike],
+                    [],
+                    [self.get_buffer(f"step_{i}") for i in alike],
+                    fused=True,
+                    amsgrad=False,
+                    beta1=0.9,
+                    beta2=0.999,
+                    lr=self.lr * schedule,
+                    weight_decay=decay,
+                    eps=self.eps,
+                    maximize=False,
+                )
 
 
 @torch.no_grad()

@@ -168,9 +168,7 @@ def test_weight_decay_through_adam_is_the_loss_term():
     ours, plain = _adam(model, cfg), torch.optim.Adam(twin.net.parameters(), lr=cfg.lr)
     for _ in range(5):
         x, y = torch.randn(2, 3, 6, D + A), torch.randn(2, 3, 6, D + 1)
-        ours.zero_grad()
-        nll(model, x, y).sum().backward()
-        ours.step()
+        ours.step(nll(model, x, y))
         plain.zero_grad()
         decays = zip(twin.net.net.layers, [1.0, 2.0, 4.0, 5.0], strict=True)  # round(4/3) = 1, round(8/3) = 3
         penalty = sum(wd / 2 * layer.weight.square().sum() for layer, wd in decays)

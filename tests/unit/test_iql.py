@@ -171,13 +171,24 @@ def test_schedule_of_the_actor_s_rate():
     assert [cosine(k, None) for k in (0, 10**9)] == [1.0, 1.0]
 
 
+def schedules(optim):
+    """A list that each of its steps adds its schedule to."""
+    step, seen = optim.step, []
+
+    def spy(loss, schedule=1.0):
+        seen.append(schedule)
+        step(loss, schedule)
+
+    optim.step = spy
+    return seen
+
+
 def test_actor_stops_at_the_schedule_s_end_and_moves_again_online():
     agent = make(actor_decay_steps=4, actor_lr=1e-2)
-    rates, moved = [], []
+    rates, moved = schedules(agent.actor_optim), []
     for _ in range(10):
         before = snapshot(agent.actor)
         agent.update(batch())
-        rates.append(agent.actor_optim._adam.param_groups[0]["lr"] / 1e-2)
         moved.append(changed(agent.actor, before))
     assert rates == pytest.approx([1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), *[0] * 6])
     assert moved == [True] * 4 + [False] * 6
@@ -189,11 +200,13 @@ def test_actor_stops_at_the_schedule_s_end_and_moves_again_online():
     assert table.pop("actor_decay_steps") == "changed"
     assert set(table.values()) == {"kept"}
     assert all(torch.equal(x, agent.state_dict()[k]) for k, x in online.state_dict().items() if "extra" not in k and "." in k)
+    rates = schedules(online.actor_optim)
     for _ in range(3):
         before = snapshot(online.actor)
         online.update(batch())
-        assert online.actor_optim._adam.param_groups[0]["lr"] == 1e-2
         assert changed(online.actor, before)
+    assert rates == [1.0] * 3
+    assert online.actor_optim.lr == 1e-2
 
 
 @pytest.mark.parametrize("seeds", [(), (3,)])
