@@ -370,7 +370,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_runs(commands)
     _add_studies(commands)
-    _add_data(commands.add_parser("data", help="List, fetch, inspect, check and collect datasets."))
+    about = "List, fetch, inspect, check and collect datasets."
+    _add_data(commands.add_parser("data", help=about, description=about, epilog="example: mbo2o data inspect my.hdf5"))
     return top
 
 

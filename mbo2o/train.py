@@ -64,6 +64,8 @@ def train(cfg: Config) -> Path:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
     if not cfg.env and schema.imports(env_id):
         raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
+    if cfg.start_from:
+        _check_start(cfg, str(env_id))
     resolved = _resolve(cfg, str(env_id))
     directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
     with disk.writing(directory):
@@ -115,19 +117,24 @@ def _check(cfg: Config) -> None:
         torch.zeros(1, device=cfg.device)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device={cfg.device} is not to be had here ({str(e).splitlines()[0]})") from e
-    if cfg.start_from:
-        _check_start(cfg)
 
 
-def _check_start(cfg: Config) -> None:
-    """An offline phase is taken over whole: task, data, seeds and networks have to be the same."""
-    other, _ = read_config(Path(str(cfg.start_from)))
+OFFLINE = [
+    *("agent", "dynamics", "offline", "offline_steps", "batch", "critics", "offline_target"),
+    *("fit", "penalty", "coef", "horizon", "rollouts", "rollout_every", "retain", "real", "termination", "reward"),
+]
+"""Settings of recipes that an offline phase was learned with."""
+
+
+def _check_start(cfg: Config, env_id: str) -> None:
+    """An offline phase is taken over whole: task, data, seeds, networks and what it was learned with have to be the same."""
+    other, other_env = read_config(Path(str(cfg.start_from)))
     pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds")}
+    pairs["env"] = (other_env, env_id)
     pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
     rewards = ("reward_scale", "reward_shift", "failure_reward")
     pairs |= {f"run.{x}": (getattr(other.run, x), getattr(cfg.run, x)) for x in rewards}
-    phase = ("agent", "dynamics", "offline", "offline_steps", "batch", "critics", "offline_target")
-    pairs |= {f"recipe.{x}": (getattr(other.recipe, x, None), getattr(cfg.recipe, x, None)) for x in phase}
+    pairs |= {f"recipe.{x}": (getattr(other.recipe, x, None), getattr(cfg.recipe, x, None)) for x in OFFLINE}
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise UserError(f"start_from={cfg.start_from}: was run with {name}={theirs}, not {ours}")

@@ -84,6 +84,7 @@ COMMANDS = [
     "methods",
     "bench",
     "study",
+    "data",
     "data list",
     "data inspect",
     "data check",

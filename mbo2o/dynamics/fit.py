@@ -1,4 +1,4 @@
-"""Fitting the dynamics ensemble to a mixture of data sets: holdout, per-member patience and best weights, elites."""
+"""Fitting the dynamics ensemble to a mixture of data sets: holdout, patience, each member's best weights, elites."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class FitConfig:
     max_holdout: int = 2000  # rows of it that are scored (MOPO 1000, MBPO 5000)
     bootstrap: float = 0.63  # share of the rows that a member sees: the distinct rows of a bootstrap sample
     improvement: float = 0.01  # relative, of a member's holdout error, that counts as progress
-    patience: int = 5  # epochs without any member's progress before stopping
-    min_updates: int = 2000  # never stop before, however few rows make an epoch (ours: see the fit's docstring)
+    patience: int = 5  # looks at the holdout without progress of any of a seed's members before the seed stops
+    min_updates: int = 2000  # never stop before
     max_updates: int = 50_000  # stop here in any case (MOPO: no bound)
-    epoch_updates: int = 250  # at most, between two looks at the holdout (ours)
+    epoch_updates: int = 250  # between two looks at the holdout (MOPO: once through the data; see the fit's docstring)
     scale_tolerance: float = 0.5  # relative change of an input's std at which the statistics are renewed (ours)
 
 
@@ -68,8 +68,8 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     Each row is held out, and each member is blind to it, by a hash of its number: the split is the same in every refit, also
     while a buffer grows, so early stopping never looks at rows that trained an earlier fit. The holdout error is the squared
     error in target units, weighted over parts by their shares; a member keeps its best weights, the ones it came with
-    included, so a refit never makes it worse there. Patience counts epochs and updates: a few thousand rows make epochs too
-    short to judge by.
+    included, so a refit never makes it worse there. Patience is counted in updates, not in passes through the data: those of a
+    few thousand rows are over before an error can fall.
 
     Statistics of the inputs are set at the first fit and kept, since every change would shift all activations; beyond
     `scale_tolerance` they are renewed and the first layer is rescaled so that the function stays what it was.
@@ -108,12 +108,10 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
         return torch.cat(xs, -2), torch.cat(ys, -2)
 
     best = _Best(model, _holdout_mse(model, held))
-    n_rows = sum(len(p.seen) for p in pools)
-    per_epoch = max(1, min(cfg.epoch_updates, n_rows // cfg.batch))
     optim = _adam(model, cfg)
     updates = 0
     while updates < cfg.max_updates and not best.settled() and not best.lost.any():
-        for _ in range(min(per_epoch, cfg.max_updates - updates)):
+        for _ in range(min(cfg.epoch_updates, cfg.max_updates - updates)):
             loss = nll(model, *draw()) + cfg.bound_weight * model.net.bound_width()
             optim.step(loss)
             updates += 1

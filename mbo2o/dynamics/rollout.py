@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbo2o.ensemble.uncertainty import PENALTIES, Penalty, aleatoric_std
-from mbo2o.types import Batch, Metrics, RewardFn, TerminationFn
+from mbo2o.types import Batch, Metrics, RewardFn, TerminationFn, cat
 
 from .model import GaussianDynamics
 
@@ -77,12 +77,39 @@ def rollout(
     }
 
 
+class Branches:
+    """A sink that holds on to all rows of a rollout and to which of them count: these differ between seeds."""
+
+    def __init__(self) -> None:
+        self._parts: list[Batch] = []
+        self._keep: list[Tensor] = []
+
+    def add(self, batch: Batch, truncated: Tensor | None = None, keep: Tensor | None = None) -> None:
+        """One step of all branches."""
+        self._parts.append(batch)
+        self._keep.append(torch.ones_like(batch.rew, dtype=torch.bool) if keep is None else keep)
+
+    @property
+    def rows(self) -> Batch:
+        """Every step of every branch, `(*S, h·B, ...)`."""
+        return cat(self._parts)
+
+    @property
+    def keep(self) -> Tensor:
+        """Which of them were imagined before the branch's end, `(*S, h·B)`."""
+        return torch.cat(self._keep, -1)
+
+
 @torch.no_grad()
-def uncertainty(model: GaussianDynamics, batch: Batch) -> Metrics:
-    """How unsure the model is on a batch `(*S, B, ...)`: the mean of each penalty and of the aleatoric spread, `(*S,)`."""
+def uncertainty(model: GaussianDynamics, batch: Batch, keep: Tensor | None = None) -> Metrics:
+    """How unsure the model is on a batch `(*S, B, ...)`: the mean of each penalty and of the aleatoric spread, `(*S,)`.
+
+    keep: the rows that count, `(*S, B)`; NaN for a seed without one.
+    """
     mean, std = model.predict(batch.obs, batch.act)
+    weight = torch.ones_like(batch.rew, dtype=torch.bool) if keep is None else keep
     measures = {**PENALTIES, "aleatoric_std": aleatoric_std}
-    return {name: f(mean, std).mean(-1) for name, f in measures.items()}
+    return {name: torch.where(weight, f(mean, std), 0.0).sum(-1) / weight.sum(-1) for name, f in measures.items()}
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from mbo2o.data.sources import Aged, Mix
 from mbo2o.dynamics.fit import FitConfig, fit, holdout
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
-from mbo2o.dynamics.rollout import one_step_error, rollout, uncertainty
+from mbo2o.dynamics.rollout import Branches, Sink, one_step_error, rollout, uncertainty
 from mbo2o.dynamics.termination import name_of, resolve, resolve_reward
 from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.registry import find
 from mbo2o.run.run import Run
-from mbo2o.types import Metrics, Source, TerminationFn, UserError
+from mbo2o.types import Metrics, RewardFn, Source, TerminationFn, UserError
 
 from .base import Recipe
 
@@ -67,11 +67,20 @@ class ModelBased(Recipe):
     def make(self, run: Run) -> None:
         """The networks, and what ends an imagined episode."""
         cfg = self.cfg
+        refit = getattr(cfg, "refit", cfg.fit)
+        if refit.holdout != cfg.fit.holdout:
+            both = f"recipe.fit.holdout={cfg.fit.holdout} and recipe.refit.holdout={refit.holdout}"
+            raise UserError(f"{both} must be the same: what was held out once is never trained on")
         self.penalty = find(PENALTIES, cfg.penalty, "penalty")
-        self.reward = resolve_reward(cfg.reward)
+        self.reward = self._own_reward(run)
         self.agent, self.model = make_agent(cfg.agent, run.spec), GaussianDynamics(run.spec, cfg.dynamics)
         run.track(agent=self.agent, model=self.model)
         self.termination = self._learn_termination(run) if cfg.termination == "learned" else self._named_termination(run)
+
+    def _own_reward(self, run: Run) -> RewardFn | None:
+        """The user's reward function, in the units that the run's other rewards have."""
+        reward, scale, shift = resolve_reward(self.cfg.reward), run.cfg.reward_scale, run.cfg.reward_shift
+        return None if reward is None else lambda obs, act, next_obs: scale * reward(obs, act, next_obs) + shift
 
     def _named_termination(self, run: Run) -> TerminationFn:
         rule = resolve(self.cfg.termination, run.env_id)
@@ -99,7 +108,7 @@ class ModelBased(Recipe):
         result = self._roll(starts.sample(n).obs, self.imagined, coef)
         return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
 
-    def _roll(self, starts: Tensor, into: ReplayBuffer, coef: float) -> Metrics:
+    def _roll(self, starts: Tensor, into: Sink, coef: float) -> Metrics:
         return rollout(
             self.model,
             lambda obs: self.agent.act(obs, explore=True),
@@ -121,28 +130,28 @@ class ModelBased(Recipe):
         metrics: Metrics = {}
         batches = {}
         if self.needs_dataset:
-            held_out = holdout(run.dataset.index, self.cfg.fit)[:PROBE]
+            held_out = holdout(run.dataset.index, replace(self.cfg.fit, max_holdout=PROBE))
             batches["offline"] = run.dataset.rows(held_out.expand(*run.spec.seeds, -1))
         if news:
             batches["online"] = run.online.latest(min(news, PROBE))
         for where, batch in batches.items():
             metrics[f"error/{where}"] = one_step_error(self.model, batch)
         starts = batches["online" if news else "offline"].obs
-        branches = ReplayBuffer(run.spec, starts.shape[-2] * self.cfg.horizon)
-        self._roll(starts, branches, coef=0.0)
-        batches["imagined"] = branches.latest(branches.capacity)
-        for where, batch in batches.items():
-            metrics |= {f"{name}/{where}": x for name, x in uncertainty(self.model, batch).items()}
-        return metrics
+        self._roll(starts, branches := Branches(), coef=0.0)
+        seen = {where: uncertainty(self.model, batch) for where, batch in batches.items()}
+        seen["imagined"] = uncertainty(self.model, branches.rows, branches.keep)
+        return metrics | {f"{name}/{where}": x for where, found in seen.items() for name, x in found.items()}
 
     def learn_online(self, run: Run, coef: float) -> None:
         """Act, remember; at intervals refit and imagine; learn from what was imagined (MBPO's loop)."""
         cfg = self.cfg
         for t in run.interact(self.agent, cfg.online_steps):
             real = self.real(run, t)
-            if (t + 1) % cfg.model_every == 0:
-                before = self.probe(run, cfg.model_every)
-                fitted = fit(self.model, real.parts, cfg.refit if self.model.fitted else cfg.fit)
+            known = bool(self.model.fitted)
+            late = not known and len(run.online) > cfg.model_every  # random steps came before
+            if (t + 1) % cfg.model_every == 0 or late:
+                before = self.probe(run, cfg.model_every) if known else {}
+                fitted = fit(self.model, real.parts, cfg.refit if known else cfg.fit)
                 share = sum(p for rows, p in real.parts if rows is not run.online)
                 run.write("model", {**fitted, "share_offline": torch.full(run.spec.seeds, share)})
                 run.write("uncertainty", before | self.imagine(real, cfg.online_rollouts, coef))

@@ -33,8 +33,9 @@ PACES = ("alpha-0.5", "priority", "alpha-0.8", "alpha-0.9")
 
 
 def arms(base: Config) -> dict[str, dict[str, Any]]:
-    """Changes of the recipe by name: sampling, its pace, the penalty's coefficient online; MBPO starts from nothing."""
-    coef = base.recipe.coef
+    """Changes of the recipe by name: sampling, its pace, the penalty online, how the model is refitted; MBPO from nothing."""
+    coef, refit = base.recipe.coef, base.recipe.refit
+    quarter = max(1, refit.max_updates // 4)
     return {
         "priority": {},
         "uniform": {"sampling": "uniform"},
@@ -46,6 +47,12 @@ def arms(base: Config) -> dict[str, dict[str, Any]]:
         "no-penalty": {"online_coef": 0.0},
         "half-penalty": {"online_coef": 0.5 * coef},
         "double-penalty": {"online_coef": 2 * coef},
+        "refit-long": {"refit": replace(refit, max_updates=5 * refit.max_updates)},
+        "refit-often": {  # as many updates and branches, in four times as many parts
+            "refit": replace(refit, min_updates=min(refit.min_updates, quarter), max_updates=quarter),
+            "model_every": base.recipe.model_every // 4,
+            "online_rollouts": base.recipe.online_rollouts // 4,
+        },
         "mbpo": {},
     }
 
@@ -63,8 +70,9 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 
 
 def mbpo(moore: MOOReConfig) -> MBPOConfig:
-    """MOORe's limit at the same sizes: no data, no penalty, as many random steps as lie between two refits."""
-    return replace(_sized(MBPOConfig, moore), coef=0.0, start=moore.model_every)
+    """MOORe's limit at the same sizes: no data, no penalty; of as many steps those before the first fit are random."""
+    start = moore.model_every
+    return replace(_sized(MBPOConfig, moore), coef=0.0, start=start, online_steps=moore.online_steps - start)
 
 
 def _sized(kind: type[Recipe], moore: MOOReConfig) -> Recipe:
@@ -96,9 +104,10 @@ def _rows(arm: str, log: RunLog) -> list[Row]:
 
 NAMES = {"u1": "max_aleatoric", "u3": "max_pairwise", "u5": "mixture_std"}
 
+OTHERS = ("alpha-0.5", "alpha-0.9", "no-penalty", "double-penalty", "refit-long", "refit-often", "mbpo")
 PANELS = {
     "How offline data fade": list(DEFAULT),
-    "Pace, penalty, and MBPO from nothing": ["priority", "alpha-0.5", "alpha-0.9", "no-penalty", "double-penalty", "mbpo"],
+    "Pace, penalty, refits, and MBPO from nothing": ["priority", *OTHERS],
 }
 
 
@@ -120,6 +129,8 @@ CLAIMS = [
     Claim("M5", "drop: without penalty online > with", difference("drop", "no-penalty", "priority")),
     Claim("M5", "AUC: with penalty online > without", difference("auc", "priority", "no-penalty")),
     Claim("M6", "AUC's spread: over samplings > over paces", lambda m: _spread(m, DEFAULT) - _spread(m, PACES)),
+    Claim("", "AUC: refits of up to five times as many updates > as they are", difference("auc", "refit-long", "priority")),
+    Claim("", "AUC: four times as many refits, a fourth as long > as they are", difference("auc", "refit-often", "priority")),
     Claim("", "final: priority > half", difference("final", "priority", "half")),
     Claim("", "final: priority > online", difference("final", "priority", "online")),
     Claim("", "AUC: priority > online", difference("auc", "priority", "online")),

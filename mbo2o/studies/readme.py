@@ -44,7 +44,7 @@ def _moore() -> str:
         for arm, mine in read(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
             decay = [f"{_mean(mine, f'{u}_first'):.2f} → {_mean(mine, f'{u}_last'):.2f}" for u in ("u3", "u5")]
-            behaviour = f"{float(mine[0]['behaviour']):.0f}"
+            behaviour = f"{float(mine[0]['behaviour']):.0f}" if mine[0]["behaviour"] else ""
             lines.append(" | ".join([f"| {path.stem[6:]}", arm, str(len(mine)), behaviour, *cells, *decay]) + " |")
     return "\n".join(lines)
 

@@ -3,24 +3,30 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.obac import OBACConfig
 from mbo2o.agents.sac import SACConfig
-from mbo2o.dynamics.fit import FitConfig
+from mbo2o.dynamics.fit import FitConfig, holdout
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes import modelbased
 from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.registry import RECIPES
+from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
 from mbo2o.run import checkpoint
 from mbo2o.run.run import Run, RunConfig, Stopped
@@ -277,6 +283,76 @@ def test_start_from_an_offline_run_equals_doing_both(finished, pendulum, tmp_pat
     other = small("moore", pendulum, tmp_path / "other", start_from=str(tmp_path / "offline"), seed=7)
     with pytest.raises(UserError, match="seed=0, not 7"):
         train(other)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"env": "InvertedPendulum-v5"}, "env=Pendulum-v1, not InvertedPendulum-v5"),
+    ({"coef": 2.0}, "recipe.coef=1.0, not 2.0"),
+    ({"fit": FitConfig(min_updates=10, max_updates=30)}, "recipe.fit="),
+])  # fmt: skip
+def test_start_from_refuses_an_offline_phase_learned_otherwise(pendulum, finished, tmp_path, change, said):
+    config = small("moore", pendulum, tmp_path / "other", start_from=str(finished("moore")))
+    for key, value in change.items():
+        setattr(config if key == "env" else config.recipe, key, value)
+    with pytest.raises(UserError, match=re.escape(said)):
+        train(config)
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_held_out_is_so_for_the_model_s_life(pendulum, tmp_path):
+    config = small("moore", pendulum, tmp_path / "run")
+    config.recipe.fit = replace(config.recipe.fit, holdout=0.3)
+    with pytest.raises(UserError, match=r"holdout=0\.3 and recipe\.refit\.holdout=0\.1 must be the same"):
+        train(config)
+
+
+def test_probes_look_at_held_out_rows_from_all_over_the_data(pendulum, finished, monkeypatch):
+    run, recipe = restore(finished("moore"))
+    monkeypatch.setattr(modelbased, "PROBE", 20)
+    asked = []
+    rows = TransitionDataset.rows
+    monkeypatch.setattr(TransitionDataset, "rows", lambda self, index: asked.append(index) or rows(self, index))
+    recipe.probe(run)
+    (index,) = asked
+    assert index.shape == (3, 20)
+    assert index.max() - index.min() > 400  # of 600
+    assert set(index[0].tolist()) <= set(holdout(run.dataset.index, recipe.cfg.fit).tolist())
+
+
+def double(obs, act, next_obs):
+    """A reward of one's own."""
+    return 2 * obs[..., 0]
+
+
+def test_own_rewards_are_scaled_and_shifted_as_those_of_the_data(pendulum, tmp_path):
+    config = small("mopo", pendulum, tmp_path / "run")
+    config.recipe.reward, config.recipe.coef, config.recipe.retain = double, 0.0, 1
+    config.run.reward_scale, config.run.reward_shift = 0.5, 3.0
+    train(config)
+    _, recipe = restore(tmp_path / "run")
+    b = recipe.imagined.latest(20)
+    torch.testing.assert_close(b.rew, 0.5 * 2 * b.obs[..., 0] + 3)
+
+
+def test_mbpo_fits_its_model_as_soon_as_it_is_done_with_random_steps(finished):
+    log = read_run(finished("mbpo"))
+    fits = log.series("model", "holdout_mse", "online")
+    assert fits.step.tolist()[:2] == [0, 59]
+    surer = log.series("uncertainty", "mixture_std/imagined", "online").step.tolist()
+    assert surer[0] == 59  # an untrained model is not asked what it knows
+    assert log.series("train", "critic_loss", "online").step[0] <= 15
+
+
+def test_report_and_notebook_read_what_a_run_writes(finished, tmp_path, monkeypatch):
+    directory = shutil.copytree(finished("moore"), tmp_path / "run")
+    html = write_report(directory).read_text()
+    sections = ("numbers", "return", "uncertainty", "offline_share", "q_values", "calibration", "config")
+    assert [x for x in sections if f'id="{x}"' not in html] == []
+    monkeypatch.setenv("MBO2O_RUN", str(directory))
+    notebook = nbformat.read(Path(__file__).parents[2] / "notebooks" / "01_uncertainty_decay.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
+    assert sum("image/png" in x.get("data", {}) for x in outputs) >= 3
 
 
 def test_damaged_checkpoints_are_skipped_and_never_overwritten(finished, pendulum, tmp_path):

@@ -354,6 +354,14 @@ def test_a_refit_never_raises_the_holdout_error(lr):
         assert (error[1] < 0.99 * error[0]).any()
 
 
+def test_patience_is_counted_in_updates_however_few_rows_there_are():
+    """After its best, a seed waits for `patience` looks of `epoch_updates` updates, not for passes through 60 rows."""
+    m = fit(make(), [(dataset(system(60, noise=0.3)), 1.0)], quick(patience=3, epoch_updates=20, max_updates=5000))
+    assert (m["updates"] % 20 == 0).all()
+    assert (m["updates"] >= 4 * 20).all()
+    assert (m["updates"] < 5000).all()
+
+
 def test_seeds_do_not_touch():
     """Seed 0's rewards are poisoned: seed 1's model and the global generator end as they would have."""
     results = []

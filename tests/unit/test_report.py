@@ -35,7 +35,7 @@ def synthesise(
 
     def uncertainty(phase: str, step: int, surer: float, states: list[str]) -> None:
         scale = {"offline": 0.1, "online": 0.1 + surer, "imagined": 0.1 + 0.6 * surer}
-        metrics: dict[str, float] = {"penalty_share": 0.1 + surer, "reward_imagined": 2.0}
+        metrics: dict[str, float] = {"penalty_share": 0.1 + surer, "reward/imagined": 2.0}
         for w in states:
             metrics |= {f"epistemic_std/{w}": 0.5 * scale[w], f"aleatoric_std/{w}": 0.12}
             metrics |= {f"{u}/{w}": 3 * scale[w] for u in ("max_aleatoric", "max_pairwise", "mixture_std")}

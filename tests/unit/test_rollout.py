@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
-from mbo2o.dynamics.rollout import one_step_error, rollout, uncertainty
+from mbo2o.dynamics.rollout import Branches, one_step_error, rollout, uncertainty
 from mbo2o.dynamics.termination import non_finite, none
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.uncertainty import PENALTIES, aleatoric_std
@@ -264,3 +264,31 @@ def test_diagnostics_equal_loops(seeds):
             guess = (mean[(*k, 2, i)] + mean[(*k, 0, i)])[:D] / 2 + obs[(*k, i)]
             total += math.sqrt(sum((guess[j] - next_obs[(*k, i, j)]).item() ** 2 for j in range(D)) / D)
         assert error[k].item() == pytest.approx(total / 20, rel=1e-5)
+
+
+def test_uncertainty_counts_the_rows_of_each_seed_that_were_imagined():
+    """Branches of seed 0 end early, those of seed 1 never: neither decides which rows of the other count."""
+    model = real_model((2,))
+
+    def ends(obs, act, next_obs):
+        over = next_obs[..., 0] > next_obs[..., 0].median()
+        over[1] = False
+        return over
+
+    torch.manual_seed(1)
+    roll(model, branches := Branches(), seeds=(2,), horizon=4, termination=ends, coef=0.0)
+    torch.manual_seed(1)
+    roll(model, log := Log(), seeds=(2,), horizon=4, termination=ends, coef=0.0)
+    assert branches.keep.sum(-1).tolist() == [sum(k[s].sum() for k in log.keeps) for s in range(2)]
+    assert branches.keep[1].all()
+    assert B < branches.keep[0].sum() < 4 * B
+    u = uncertainty(model, branches.rows, branches.keep)
+    for s in range(2):
+        obs, act = (torch.stack([log.kept(x, (0,)), log.kept(x, (0,))]) if s == 0 else None for x in ("obs", "act"))
+        if s:
+            obs, act = (torch.stack([log.kept(x, (1,)), log.kept(x, (1,))]) for x in ("obs", "act"))
+        mean, std = model.predict(obs, act)
+        for name, f in {**PENALTIES, "aleatoric_std": aleatoric_std}.items():
+            torch.testing.assert_close(u[name][s], f(mean, std).mean(-1)[s])
+    none_left = uncertainty(model, branches.rows, branches.keep & torch.tensor([[False], [True]]))
+    assert all(x[0].isnan() and x[1].isfinite() for x in none_left.values())

@@ -1,5 +1,6 @@
 import functools
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mbo2o import collect
+from mbo2o.collect import Actor
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.termination import TERMINATIONS, exploded, hopper, none, resolve, resolve_reward
 from mbo2o.types import UserError
 
+ACTORS = Path(__file__).parents[2] / "data" / "actors"
 STEPS = 700
 FALLS = ["Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "InvertedPendulum-v5", "MountainCarContinuous-v0"]
 NEVER = ["HalfCheetah-v5", "HumanoidStandup-v5", "Swimmer-v5", "Reacher-v5", "Pusher-v5", "Pendulum-v1"]
@@ -64,6 +68,19 @@ def test_named_rules_agree_with_their_environment(env_id):
         assert torch.equal(rule(obs.float(), act, next_obs.float()), terminated), f"{kind} in single precision"
         ended += int(terminated.sum())
     assert (ended > 0) == (env_id in FALLS)
+
+
+@pytest.mark.parametrize("actor", sorted(ACTORS.glob("*.safetensors")), ids=lambda p: p.stem)
+def test_named_rules_agree_where_trained_policies_go(actor):
+    """States in single precision, as datasets and models have them; falls of agents that run, not of ones that stumble."""
+    kept = Actor.load(actor)
+    with torch.no_grad():
+        fields = collect.roll(kept.info["env_id"], lambda obs: kept.policy.sample(obs)[0], 2500, seed=1)
+    obs, act, next_obs = (torch.from_numpy(fields[x]) for x in ("observations", "actions", "next_observations"))
+    ended = torch.from_numpy(fields["terminals"])
+    assert torch.equal(resolve("auto", kept.info["env_id"])(obs, act, next_obs), ended)
+    assert ended.any() == (not actor.stem.startswith("halfcheetah"))
+    assert fields["rewards"].mean() > 1  # it does run
 
 
 @pytest.mark.parametrize(("env_id", "root"), [("Hopper-v5", 1), ("Walker2d-v5", 1), ("Ant-v5", 2), ("Humanoid-v5", 2)])
