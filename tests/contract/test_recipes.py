@@ -20,6 +20,8 @@ from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.obac import OBACConfig
 from mbo2o.agents.sac import SACConfig
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.fit import FitConfig, holdout
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
@@ -238,9 +240,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
 @pytest.mark.parametrize("name", ["mopo", "moore", "finetune", "enoto", "balanced"])
 def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_path, monkeypatch):
     """Seed 0 sees absurd rewards, offline, imagined and online; seeds 1 and 2 end bit-identical."""
-    from mbo2o.data.buffer import ReplayBuffer
-    from mbo2o.data.dataset import TransitionDataset
-
+    clean = outcome(finished(name))[0]
     for cls in (ReplayBuffer, TransitionDataset):
         rows = cls.rows
 
@@ -264,7 +264,7 @@ def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_pat
     config = small(name, pendulum, tmp_path / "run")
     config.run.q_limit = 1e30
     train(config)
-    clean, dirty = outcome(finished(name))[0], outcome(tmp_path / "run")[0]
+    dirty = outcome(tmp_path / "run")[0]
     seedwise = [k for k in clean if ("agent/" in k or "model/" in k) and clean[k].dim() and clean[k].shape[0] == 3]
     assert len(seedwise) > 20
     assert any(not torch.equal(clean[k][0], dirty[k][0]) for k in seedwise)
