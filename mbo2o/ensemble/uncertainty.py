@@ -2,7 +2,7 @@
 
 Each function takes the members' means and standard deviations of (Δobs, reward), `(*S, M, B, D+1)` with the reward last, and
 returns `(*S, B)`. Scales differ by an order of magnitude, so a penalty's coefficient does not transfer from one to another.
-`max_aleatoric` saturates: it never exceeds sqrt(Σ exp(max_log_var)), however far from the data the query is.
+`max_aleatoric` saturates: it never exceeds sqrt(Σ (target's std)² exp(max_log_var)), however far from the data the query is.
 """
 
 from __future__ import annotations

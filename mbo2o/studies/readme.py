@@ -49,6 +49,21 @@ def _moore() -> str:
     return "\n".join(lines)
 
 
+def _moore_main() -> str:
+    measures = {"drop": "drop", "auc": "mean online", "final": "final"}
+    lines = [f"| data (seeds, behaviour) | MOPO, at the switch | | {' | '.join(moore.DEFAULT)} |", "|---|---|---|" + "---|" * 4]
+    for path in _studies():
+        by_arm = read(path)
+        first = by_arm["priority"]
+        data = f"{path.stem[6:]} ({len(first)}, {float(first[0]['behaviour']):.0f})"
+        switch = _interval([float(r["j0"]) for r in first])
+        for measure, text in measures.items():
+            cells = [_interval([float(r[measure]) for r in by_arm[arm]]) for arm in moore.DEFAULT]
+            lines.append(" | ".join([f"| {data}", switch, text, *cells]) + " |")
+            data = switch = ""
+    return "\n".join(lines)
+
+
 def _studies(kind: str = "moore") -> list[Path]:
     return sorted(p for p in RESULTS.glob(f"{kind}-*.csv") if not p.stem.endswith("-curves"))
 
@@ -169,6 +184,7 @@ def _updates() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
+    "moore-main": _moore_main,
     "moore-claims": partial(_claims, "moore", moore.CLAIMS),
     "methods": _methods,
     "recipes": _recipes,
