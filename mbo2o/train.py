@@ -110,6 +110,10 @@ def _check(cfg: Config) -> None:
     for name in ("offline_steps", "online_steps", "start", "distill_rows", "anneal_steps"):
         if getattr(cfg.recipe, name, 0) < 0:
             raise UserError(f"recipe.{name}={getattr(cfg.recipe, name)} must not be negative")
+    fit, refit = (getattr(cfg.recipe, x, None) for x in ("fit", "refit"))
+    if fit and refit and fit.holdout != refit.holdout:
+        both = f"recipe.fit.holdout={fit.holdout} and recipe.refit.holdout={refit.holdout}"
+        raise UserError(f"{both} must be the same: what was held out once is never trained on")
     for share in ("real", "offline_share", "distill_share"):
         if not 0 <= getattr(cfg.recipe, share, 0) <= 1:
             raise UserError(f"recipe.{share}={getattr(cfg.recipe, share)} is a share: it must lie in [0, 1]")
@@ -134,7 +138,8 @@ def _check_start(cfg: Config, env_id: str) -> None:
     pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
     rewards = ("reward_scale", "reward_shift", "failure_reward")
     pairs |= {f"run.{x}": (getattr(other.run, x), getattr(cfg.run, x)) for x in rewards}
-    pairs |= {f"recipe.{x}": (getattr(other.recipe, x, None), getattr(cfg.recipe, x, None)) for x in OFFLINE}
+    # callables were stored by name
+    pairs |= {f"recipe.{x}": (_plain(getattr(other.recipe, x, None)), _plain(getattr(cfg.recipe, x, None))) for x in OFFLINE}
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise UserError(f"start_from={cfg.start_from}: was run with {name}={theirs}, not {ours}")

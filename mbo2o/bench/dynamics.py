@@ -2,7 +2,7 @@
 
 The two live in processes of their own, kept warm, and take turns; one thread, plain float32, CPU time. On a machine that
 others use absolute rates mean little, ratios of neighbouring turns do. A third process computes the matrix products of the
-same work and nothing else: no float32 implementation can be faster, whoever writes it.
+same work and nothing else: about what any float32 implementation on torch's products could reach.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def print_bench(rounds: int = 5, seconds: float = 1.0, out: Path | None = None) 
 def _compare(work: str, peers: dict[str, _Peer], shapes: dict[str, Shapes], rounds: int, seconds: float) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in peers}
     for i in range(rounds):
-        for name in sorted(peers, reverse=bool(i % 2)):  # neither is always the one that finds the caches cold
+        for name in sorted(peers, reverse=bool(i % 2)):  # none always follows the same one
             rates[name].append(peers[name].rate(work, seconds))
     ratios, most = ([x / y for x, y in zip(rates[name], rates["mbrl"], strict=True)] for name in ("mbo2o", "products"))
     return {

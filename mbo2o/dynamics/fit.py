@@ -56,9 +56,9 @@ class FitConfig:
     bootstrap: float = 0.63  # share of the rows that a member sees: the distinct rows of a bootstrap sample
     improvement: float = 0.01  # relative, of a member's holdout error, that counts as progress
     patience: int = 5  # looks at the holdout without progress of any of a seed's members before the seed stops
-    min_updates: int = 2000  # never stop before
+    min_updates: int = 2000  # never stop before (ours)
     max_updates: int = 50_000  # stop here in any case (MOPO: no bound)
-    epoch_updates: int = 250  # between two looks at the holdout (MOPO: once through the data; see the fit's docstring)
+    epoch_updates: int = 250  # between two looks at the holdout (ours; MOPO: those of a pass through the data)
     scale_tolerance: float = 0.5  # relative change of an input's std at which the statistics are renewed (ours)
 
 

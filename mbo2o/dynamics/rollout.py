@@ -17,7 +17,7 @@ from .model import GaussianDynamics
 class Sink(Protocol):
     """Where imagined transitions go."""
 
-    def add(self, batch: Batch, truncated: Tensor | None = None, keep: Tensor | None = None) -> None:
+    def add(self, batch: Batch, *, keep: Tensor) -> None:
         """Append the rows that `keep` marks."""
 
 
@@ -84,10 +84,10 @@ class Branches:
         self._parts: list[Batch] = []
         self._keep: list[Tensor] = []
 
-    def add(self, batch: Batch, truncated: Tensor | None = None, keep: Tensor | None = None) -> None:
+    def add(self, batch: Batch, *, keep: Tensor) -> None:
         """One step of all branches."""
         self._parts.append(batch)
-        self._keep.append(torch.ones_like(batch.rew, dtype=torch.bool) if keep is None else keep)
+        self._keep.append(keep)
 
     @property
     def rows(self) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.optim.adam import adam
 class Adam(nn.Module):
     """torch's fused Adam with its moments as buffers: whoever owns it has them in `state_dict`, by construction.
 
-    Called as a function, which takes half the time of `torch.optim.Adam.step`: with small nets that is felt.
+    Called as a function, which takes half to two thirds of the time of `torch.optim.Adam.step`: with small nets that is felt.
     weight_decay: one for each parameter; adds wd·p to its gradient, as wd/2·‖p‖² in the loss would.
     """
 
@@ -20,9 +21,10 @@ class Adam(nn.Module):
         super().__init__()
         self.lr, self.eps = lr, eps
         self._params = list(params)
-        decays = [0.0] * len(self._params) if weight_decay is None else list(weight_decay)
-        self._alike = [[i for i, d in enumerate(decays) if d == decay] for decay in dict.fromkeys(decays)]
-        self._decays = list(dict.fromkeys(decays))
+        decays = [0.0] * len(self._params) if weight_decay is None else weight_decay
+        self._alike: dict[float, list[int]] = {}
+        for i, (_, decay) in enumerate(zip(self._params, decays, strict=True)):
+            self._alike.setdefault(decay, []).append(i)
         for i, p in enumerate(self._params):
             self.register_buffer(f"step_{i}", torch.zeros((), dtype=torch.float32, device=p.device))
             self.register_buffer(f"mean_{i}", torch.zeros_like(p))
@@ -36,14 +38,14 @@ class Adam(nn.Module):
         # fused Adam reads memory in order, whatever the strides
         grads = [g.contiguous() for g in torch.autograd.grad(loss.sum(), self._params)]
         with torch.no_grad():
-            for alike, decay in zip(self._alike, self._decays, strict=True):
+            for decay, alike in self._alike.items():
                 adam(
                     [self._params[i] for i in alike],
                     [grads[i] for i in alike],
-                    [self.get_buffer(f"mean_{i}") for i in alike],
-                    [self.get_buffer(f"square_{i}") for i in alike],
+                    self._state("mean", alike),
+                    self._state("square", alike),
                     [],
-                    [self.get_buffer(f"step_{i}") for i in alike],
+                    self._state("step", alike),
                     fused=True,
                     amsgrad=False,
                     beta1=0.9,
@@ -53,6 +55,9 @@ class Adam(nn.Module):
                     eps=self.eps,
                     maximize=False,
                 )
+
+    def _state(self, name: str, index: list[int]) -> list[Tensor]:
+        return [cast(Tensor, self._buffers[f"{name}_{i}"]) for i in index]  # `get_buffer` takes as long as the update
 
 
 @torch.no_grad()

@@ -67,10 +67,6 @@ class ModelBased(Recipe):
     def make(self, run: Run) -> None:
         """The networks, and what ends an imagined episode."""
         cfg = self.cfg
-        refit = getattr(cfg, "refit", cfg.fit)
-        if refit.holdout != cfg.fit.holdout:
-            both = f"recipe.fit.holdout={cfg.fit.holdout} and recipe.refit.holdout={refit.holdout}"
-            raise UserError(f"{both} must be the same: what was held out once is never trained on")
         self.penalty = find(PENALTIES, cfg.penalty, "penalty")
         self.reward = self._own_reward(run)
         self.agent, self.model = make_agent(cfg.agent, run.spec), GaussianDynamics(run.spec, cfg.dynamics)
@@ -148,7 +144,7 @@ class ModelBased(Recipe):
         for t in run.interact(self.agent, cfg.online_steps):
             real = self.real(run, t)
             known = bool(self.model.fitted)
-            late = not known and len(run.online) > cfg.model_every  # random steps came before
+            late = not known and t == 0 and len(run.online) > cfg.model_every  # random steps came before
             if (t + 1) % cfg.model_every == 0 or late:
                 before = self.probe(run, cfg.model_every) if known else {}
                 fitted = fit(self.model, real.parts, cfg.refit if known else cfg.fit)

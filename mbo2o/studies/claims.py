@@ -38,7 +38,7 @@ def verdicts(claims: Sequence[Claim], measured: Measured) -> list[tuple[Claim, f
         if np.isnan(mean):
             verdict = "undefined"  # an arm diverged
         elif not found.any():
-            verdict = "same runs"  # what the agent becomes is what it was
+            verdict = "no difference"  # as where what an agent becomes is what it was, or no arm lost anything
         else:
             verdict = "holds" if low > 0 else "direction only" if mean > 0 else "contrary" if high < 0 else "not reproduced"
         out.append((claim, mean, low, high, verdict))

@@ -54,11 +54,12 @@ def _moore_main() -> str:
     lines = [f"| data (seeds, behaviour) | MOPO, at the switch | | {' | '.join(moore.DEFAULT)} |", "|---|---|---|" + "---|" * 4]
     for path in _studies():
         by_arm = read(path)
-        first = by_arm["priority"]
-        data = f"{path.stem[6:]} ({len(first)}, {float(first[0]['behaviour']):.0f})"
+        first = next(iter(by_arm.values()))
+        behaviour = f", {float(first[0]['behaviour']):.0f}" if first[0]["behaviour"] else ""
+        data = f"{path.stem[6:]} ({len(first)}{behaviour})"
         switch = _interval([float(r["j0"]) for r in first])
         for measure, text in measures.items():
-            cells = [_interval([float(r[measure]) for r in by_arm[arm]]) for arm in moore.DEFAULT]
+            cells = [_interval([float(r[measure]) for r in by_arm[arm]]) if arm in by_arm else "" for arm in moore.DEFAULT]
             lines.append(" | ".join([f"| {data}", switch, text, *cells]) + " |")
             data = switch = ""
     return "\n".join(lines)

@@ -299,6 +299,17 @@ def test_start_from_refuses_an_offline_phase_learned_otherwise(pendulum, finishe
     assert not (tmp_path / "other").exists()
 
 
+def test_start_from_an_offline_phase_with_rules_of_one_s_own(pendulum, tmp_path):
+    offline = small("moore", pendulum, tmp_path / "offline")
+    offline.recipe.reward, offline.recipe.online_steps = double, 0
+    train(offline)
+    config = small("moore", pendulum, tmp_path / "run", start_from=str(tmp_path / "offline"))
+    with pytest.raises(UserError, match=r"reward=.*:double, not None"):
+        train(config)
+    config.recipe.reward = double
+    train(config)
+
+
 def test_what_is_held_out_is_so_for_the_model_s_life(pendulum, tmp_path):
     config = small("moore", pendulum, tmp_path / "run")
     config.recipe.fit = replace(config.recipe.fit, holdout=0.3)

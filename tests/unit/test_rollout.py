@@ -284,9 +284,7 @@ def test_uncertainty_counts_the_rows_of_each_seed_that_were_imagined():
     assert B < branches.keep[0].sum() < 4 * B
     u = uncertainty(model, branches.rows, branches.keep)
     for s in range(2):
-        obs, act = (torch.stack([log.kept(x, (0,)), log.kept(x, (0,))]) if s == 0 else None for x in ("obs", "act"))
-        if s:
-            obs, act = (torch.stack([log.kept(x, (1,)), log.kept(x, (1,))]) for x in ("obs", "act"))
+        obs, act = (torch.stack([log.kept(x, (s,))] * 2) for x in ("obs", "act"))
         mean, std = model.predict(obs, act)
         for name, f in {**PENALTIES, "aleatoric_std": aleatoric_std}.items():
             torch.testing.assert_close(u[name][s], f(mean, std).mean(-1)[s])

@@ -70,16 +70,17 @@ def test_named_rules_agree_with_their_environment(env_id):
     assert (ended > 0) == (env_id in FALLS)
 
 
-@pytest.mark.parametrize("actor", sorted(ACTORS.glob("*.safetensors")), ids=lambda p: p.stem)
-def test_named_rules_agree_where_trained_policies_go(actor):
+@pytest.mark.parametrize("tier", ["medium", "expert"])
+@pytest.mark.parametrize("env", ["hopper", "halfcheetah", "walker2d"])
+def test_named_rules_agree_where_trained_policies_go(env, tier):
     """States in single precision, as datasets and models have them; falls of agents that run, not of ones that stumble."""
-    kept = Actor.load(actor)
+    kept = Actor.load(ACTORS / f"{env}-{tier}-v5.safetensors")
     with torch.no_grad():
         fields = collect.roll(kept.info["env_id"], lambda obs: kept.policy.sample(obs)[0], 2500, seed=1)
     obs, act, next_obs = (torch.from_numpy(fields[x]) for x in ("observations", "actions", "next_observations"))
     ended = torch.from_numpy(fields["terminals"])
     assert torch.equal(resolve("auto", kept.info["env_id"])(obs, act, next_obs), ended)
-    assert ended.any() == (not actor.stem.startswith("halfcheetah"))
+    assert ended.any() == (env != "halfcheetah")
     assert fields["rewards"].mean() > 1  # it does run
 
 
