@@ -83,7 +83,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
 
 
 def _rows(arm: str, log: RunLog) -> list[Row]:
-    u = {short: log.series("uncertainty", f"{long}/imagined", "online") for short, long in NAMES.items()}
+    u = {short: log.series("uncertainty", long, "online") for short, long in NAMES.items()}
     share = log.series("model", "share_offline", "online").values
     rows = online_rows(arm, log)
     for k, row in enumerate(rows):
@@ -95,7 +95,14 @@ def _rows(arm: str, log: RunLog) -> list[Row]:
     return rows
 
 
-NAMES = {"u1": "max_aleatoric", "u3": "max_pairwise", "u5": "mixture_std"}
+NAMES = {
+    "u1": "max_aleatoric/imagined",
+    "u3": "max_pairwise/imagined",
+    "u5": "mixture_std/imagined",
+    "penalty": "penalty_share",
+    "error": "error/online",
+}
+"""What a model does not know, the penalty's size beside the rewards', and how wrong the model is where the policy goes."""
 
 OTHERS = ("alpha-0.5", "alpha-0.9", "no-penalty", "double-penalty", "mbpo")
 PANELS = {
@@ -117,6 +124,7 @@ CLAIMS = [
     Claim("M3", "final: priority > MBPO after as many steps", difference("final", "priority", "mbpo")),
     Claim("M4", "U3 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u3_spearman"]),
     Claim("M4", "U5 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u5_spearman"]),
+    Claim("M4", "penalty / reward falls: rank correlation below -0.7", lambda m: -0.7 - m["priority"]["penalty_spearman"]),
     Claim("M4", "U5 at the end: uniform > priority", difference("u5_last", "uniform", "priority")),
     Claim("M5", "drop: without penalty online > with", difference("drop", "no-penalty", "priority")),
     Claim("M5", "AUC: with penalty online > without", difference("auc", "priority", "no-penalty")),

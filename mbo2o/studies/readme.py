@@ -38,12 +38,17 @@ def render(text: str) -> str:
 
 
 def _moore() -> str:
-    lines = ["| data | arm | seeds | behaviour | at the switch | drop | mean online | final | U3 online | U5 online |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    lines = [
+        "| data | arm | seeds | behaviour | at the switch | drop | mean online | final | U3 online | U5 online | penalty / reward |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
     for path in _studies():
         for arm, mine in read(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
-            decay = [f"{_mean(mine, f'{u}_first'):.2f} → {_mean(mine, f'{u}_last'):.2f}" for u in ("u3", "u5")]
+            decay = [
+                f"{_mean(mine, f'{u}_first'):.2f} → {_mean(mine, f'{u}_last'):.2f}" if f"{u}_first" in mine[0] else ""
+                for u in ("u3", "u5", "penalty")
+            ]
             behaviour = f"{float(mine[0]['behaviour']):.0f}" if mine[0]["behaviour"] else ""
             lines.append(" | ".join([f"| {path.stem[6:]}", arm, str(len(mine)), behaviour, *cells, *decay]) + " |")
     return "\n".join(lines)
