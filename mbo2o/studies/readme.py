@@ -38,10 +38,9 @@ def render(text: str) -> str:
 
 
 def _moore() -> str:
-    lines = [
-        "| data | arm | seeds | behaviour | at the switch | drop | mean online | final | U3 online | U5 online | penalty / reward |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["data", "arm", "seeds", "behaviour", "at the switch", "drop", "mean online", "final"]
+    columns += ["U3 online", "U5 online", "penalty / reward"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for path in _studies():
         for arm, mine in read(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
