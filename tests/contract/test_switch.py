@@ -13,6 +13,7 @@ from mbo2o.cli import compose_config, conf_folder
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Aged, Mix
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
@@ -201,7 +202,8 @@ def test_unknown_buffer_is_refused(pendulum, tmp_path):
 
 @pytest.mark.parametrize("buffer", BUFFERS)
 def test_every_buffer_trains(buffer, pendulum, tmp_path):
-    train(small("cql-sac", pendulum, tmp_path / "run", buffer=buffer, start=3))
+    balanced = BalancedConfig(first_updates=5, ratio=NET)
+    train(small("cql-sac", pendulum, tmp_path / "run", buffer=buffer, start=3, balanced=balanced))
     assert read_run(tmp_path / "run").has("train", "critic_loss")
 
 
