@@ -172,7 +172,7 @@ def _data() -> dict[str, Any]:
         "actions": act,
         "rewards": next_obs[:, 0],
         "terminals": no,
-        "timeouts": no,
+        "timeouts": ~no,  # no row follows another
         "next_observations": next_obs,
     }
 

@@ -301,7 +301,7 @@ def _legend(row: Row) -> None:
     """One legend for a row, each label once, in the last panel: that one is wider and has every curve."""
     entries = {label: line for a in row.values() for line, label in zip(*a.get_legend_handles_labels(), strict=True)}
     entries.pop("switch", None)
-    list(row.values())[-1].legend(entries.values(), entries.keys(), frameon=False, fontsize=12, loc="best")
+    list(row.values())[-1].legend(entries.values(), entries.keys(), edgecolor="none", framealpha=0.9, fontsize=12, loc="best")
 
 
 def _title(figure: Figure, title: str, subtitle: str) -> None:

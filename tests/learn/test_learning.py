@@ -1,18 +1,14 @@
 """Code that runs is not code that learns. Minutes each: ./dev test -m slow"""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from mbo2o.agents.sac import SACConfig
 from mbo2o.cli import compose_config
 from mbo2o.collect import train as train_sac
-from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.mbpo import MBPOConfig
-from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import RunConfig
 from mbo2o.studies import offline
@@ -71,14 +67,8 @@ def test_mbpo_swings_it_up_sooner(tmp_path):
 
 
 def test_mopo_beats_the_behaviour_on_hopper(tmp_path):
-    recipe = MOPOConfig(
-        agent=SACConfig(actor=NET, critic=NET, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3, tau=0.01, init_alpha=0.2),
-        dynamics=DYNAMICS,
-        fit=FitConfig(max_updates=4000),
-        offline_steps=15000,
-        rollouts=2000,
-    )
-    data = Path(__file__).parents[2] / "data" / "hopper-medium-replay-v5.hdf5"
-    train(Config(recipe=recipe, dataset=str(data), seeds=2, dir=str(tmp_path / "run"), run=RunConfig(eval_every=1000)))
+    """The main job's offline phase, a third of it."""
+    sizes = ["recipe.offline_steps=20000", "recipe.online_steps=0", "seeds=2", "report=false"]
+    train(compose_config(["experiment=hopper-small", *sizes, f"dir={tmp_path / 'run'}"]))
     log = read_run(tmp_path / "run")
-    assert log.series("eval", "return").values[-3:].mean() > log.behaviour_return
+    assert log.series("eval", "return", "offline").values[-3:].mean() > log.behaviour_return
