@@ -129,6 +129,7 @@ CLAIMS = [
     Claim("M5", "drop: without penalty online > with", difference("drop", "no-penalty", "priority")),
     Claim("M5", "AUC: with penalty online > without", difference("auc", "priority", "no-penalty")),
     Claim("M5", "AUC: penalty online as it is > doubled", difference("auc", "priority", "double-penalty")),
+    Claim("M5", "final: without penalty online > with", difference("final", "no-penalty", "priority")),
     Claim("M6", "AUC's spread: over 0, alpha, 1 > over 0.5, alpha, 0.9", lambda m: _spread(m, EXTREMES) - _spread(m, PACES)),
     Claim("", "final: priority > half", difference("final", "priority", "half")),
     Claim("", "final: priority > online", difference("final", "priority", "online")),
