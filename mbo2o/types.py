@@ -8,7 +8,7 @@ empty (one model, taken away for planning) or `(S,)` (S seeds trained side by si
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import torch
@@ -94,6 +94,8 @@ class Spec:
     seeds: tuple[int, ...] = ()
     """Leading axes of everything: `()` for one model alone, `(S,)` for S seeds in one process."""
     device: str = "cpu"
+    inits: tuple[torch.Generator, ...] = field(default=(), compare=False, repr=False)
+    """One generator for each seed, from which its initial networks are drawn; empty: they come from torch's own stream."""
 
 
 class Rows(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mbo2o.nn.init import per_seed
 from mbo2o.nn.normalizer import Normalizer, block_statistics
 from mbo2o.nn.optim import Adam
 from mbo2o.registry import AGENTS
@@ -161,9 +162,9 @@ def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def make_agent(cfg: Any, spec: Spec) -> Any:
-    """The agent that is registered with `cfg`'s dataclass, built on `spec.device`."""
-    for entry in AGENTS.values():
-        if entry.config is type(cfg):
-            with torch.device(spec.device):
-                return entry.cls(spec, cfg)
-    raise TypeError(f"no agent is registered with the config {type(cfg).__name__}")
+    """The agent that is registered with `cfg`'s dataclass, built on `spec.device`; its networks start as `per_seed` says."""
+    cls = next((entry.cls for entry in AGENTS.values() if entry.config is type(cfg)), None)
+    if cls is None:
+        raise TypeError(f"no agent is registered with the config {type(cfg).__name__}")
+    with torch.device(spec.device):
+        return per_seed(lambda s: cls(s, cfg), spec)

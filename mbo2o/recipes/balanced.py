@@ -12,6 +12,7 @@ from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.sumtree import SumTree
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
+from mbo2o.nn.init import per_seed
 from mbo2o.nn.optim import Adam
 from mbo2o.types import Batch, Metrics, Spec, UserError, combine
 
@@ -46,7 +47,7 @@ class BalancedReplay(nn.Module):
         self.tree = SumTree(seeds, n + online.capacity)
         self.tree.set(np.tile(np.arange(n), (seeds, 1)), np.ones((seeds, n)))
         with torch.device(spec.device):
-            self.ratio_net = EnsembleMLP(spec.seeds, spec.obs_dim + spec.act_dim, 1, cfg.ratio)
+            self.ratio_net = per_seed(lambda s: EnsembleMLP(s.seeds, s.obs_dim + s.act_dim, 1, cfg.ratio), spec)
             nn.init.ones_(self.ratio_net.layers[-1].bias)  # type: ignore[arg-type]
             self.optim = Adam(self.ratio_net.parameters(), cfg.lr)
         # what a restart needs shares its memory with the tree

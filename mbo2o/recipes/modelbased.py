@@ -18,6 +18,7 @@ from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import Branches, Sink, one_step_error, rollout, uncertainty
 from mbo2o.dynamics.termination import name_of, resolve, resolve_reward
 from mbo2o.ensemble.uncertainty import PENALTIES
+from mbo2o.nn.init import per_seed
 from mbo2o.registry import find
 from mbo2o.run.run import Run
 from mbo2o.types import Metrics, RewardFn, Source, TerminationFn, UserError
@@ -69,7 +70,8 @@ class ModelBased(Recipe):
         cfg = self.cfg
         self.penalty = find(PENALTIES, cfg.penalty, "penalty")
         self.reward = self._own_reward(run)
-        self.agent, self.model = make_agent(cfg.agent, run.spec), GaussianDynamics(run.spec, cfg.dynamics)
+        self.agent = make_agent(cfg.agent, run.spec)
+        self.model = per_seed(lambda spec: GaussianDynamics(spec, cfg.dynamics), run.spec)
         run.track(agent=self.agent, model=self.model)
         self.termination = self._learn_termination(run) if cfg.termination == "learned" else self._named_termination(run)
 

@@ -49,6 +49,7 @@ class Evaluator:
     def __call__(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
         """Mean return and length `(*S,)`, and the agent's value beside the discounted return that followed.
 
+        `q_over_return` is the first of the two over the second: 1 where the critics have grown to what the policy earns.
         `success` is the share of episodes in which the task said so at some step, where it says such things.
 
         policy: `(*S, B, D)` → `(*S, B, A)`; value: `(obs, act)` → `(*S, B)`.
@@ -87,6 +88,7 @@ class Evaluator:
             "length": per_seed(lengths),
             "q": per_seed(q_mean),
             "mc_return": per_seed(mc_mean),
+            "q_over_return": per_seed(q_mean) / per_seed(mc_mean),
         }
 
     def _values(self, q: np.ndarray, rew: np.ndarray, lanes: list[Lane]) -> tuple[np.ndarray, np.ndarray]:

@@ -117,7 +117,8 @@ class Run:
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._faults = Faults(cfg.env_faults, cfg.env_seconds, self._warn)
         self._lanes = Lanes(env_id, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
-        self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device)
+        inits = tuple(torch.Generator().manual_seed(seed + k) for k in range(seeds))
+        self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device, inits)
         if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
             here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
             raise UserError(f"the dataset has {sizes[0]} observations and {sizes[1]} actions per step, {env_id} has {here}")
