@@ -15,8 +15,8 @@ from mbo2o.train import Config
 
 from .arms import QUICK_Q, Row, curves, offline_alone, read_arms, run_offline, write
 
-SHARED = ("gamma", "tau", "samples", "clone_steps")
-"""Settings of the base agent that the others take over, where they have them."""
+SHARED = ("gamma", "tau", "critic_lr", "alpha_lr", "samples", "clone_steps")
+"""Settings of the base agent that the others take over, where they have them; a value network learns at the critics' rate."""
 PANELS = {
     "Held to the data's actions": ["bc", "td3bc", "iql", "awac", "lapo"],
     "Pessimistic about others": ["cql", "calql", "sacn", "edac"],
@@ -36,6 +36,8 @@ def sized(name: str, like: Any) -> Any:
     known = {f.name for f in fields(config)}
     nets = {x: like.critic if x in ("critic", "value_net") else like.actor for x in known if _is_net(getattr(own, x))}
     shared = {x: getattr(like, x) for x in SHARED if x in known and hasattr(like, x)}
+    if "value_lr" in known:
+        shared["value_lr"] = like.critic_lr
     return replace(own, **nets | shared, normalize=own.normalize or like.normalize)
 
 
