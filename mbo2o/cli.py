@@ -244,9 +244,9 @@ def _report(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from . import recipes  # noqa: F401  registers
+    from .data.named import data_folders
     from .registry import AGENTS, RECIPES
     from .studies.methods import METHODS, measured
-    from .data.named import data_folders
 
     results = data_folders()[0] / "results" if data_folders() else Path("data/results")
     print("methods (mbo2o train ...), and the returns that this repository's studies measured:")

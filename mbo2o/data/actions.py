@@ -115,7 +115,7 @@ class Actions:
         if not ((self.box[0] > -1 + TOLERANCE) | (self.box[1] < 1 - TOLERANCE)).any():
             return None
         low, high = extent(actions, parts)
-        tolerance = TOLERANCE * _affine(self.box)[1]
+        tolerance = TOLERANCE * np.minimum(_affine(self.box)[1], 1)
         if (low < self.box[0] - tolerance).any() or (high > self.box[1] + tolerance).any():
             return None
         return (

@@ -45,7 +45,7 @@ def digest(file: Path) -> str:
 
 
 def sha256(source: Path) -> str:
-    """Of a file what `sha256sum` says; of a folder one of the files' names and sums. Wherever it lies, and however it is called.
+    """Of a file what `sha256sum` says; of a folder the sum of its files' names and sums. Where it lies does not enter.
 
     Raises `UserError` for what cannot be read, and for what changes meanwhile.
     """

@@ -15,6 +15,8 @@ from mbo2o.data.io import d4rl, minari
 from mbo2o.data.remote import Remote
 from mbo2o.types import UserError
 
+SUFFIXES = (".hdf5", ".h5")
+
 
 @dataclass(frozen=True)
 class Named:
@@ -78,7 +80,7 @@ def find(name: str | None) -> Named:
         return Named(str(shipped[name]))
     if not os.path.exists(name) and (entry := remote.lookup(name)):
         return Named(str(entry.ready()), entry)
-    if not os.path.exists(name) and not name.startswith("minari:") and "/" not in name:
+    if not os.path.exists(name) and not name.startswith("minari:") and "/" not in name and not name.endswith(SUFFIXES):
         near = [x for x in remote.registry() if x.endswith(f"/{name}")] or difflib.get_close_matches(name, shipped, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"no dataset is called {name!r}; {hint}known by name: {', '.join(sorted(shipped)) or 'none'}")
