@@ -109,7 +109,8 @@ def _keep_memory() -> None:
 
 
 def _check(cfg: Config) -> None:
-    """Refuse numbers that would fail only later, and a device that is not there."""
+    """Refuse numbers and words that would fail only later, and a device that is not there."""
+    Actions(cfg.dataset_actions, option="dataset_actions=")
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
     of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
     counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
@@ -201,9 +202,8 @@ def restore(directory: Path) -> tuple[Run, Any]:
     dataset = None
     if recipe.needs_dataset:
         found = named.find(cfg.dataset)
-        # what was trained on is no longer doubted
-        mapped = str(cfg.dataset_actions).startswith("env")
-        how = _units(found, cfg.dataset_actions, env_id) if mapped else Actions(cfg.dataset_actions)
+        how = Actions(cfg.dataset_actions)  # without a box: what was trained on is no longer doubted
+        how = _units(found, cfg.dataset_actions, env_id) if how.maps else how
         dataset, content = found.load_known(cfg.storage, how)
         _check_content(directory, cfg.dataset, _stored(directory).get(SUM), content)
     run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from mbo2o import cli
 from mbo2o.agents.bc import BCConfig
 from mbo2o.data import schema
-from mbo2o.data.actions import Actions
+from mbo2o.data.actions import MODES, Actions
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
@@ -285,6 +285,7 @@ def test_bounds_that_are_none_are_refused(case):
 
 
 def test_a_mode_that_is_none_is_refused():
+    assert cli.MODES == MODES  # which the command line names without loading NumPy
     assert "dataset_actions=raw is not one of unit, env, clip, env-clip" in refusal(Actions, "raw", None, "dataset_actions=")
 
 

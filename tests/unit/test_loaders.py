@@ -164,7 +164,7 @@ FORMATS = {
 }
 APART = {"csv with episodes", "parquet", "episodes", "episodes of T + 1", "minari"}
 """Formats that keep episodes apart, so that the last one has an end, too: its record's."""
-CONCLUDE = {"d4rl", "arrays", "dict", "csv"}
+CONCLUDE = {"d4rl", "arrays", "dict", "csv", "csv with steps"}
 """Formats that do not, in which ends have to be concluded where timeouts are missing; a warning counts them."""
 
 
@@ -184,6 +184,7 @@ def test_every_format_gives_the_same_rows(name, timeouts, next_obs, tmp_path, st
         ds = FORMATS[name](counter(timeouts, next_obs), tmp_path)
     concluded = not timeouts and name in CONCLUDE
     source = "next_observations" if next_obs else f"max_episode_steps={LIMIT}"
+    source = "'step'" if name == "csv with steps" else source
     n = int((FULL["timeouts"][:-1]).sum())
     assert [str(w.message).partition(": ")[2] for w in said] == [
         f"no timeouts: {n} episode ends follow from {source}, beside the terminations"

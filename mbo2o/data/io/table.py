@@ -162,6 +162,9 @@ def _in_order(fields: schema.Fields, order: Table, path: Path) -> schema.Fields:
             fields, step, episode = {key: x[at] for key, x in fields.items()}, step[at], episode[at]
     cuts = _cuts(step, episode, path)
     ends = np.append(cuts, episode is not None) & ~fields["terminals"]
+    if episode is None and "timeouts" not in fields:  # an episode column says where they end, steps let it be concluded
+        text = f"{path}: no timeouts: {np.count_nonzero(ends)} episode ends follow from 'step', beside the terminations"
+        warnings.warn(text, stacklevel=4)
     return fields | {"timeouts": fields.get("timeouts", ends) | ends}
 
 
