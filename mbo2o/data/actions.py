@@ -1,8 +1,9 @@
 """How the actions of a dataset become those that agents act in: [-1, 1] in every dimension.
 
-Files differ. Some hold [-1, 1] already, some the environment's own units, some what a policy put out before the environment
-clipped it. None of this can be read off a file with certainty, so a mode says it; without one, actions that lie outside
-[-1, 1], or that look like the environment's own units, are refused with the modes to choose from.
+Files differ. Some hold [-1, 1] already, some the environment's own units, some what a policy put out before
+the environment clipped it. None of this can be read off a file with certainty, so a mode says it; without
+one, actions that lie outside [-1, 1], or that look like the environment's own units, are refused with the
+modes to choose from.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ class Actions:
     """The units of a set's actions, and the box of the environment that they are for."""
 
     mode: str | None = None
-    """`unit`: in [-1, 1], taken as they are. `env`: in the units of `box`, mapped affinely, its low to -1 and its high to 1.
-    `clip`: outputs of a policy that acts in [-1, 1], clipped to it as the environment clipped them. `env-clip`: outputs in the
-    units of `box`, mapped and then clipped. None: `unit`, but refused if they look like the environment's own units."""
+    """`unit`: in [-1, 1], taken as they are. `env`: in the units of `box`, mapped affinely, its low to -1 and
+    its high to 1. `clip`: outputs of a policy that acts in [-1, 1], clipped to it as the environment clipped
+    them. `env-clip`: outputs in the units of `box`, mapped and then clipped. None: `unit`, but refused if
+    they look like the environment's own units."""
     box: Bounds | None = None
     """Needed by `env` and `env-clip`; with the other modes it is named in errors, if it is known."""
     option: str = ""
@@ -92,8 +94,8 @@ class Actions:
     def settle(self, actions: np.ndarray, parts: Sequence[slice], where: object) -> None:
         """Clip `(N, A)` float32 to [-1, 1] in place, one part after the other.
 
-        Raises `UserError` for actions further than `TOLERANCE` outside it, unless the mode expects them; then a warning
-        counts them.
+        Raises `UserError` for actions further than `TOLERANCE` outside it, unless the mode expects them; then
+        a warning counts them.
         """
         low, high = extent(actions, parts)
         if max(-low.min(), high.max()) > 1 + TOLERANCE:
@@ -105,10 +107,11 @@ class Actions:
             actions[part].clip(-1, 1, out=actions[part])
 
     def doubt(self, actions: np.ndarray, parts: Sequence[slice]) -> str | None:
-        """Why `(N, A)` that were taken for scaled may be in the environment's units; None if nothing says so, or a mode does.
+        """Why `(N, A)` that were taken for scaled may be in the environment's units; None if nothing says so,
+        or a mode does.
 
-        They may be if the box leaves out a part of [-1, 1] and they never go there. A box that holds all of [-1, 1] holds
-        scaled actions, too, so that it tells nothing, and nothing is read.
+        They may be if the box leaves out a part of [-1, 1] and they never go there. A box that holds all of
+        [-1, 1] holds scaled actions, too, so that it tells nothing, and nothing is read.
         """
         if self.mode is not None or self.box is None or len(self.box[0]) not in (1, actions.shape[1]):
             return None

@@ -1,9 +1,9 @@
 """What a dataset is, by its content: the sha256 of a file, or of the files of a folder.
 
-A sum is computed once: it is kept in `sums` of the cache folder, beside the maps of `mapped`, with the identity of each file
-(size, inode, times), and believed as long as these are the same. A file that changed less than `SETTLED` seconds ago is not
-kept, because another change within the clock's resolution would not show. A cache that cannot be read or written costs time
-and nothing else.
+A sum is computed once: it is kept in `sums` of the cache folder, beside the maps of `mapped`, with the
+identity of each file (size, inode, times), and believed as long as these are the same. A file that changed
+less than `SETTLED` seconds ago is not kept, because another change within the clock's resolution would not
+show. A cache that cannot be read or written costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def digest(file: Path) -> str:
 
 
 def sha256(source: Path) -> str:
-    """Of a file what `sha256sum` says; of a folder the sum of its files' names and sums. Where it lies does not enter.
+    """The sum of a file, as `sha256sum` gives it, or of a folder: that of its files' names and sums.
+
+    It does not depend on where the source lies.
 
     Raises `UserError` for what cannot be read, and for what changes meanwhile.
     """

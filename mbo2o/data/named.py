@@ -43,7 +43,7 @@ class Named:
         return (self.entry.attrs if self.entry else {}) | own
 
     def sha256(self) -> str:
-        """Of its content, whatever it is called."""
+        """The sum of its content, which does not depend on its name."""
         return content.sha256(self.source)
 
     def load_known(self, storage: str, how: Actions) -> tuple[TransitionDataset, str]:
@@ -69,9 +69,10 @@ def data_folders() -> list[Path]:
 
 
 def find(name: str | None) -> Named:
-    """A dataset by path, by name (its file's stem in a data folder, or of one that was fetched) or by Minari id.
+    """A dataset by its path, its name or its Minari id.
 
-    Raises `UserError`, with the nearest name, if there is none, and for one that has to be fetched first.
+    A name is the stem of a file in a data folder, or the name of a dataset that was fetched. Raises
+    `UserError`, with the nearest name, if there is none, and for one that has to be fetched first.
     """
     if name is None:
         raise UserError("no dataset is named: give dataset=FILE, a name of `mbo2o data list`, or minari:ID")

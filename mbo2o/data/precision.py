@@ -1,7 +1,8 @@
 """What float32, in which observations are kept, loses of those that a file holds in more.
 
-Near 1.76e9 (a time in seconds) neighbouring float32 numbers are 128 apart, near 4.5e6 (a coordinate in metres) half a metre:
-steps shorter than that become 0 or jumps. No network gets them back; the cure is to subtract an offset before they are stored.
+Near 1.76e9 (a time in seconds) neighbouring float32 numbers are 128 apart, near 4.5e6 (a coordinate in
+metres) half a metre: steps shorter than that become 0 or jumps. No network gets them back; the cure is to
+subtract an offset before they are stored.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ class LostPrecision(UserWarning):
 
 
 def warn(fields: Mapping[str, Any], parts: list[slice], where: object) -> None:
-    """Warn with `LostPrecision` of dimensions whose steps float32 loses; `fields` are arrays or HDF5 datasets as stored.
+    """Warn with `LostPrecision` of dimensions whose steps float32 loses; `fields` are arrays or HDF5 datasets
+    as stored.
 
-    A step leads to the row's own next observation, or without any to the row below. Each dimension's steps are counted,
-    as stored and in float32, one block after the other. A dimension is named if float32 turns some of its steps into 0 and
-    either its rounding error is above a tenth of what the steps are (root mean square), or hardly a step, below one in
-    fifty, keeps its size to one half: the few steps that do are then resets. A body at rest that trembles by 1e-9 in a record
-    in which it also moves is none.
+    A step leads to the row's own next observation, or without any to the row below. Each dimension's steps
+    are counted, as stored and in float32, one block after the other. A dimension is named if float32 turns
+    some of its steps into 0 and either its rounding error is above a tenth of what the steps are (root mean
+    square), or hardly a step, below one in fifty, keeps its size to one half: the few steps that do are then
+    resets. A body at rest that trembles by 1e-9 in a record in which it also moves is none.
     """
     obs = fields["observations"]
     if obs.dtype.kind not in "iuf" or np.can_cast(obs.dtype, np.float32):
