@@ -2,53 +2,58 @@
 
 from __future__ import annotations
 
-import os
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import parse_env_id
 
-from .data import remote, schema
+from .data import named, precision, schema
+from .data.actions import Actions
 from .data.audit import audit, stored
-from .data.dataset import MINARI_ID
 from .data.findings import Report
 from .data.io import minari
+from .data.named import Named
 from .data.record import Task
 from .dynamics.termination import TERMINATIONS, resolve
 from .run.lanes import make_env
-from .train import data_folders, find_dataset
 from .types import TerminationFn, UserError
 
 
-def check(name: str, env_id: str | None = None, termination: str = "auto") -> Report:
+def check(name: str, env_id: str | None = None, termination: str = "auto", actions: str | None = None) -> Report:
     """Audit a dataset.
 
     Args:
         name: A D4RL file, the name of one in a data folder, or `minari:ID`.
         env_id: The environment that the data are for; if not given, the file's own.
         termination: The rule to certify: a name, `package.module:function`, or `auto`, the environment's if it is known.
+        actions: The units of its actions, see `Actions.mode`.
 
     Raises:
         UserError: No such file, one that cannot be read, an environment given that cannot be made, no such rule.
     """
-    fields, attrs = _read(name)
-    task = find_task(env_id, attrs.get("env_id"))
+    found = named.find(name)
+    task = find_task(env_id, found.attrs().get("env_id"))
+    box = None if task is None or task.low is None else (task.low, task.high)
+    how = Actions(actions, box, "--actions ")
+    with precision.heard() as lost:
+        fields, attrs = _read(found, how)
     rule, function = _rule(termination, task, fields["observations"].shape[1])
-    return audit(fields, attrs, dataset=name, task=task, termination=function, rule=rule)
+    return audit(
+        fields, attrs, dataset=name, task=task, termination=function, rule=rule, units_known=_known(found, how), lost=lost
+    )
 
 
-def _read(name: str) -> tuple[schema.Fields, schema.Attrs]:
-    shipped = [path for folder in data_folders() for path in [folder / f"{name}.hdf5"] if path.is_file()]
-    if os.path.exists(name) or name.endswith((".hdf5", ".h5")):
-        return stored(name)
-    if shipped:
-        return stored(shipped[0])
-    if entry := remote.lookup(name):
-        fields, attrs = stored(entry.ready())
-        return fields, entry.attrs | attrs
-    if name.startswith("minari:") or ("/" in name and MINARI_ID.fullmatch(name)):
-        return minari.read(name.removeprefix("minari:"))
-    find_dataset(name)  # says what is wrong with the name
-    raise UserError(f"{name}: not a file; data check reads D4RL files and minari:ID")
+def _known(found: Named, how: Actions) -> bool:
+    """Whether somebody said in which units the actions are: the caller, or Minari's action space."""
+    return how.mode is not None or found.dataset_id is not None
+
+
+def _read(found: Named, how: Actions) -> tuple[schema.Fields, schema.Attrs]:
+    """The rows as they are stored, but for their actions, and what is known of them."""
+    if found.dataset_id is not None:
+        return minari.read(found.dataset_id, how=how)
+    fields, attrs = stored(found.name, how)
+    return fields, (found.entry.attrs if found.entry else {}) | attrs
 
 
 def find_task(given: str | None, own: object) -> Task | None:
@@ -70,8 +75,10 @@ def find_task(given: str | None, own: object) -> Task | None:
         return Task(env_id, newest=_newest(env_id), problem=str(error))
     obs, act = env.observation_space.shape or (0,), env.action_space.shape or (0,)
     limit = env.spec.max_episode_steps if env.spec else None
+    box: Any = env.action_space
+    low, high = (tuple(x.ravel().tolist()) for x in (box.low, box.high))
     env.close()
-    return Task(env_id, obs[0], act[0], limit, _newest(env_id))
+    return Task(env_id, obs[0], act[0], limit, _newest(env_id), low=low, high=high)
 
 
 def _newest(env_id: str) -> str | None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ENVIRONMENT, INTERRUPTED, STOPPED = 4, 130, 143
 STUDIES = ("moore", "enoto", "offline", "wsrl", "methods", "obac")
+MODES = ("unit", "env", "clip", "env-clip")
+UNITS = "units of its actions: [-1, 1], the environment's box, or a policy's outputs in these that are to be clipped"
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
 
@@ -242,9 +244,9 @@ def _report(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from . import recipes  # noqa: F401  registers
+    from .data.named import data_folders
     from .registry import AGENTS, RECIPES
     from .studies.methods import METHODS, measured
-    from .train import data_folders
 
     results = data_folders()[0] / "results" if data_folders() else Path("data/results")
     print("methods (mbo2o train ...), and the returns that this repository's studies measured:")
@@ -266,7 +268,7 @@ def _idea(cls: type) -> str:
 
 def _data_list(options: argparse.Namespace) -> None:
     from .data import remote, schema
-    from .train import data_folders
+    from .data.named import data_folders
 
     for folder in data_folders():
         for path in sorted(folder.glob("*.hdf5")):
@@ -298,7 +300,7 @@ def _data_where(options: argparse.Namespace) -> None:
 def _data_inspect(options: argparse.Namespace) -> None:
     from .train import find_dataset
 
-    summary = find_dataset(options.dataset).summary()
+    summary = find_dataset(options.dataset, actions=options.actions, env_id=options.env, option="--actions ").summary()
     if options.json:
         print(json.dumps(summary))
         return
@@ -310,7 +312,7 @@ def _data_inspect(options: argparse.Namespace) -> None:
 def _data_check(options: argparse.Namespace) -> int:
     from .check import check
 
-    report = check(options.dataset, options.env, options.termination)
+    report = check(options.dataset, options.env, options.termination, options.actions)
     print(json.dumps(report.as_json()) if options.json else report.text())
     return 0 if report.safe else 1
 
@@ -460,6 +462,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     p.add_argument("name", metavar="NAME")
     p = _add(data, "inspect", _data_inspect, "What a dataset holds.", "mbo2o data inspect hopper-medium-replay-v5")
     p.add_argument("dataset", help="file, name or minari:ID")
+    p.add_argument("--env", help="gymnasium id whose box `--actions env` takes (the file's own if not given)")
+    p.add_argument("--actions", choices=MODES, help=UNITS)
     p.add_argument("--json", action="store_true")
     p = _add(
         data,
@@ -471,6 +475,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     p.add_argument("dataset", help="file, name or minari:ID")
     p.add_argument("--env", help="gymnasium id (the file's own if not given): its time limit, sizes and termination rule")
+    p.add_argument("--actions", choices=MODES, help=UNITS)
     p.add_argument("--termination", default="auto", help="a rule's name or package.module:function, if not the environment's")
     p.add_argument("--json", action="store_true")
     p = _add(

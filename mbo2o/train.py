@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
-import difflib
 import hashlib
 import json
 import os
@@ -16,15 +16,16 @@ import torch
 import yaml  # type: ignore[import-untyped]  # what OmegaConf reads with
 from omegaconf import MISSING, OmegaConf
 
-import mbo2o
-
-from .data import remote, schema
+from .data import named, schema
+from .data.actions import Actions
 from .data.dataset import TransitionDataset
+from .data.named import Named
 from .dynamics.termination import name_of
 from .recipes import Recipe, make_recipe
 from .registry import AGENTS, RECIPES, find
 from .report.page import write_report
 from .run import disk
+from .run.lanes import make_env
 from .run.run import Restored, Run, RunConfig
 from .types import UserError, at_least_one
 
@@ -36,6 +37,8 @@ class Config:
     recipe: Any = MISSING  # the config of one of `mbo2o methods`
     dataset: str | None = None  # a file, a name of `mbo2o data list`, or minari:ID
     storage: str = "ram"  # of the dataset; memmap: one larger than memory, converted once into files that runs share
+    dataset_actions: str | None = None  # its units; unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
+    # clip, env-clip: a policy's outputs in these units, clipped; None: unit, but refused if they look like the box's units
     env: str | None = None  # gymnasium id; None: the dataset's
     seeds: int = 1  # trained side by side in one process
     seed: int = 0  # of the first; the whole run follows from it
@@ -58,22 +61,30 @@ def train(cfg: Config) -> Path:
     torch.set_num_threads(cfg.threads)
     _keep_memory()
     recipe = make_recipe(cfg.recipe)
-    dataset = find_dataset(cfg.dataset, cfg.storage) if recipe.needs_dataset else None
-    env_id = cfg.env or (dataset and dataset.attrs.get("env_id"))
+    found = named.find(cfg.dataset) if recipe.needs_dataset else None
+    env_id = cfg.env or (found and found.attrs().get("env_id"))
     if not env_id:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
     if not cfg.env and schema.imports(env_id):
         raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
+    dataset, content = None, None
+    if found is not None:
+        dataset, content = found.load_known(cfg.storage, _units(found, cfg.dataset_actions, str(env_id)))
+        _check_returns(cfg, dataset)
     cfg, said = _with_reward_scale(cfg, dataset)
+    resolved = _resolve(cfg, str(env_id)) | ({} if content is None else {SUM: content})
     if cfg.start_from:
-        _check_start(cfg, str(env_id))
-    resolved = _resolve(cfg, str(env_id))
+        _check_start(cfg, resolved)
     directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
     with disk.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with disk.hold(directory):
-            _claim(directory, resolved, cfg.resume)
-            if dataset is not None:
+            resumed = _claim(directory, resolved, cfg.resume)
+            if resumed:  # what was found out of its dataset when it began stays as it was
+                resolved = {k: v for k, v in resolved.items() if k not in FACTS} | {
+                    k: resumed[k] for k in FACTS if k in resumed
+                }
+            elif dataset is not None:
                 returns = dataset.episode_returns()[0]
                 resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
             disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
@@ -125,7 +136,8 @@ def _keep_memory() -> None:
 
 
 def _check(cfg: Config) -> None:
-    """Refuse numbers that would fail only later, and a device that is not there."""
+    """Refuse numbers and words that would fail only later, and a device that is not there."""
+    Actions(cfg.dataset_actions, option="dataset_actions=")
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
     of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
     counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
@@ -149,6 +161,37 @@ def _check(cfg: Config) -> None:
         raise UserError(f"device={cfg.device} is not to be had here ({str(e).splitlines()[0]})") from e
 
 
+SUM = "dataset_sha256"
+FACTS = (SUM, "behaviour_return")
+"""Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
+ADDED: dict[str, Any] = {"dataset_actions": None}
+"""Settings by dotted name that came after runs had been written, with the defaults at which they do not count."""
+
+
+def _units(found: Named, mode: str | None, env_id: str | None, option: str = "dataset_actions=") -> Actions:
+    """The units of a dataset's actions, with the environment's box where the mode needs it, or a doubt does.
+
+    A Minari set names its own box. Raises `UserError` if the environment is needed and cannot be made.
+    """
+    how = Actions(mode, option=option)
+    doubted = mode is None and found.dataset_id is None
+    if env_id is None or not (how.maps or doubted):
+        return how
+    env = make_env(env_id)
+    box: Any = env.action_space
+    env.close()
+    return Actions(mode, (box.low, box.high), option)
+
+
+def _check_returns(cfg: Config, dataset: TransitionDataset) -> None:
+    """Refuse what bounds values by returns where none is known."""
+    if not dataset.ends_known and any(getattr(x, "calibrate", False) for x in vars(cfg.recipe).values()):
+        raise UserError(
+            f"{cfg.dataset}: no return is known, because nobody says where episodes were cut, and calql bounds values by them; "
+            "store timeouts, or the attribute max_episode_steps, or take cql"
+        )
+
+
 OFFLINE = [
     *("agent", "dynamics", "offline", "offline_steps", "batch", "critics", "offline_target"),
     *("fit", "penalty", "coef", "horizon", "rollouts", "rollout_every", "retain", "real", "termination", "reward"),
@@ -156,12 +199,19 @@ OFFLINE = [
 """Settings of recipes that an offline phase was learned with."""
 
 
-def _check_start(cfg: Config, env_id: str) -> None:
-    """An offline phase is taken over whole: task, data, seeds, networks and what it was learned with have to be the same."""
+def _check_start(cfg: Config, resolved: dict[str, Any]) -> None:
+    """An offline phase is taken over whole: task, data, seeds, networks and what it was learned with have to be the same.
+
+    The data are the same if their content is, whatever the files are called; older runs know nothing but the name.
+    """
     other, other_env = read_config(Path(str(cfg.start_from)))
-    pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds")}
-    pairs["env"] = (other_env, env_id)
+    pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds", "dataset_actions")}
+    pairs["env"] = (other_env, resolved["env"])
+    theirs, ours = _stored(Path(str(cfg.start_from))).get(SUM), resolved.get(SUM)
     pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
+    if theirs and ours:
+        same = theirs == ours
+        pairs["dataset"] = ("", "") if same else (f"{other.dataset} (sha256 {theirs})", f"{cfg.dataset} (sha256 {ours})")
     rewards = ("reward_scale", "reward_shift", "failure_reward")
     pairs |= {f"run.{x}": (getattr(other.run, x), getattr(cfg.run, x)) for x in rewards}
     # callables were stored by name
@@ -176,7 +226,13 @@ def restore(directory: Path) -> tuple[Run, Any]:
     cfg, env_id = read_config(directory)
     cfg.device = "cpu"
     recipe = make_recipe(cfg.recipe)
-    dataset = find_dataset(cfg.dataset, cfg.storage) if recipe.needs_dataset else None
+    dataset = None
+    if recipe.needs_dataset:
+        found = named.find(cfg.dataset)
+        how = Actions(cfg.dataset_actions)  # without a box: what was trained on is no longer doubted
+        how = _units(found, cfg.dataset_actions, env_id) if how.maps else how
+        dataset, content = found.load_known(cfg.storage, how)
+        _check_content(directory, cfg.dataset, _stored(directory).get(SUM), content)
     run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
     with contextlib.suppress(Restored):
         recipe(run)
@@ -185,15 +241,7 @@ def restore(directory: Path) -> tuple[Run, Any]:
 
 def read_config(directory: Path) -> tuple[Config, str]:
     """The config that `directory` was run with, and its environment."""
-    path = directory / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{directory}: not a run (it has no config.yaml); give a directory that `mbo2o train` wrote")
-    try:
-        stored = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
-    if not isinstance(stored, dict) or not {"recipe", "run"} <= set(stored):
-        raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
+    stored = _stored(directory)
     recipe, settings = _modern(stored.pop("recipe")), {"allow_mismatch": True} | stored.pop("run")  # older runs were allowed it
     entry = find(RECIPES, recipe.pop("name"), "recipe")
     for key, value in recipe.items():
@@ -220,33 +268,46 @@ def _modern(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def _stored(directory: Path) -> dict[str, Any]:
+    """What the config.yaml of a run holds."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{directory}: not a run (it has no config.yaml); give a directory that `mbo2o train` wrote")
+    try:
+        stored = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
+    if not isinstance(stored, dict) or not {"recipe", "run"} <= set(stored):
+        raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
+    return {str(k): v for k, v in stored.items()}
+
+
 def _typed(schema: type, values: dict[str, Any]) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
 
 
-def data_folders() -> list[Path]:
-    """Where datasets are looked for by name: ./data, and the data folder beside the package."""
-    folders = [p for p in (Path("data"), Path(mbo2o.__file__).parent.parent / "data") if p.is_dir()]
-    return folders[:1] if len(folders) == 2 and folders[0].samefile(folders[1]) else folders
-
-
-def find_dataset(name: str | None, storage: str = "ram") -> TransitionDataset:
+def find_dataset(
+    name: str | None, storage: str = "ram", actions: str | None = None, env_id: str | None = None, option: str = "actions="
+) -> TransitionDataset:
     """A dataset by path, by name (its file's stem in a data folder, or of one that was fetched) or by Minari id.
 
-    storage: see `TransitionDataset.load`.
+    Args:
+        name: What it is called.
+        storage: See `TransitionDataset.load`.
+        actions: Their units, see `Actions.mode`; `env` and `env-clip` take the box of `env_id`, or of the file's own.
+        env_id: The environment that the data are for.
+        option: How the user gives `actions`, for errors.
+
+    Raises:
+        UserError: There is none, it cannot be read, or its environment is needed and cannot be made.
     """
-    if name is None:
-        raise UserError("no dataset is named: give dataset=FILE, a name of `mbo2o data list`, or minari:ID")
-    shipped = {p.stem: p for folder in reversed(data_folders()) for p in folder.glob("*.hdf5")}
-    if name in shipped and not os.path.exists(name):
-        return TransitionDataset.load(shipped[name], storage)
-    if not os.path.exists(name) and (entry := remote.lookup(name)):
-        return entry.describe(TransitionDataset.load(entry.ready(), storage))
-    if not os.path.exists(name) and not name.startswith("minari:") and "/" not in name:
-        near = [x for x in remote.registry() if x.endswith(f"/{name}")] or difflib.get_close_matches(name, shipped, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"no dataset is called {name!r}; {hint}known by name: {', '.join(sorted(shipped)) or 'none'}")
-    return TransitionDataset.load(name, storage)
+    found = named.find(name)
+    if actions not in ("env", "env-clip"):
+        return found.load(storage, Actions(actions, option=option))
+    own = found.attrs().get("env_id")
+    if env_id is None and own is not None and schema.imports(own):
+        raise UserError(f"the dataset names environment {own!r}, which imports a module; give it as env if you trust it")
+    return found.load(storage, _units(found, actions, env_id or (None if own is None else str(own)), option))
 
 
 def _open(
@@ -288,13 +349,21 @@ def _plain(x: Any) -> Any:
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
-    leave = {"dir", "resume", "report", "threads", "storage", "behaviour_return"}
+    leave = {"dir", "resume", "report", "threads", "storage", *FACTS}
     names = {x["name"] for x in resolved["recipe"].values() if isinstance(x, dict) and "name" in x}
     run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")}
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
         run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
     recipe = resolved["recipe"] | REMOVED.get(resolved["recipe"]["name"], {})
-    return {k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run}
+    out = copy.deepcopy({k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run})
+    for name, default in ADDED.items():
+        *path, leaf = name.split(".")
+        node = out
+        for key in path:
+            node = node.get(key, {})
+        if leaf in node and node[leaf] == default:
+            del node[leaf]
+    return out
 
 
 def _name(resolved: dict[str, Any]) -> str:
@@ -303,11 +372,11 @@ def _name(resolved: dict[str, Any]) -> str:
     return f"{resolved['recipe']['name']}-{data.replace('/', '-').replace(':', '-')}-{digest}"
 
 
-def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> None:
-    """Refuse a directory that holds another run."""
+def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Refuse a directory that holds another run; what the config.yaml of this run holds, empty if it begins now."""
     path = directory / "config.yaml"
     if not path.is_file() or not any((directory / "checkpoints").glob("[0-9]*")):
-        return  # nothing there, or a run that failed before it got anywhere
+        return {}  # nothing there, or a run that failed before it got anywhere
     if not resume:
         raise UserError(f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it")
     # read as a config: settings that an older version did not have yet are as they were then, at their defaults
@@ -319,6 +388,18 @@ def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> None:
             f"give {key}={old.get(key)} run.allow_mismatch=true to go on with it, or " if changed == ["run.reference"] else ""
         )
         raise UserError(f"{text} ({len(changed)} settings differ); {same}choose another dir=")
+    stored = _stored(directory)
+    _check_content(directory, resolved["dataset"], stored.get(SUM), resolved.get(SUM))
+    return stored
+
+
+def _check_content(directory: Path, path: object, then: str | None, now: str | None) -> None:
+    """Refuse a dataset that is another one than the run's, though it has its name; runs before this was stored do not know."""
+    if then and now and then != now:
+        sums = f"sha256 {then} then, {now} now"
+        raise UserError(
+            f"{directory}: the dataset at {path} is not the one this run learned from ({sums}); choose another dir="
+        )
 
 
 def _flat(x: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mbo2o.data import alignment, schema
-from mbo2o.data.findings import ALL_CARE, CARE_BUT_CLONING, Certificate, Finding, Harms, Report, few, finding, listed, percent
+from mbo2o.data import alignment, precision, schema
+from mbo2o.data.actions import Actions
+from mbo2o.data.findings import (
+    ALL_CARE,
+    ALL_NO,
+    CARE_BUT_CLONING,
+    Certificate,
+    Finding,
+    Harms,
+    Report,
+    few,
+    finding,
+    listed,
+    percent,
+)
 from mbo2o.data.record import Record, Task, standard
 from mbo2o.types import TerminationFn
 
@@ -28,8 +41,10 @@ BINS = 20
 """Of coverage's grid, each way."""
 
 
-def stored(path: str | os.PathLike[str]) -> tuple[schema.Fields, schema.Attrs]:
+def stored(path: str | os.PathLike[str], how: Actions = schema.AS_GIVEN) -> tuple[schema.Fields, schema.Attrs]:
     """What a D4RL file holds, before a loader mends it; columns `(N, 1)` of rewards and flags come as `(N,)`.
+
+    how: the units of its actions, which come in [-1, 1].
 
     Raises `UserError` as `schema.read` does.
     """
@@ -38,8 +53,8 @@ def stored(path: str | os.PathLike[str]) -> tuple[schema.Fields, schema.Attrs]:
         attrs = schema.scalars(file.attrs)
         raw = {key: file[key][()] for key in schema.LAYOUT if key in file} if vectors else {}
     if not vectors:
-        return schema.read(path)
-    return schema.check(raw | {key: raw[key][:, 0] for key in vectors}, path), attrs
+        return schema.read(path, how=how)
+    return schema.check(raw | {key: raw[key][:, 0] for key in vectors}, path, how=how), attrs
 
 
 def audit(
@@ -50,6 +65,8 @@ def audit(
     task: Task | None = None,
     termination: TerminationFn | None = None,
     rule: str = "given",
+    units_known: bool = False,
+    lost: Sequence[str] = (),
 ) -> Report:
     """Look at the rows of a dataset as they were stored.
 
@@ -60,12 +77,18 @@ def audit(
         task: The environment that the data are for.
         termination: The rule to certify against the file's terminals.
         rule: What to call it.
+        units_known: Somebody said in which units the actions are, so that their range is no reason to doubt it.
+        lost: What `precision` said of the observations when they were read.
 
     Raises:
         UserError: What `schema.check` and `TransitionDataset.from_arrays` refuse, and a rule that fails on these rows.
     """
-    record = Record(schema.check(fields, dataset), dict(attrs or {}), task, termination, rule)
+    with precision.heard() as here:
+        checked = schema.check(fields, dataset)
+    record = Record(checked, dict(attrs or {}), task, termination, rule)
     findings = [f for check in CHECKS for f in check(record)]
+    findings += [] if units_known else _units(record)
+    findings += _precision(record, [*lost, *here])
     certificate = _certificate(record)
     return Report(
         dataset=dataset,
@@ -162,6 +185,23 @@ def _actions(record: Record) -> Iterator[Finding]:
         harms: Harms = {"cloning": "care"} if share[pressed].max() > 0.9 else {}
         shown = listed([f"{100 * share[d]:.0f} % of dimension {d}" for d in pressed])
         yield finding("saturated_actions", f"actions stand at ±1: {shown}", record.nowhere, dims, harms, count=len(pressed))
+
+
+def _units(record: Record) -> Iterator[Finding]:
+    """Actions that never leave the environment's box, where that is smaller than [-1, 1]."""
+    task = record.task
+    if task is None or task.low is None or task.high is None:
+        return
+    how = Actions(None, (np.array(task.low), np.array(task.high)), "--actions ")
+    if doubt := how.doubt(record.act, list(schema.blocks(*record.act.shape))):
+        yield finding("actions_in_env_units", doubt, record.nowhere, len(record.act), ALL_NO, count=len(record.act))
+
+
+def _precision(record: Record, lost: Sequence[str]) -> Iterator[Finding]:
+    for text in dict.fromkeys(lost):
+        of = record.obs.shape[1]
+        harms: Harms = {"td": "care", "dynamics": "no"}
+        yield finding("observations_lose_precision", text, record.nowhere, of, harms, count=of)
 
 
 def _rewards(record: Record) -> Iterator[Finding]:

@@ -10,25 +10,39 @@ from mbo2o.data import schema
 from mbo2o.types import UserError
 
 
-def find(fields: schema.Fields, attrs: schema.Attrs, where: object, new: schema.New) -> np.ndarray:
-    """`(N,)`, in a `new` array; raises `UserError` for a limit that is none."""
+def find(fields: schema.Fields, attrs: schema.Attrs, where: object, new: schema.New) -> tuple[np.ndarray, bool]:
+    """`(N,)`, in a `new` array, and whether these and the terminations are all ends that there are.
+
+    Without timeouts a warning counts what is concluded, and from what. Raises `UserError` for a limit that is none.
+    """
     terminated, flagged = fields["terminals"], fields.get("timeouts")
     out = new("truncated", terminated.shape, np.bool_)
     if "next_observations" in fields:
         _find_cuts(fields, out, where)
+        if flagged is None:
+            _say(where, out, "next_observations")
     elif flagged is not None:
         for rows in schema.blocks(len(out)):
             out[rows] = flagged[rows] & ~terminated[rows]
     elif "max_episode_steps" in attrs:
         _cut_at_limit(terminated, attrs["max_episode_steps"], out, where)
+        _say(where, out, f"max_episode_steps={attrs['max_episode_steps']}")
     else:
         warnings.warn(
-            f"{where}: no timeouts, no next_observations: if a time limit cut an episode it cannot be seen, and what "
-            "followed its last row is then the next one's start; give one of them, or max_episode_steps",
+            f"{where}: no timeouts, no next_observations: if a time limit cut an episode it cannot be seen, what followed its "
+            f"last row is then the next one's start, and no return is known ({int(terminated.sum())} rows terminate); give one "
+            "of them (timeouts of 0 if nothing was cut), or max_episode_steps",
             stacklevel=4,
         )
         out[:] = False
-    return out
+        return out, False
+    return out, True
+
+
+def _say(where: object, out: np.ndarray, source: str) -> None:
+    ends = int(np.count_nonzero(out))
+    verb = "end follows" if ends == 1 else "ends follow"
+    warnings.warn(f"{where}: no timeouts: {ends} episode {verb} from {source}, beside the terminations", stacklevel=5)
 
 
 def _find_cuts(fields: schema.Fields, out: np.ndarray, where: object) -> None:

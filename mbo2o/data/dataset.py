@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mbo2o.data import cuts, mapped, schema
+from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.io import d4rl, episodes, minari, sb3, table
 from mbo2o.types import Batch, UserError
 
@@ -59,6 +60,9 @@ class TransitionDataset:
     """`(N,)` float32: the rewards, where `with_reward` made them others than those in `packed`."""
     returns: Tensor | None = None
     """`(N,)` float32: what `with_returns` found."""
+    ends_known: bool = True
+    """Whether the record says where all its episodes end. Without timeouts, next observations and a time limit only
+    terminations are seen, and the rewards between two of them may be of several episodes."""
     new: schema.New = schema.in_ram
     """Where a column of N numbers is put that is derived from these."""
 
@@ -72,13 +76,20 @@ class TransitionDataset:
         timeouts: np.ndarray | None = None,
         next_observations: np.ndarray | None = None,
         attrs: schema.Attrs | None = None,
+        bounds: Bounds | None = None,
+        clip: bool = False,
     ) -> TransitionDataset:
         """Build from rows in time order: `(N, D)`, `(N, A)` in [-1, 1], `(N,)`, `(N,)`; flags are bool or 0 and 1.
+
+        Actions `(N, *shape)` are flattened in C order. bounds: the lowest and the highest action, `(low, high)`, if actions are
+        in the environment's units; they are then mapped to [-1, 1]. clip: actions are a policy's outputs that may lie outside
+        the bounds, or outside [-1, 1] if there are none; they are clipped, as an environment clips them.
 
         Where episodes end: at `terminals`, at `timeouts` when given, and wherever a row is not followed by its own next
         observation, if these are given; a warning counts the cuts that `timeouts` hid (if most rows are such, `timeouts` are
         believed). With neither, the attribute `max_episode_steps` splits if it is there. With none of the three a cut cannot
-        be seen, the row before it pairs two episodes, and a warning says so: give one of them.
+        be seen, the row before it pairs two episodes, no return is known (`ends_known` is false), and a warning says so: give
+        one of them. Without timeouts a warning counts the ends that were concluded, and from what.
 
         What followed: `next_observations` where given (NaN rows are unknown), otherwise the next row's observation
         inside an episode. The last row of an episode is then unknown, also where it terminated: its TD target needs no
@@ -94,7 +105,8 @@ class TransitionDataset:
             "timeouts": timeouts,
             "next_observations": next_observations,
         }
-        return cls._of(schema.check({key: x for key, x in given.items() if x is not None}, "arrays"), attrs, "arrays")
+        given = {key: x for key, x in given.items() if x is not None}
+        return cls._of(schema.check(given, "arrays", how=Actions.given(bounds, clip)), attrs, "arrays")
 
     @classmethod
     def _of(
@@ -104,7 +116,7 @@ class TransitionDataset:
         attrs = dict(attrs or {})
         obs, act, given = fields["observations"], fields["actions"], fields.get("next_observations")
         n, obs_dim, act_dim = len(obs), obs.shape[1], act.shape[1]
-        truncated = cuts.find(fields, attrs, where, new)
+        truncated, ends_known = cuts.find(fields, attrs, where, new)
         packed = new("packed", (n, 2 * obs_dim + act_dim + 2), np.float32)
         terminated, valid_next = new("terminated", (n,), np.bool_), new("valid_next", (n,), np.bool_)
         episode = new("episode", (n,), np.int64)
@@ -124,10 +136,12 @@ class TransitionDataset:
         index = new("index", (usable,), np.int64)
         arrays = (packed, terminated, truncated, valid_next, episode, _filled(index, valid_next))
         tensors: dict[str, Any] = {name: torch.from_numpy(x) for name, x in zip(COLUMNS, arrays, strict=True)}
-        return cls(**tensors, obs_dim=obs_dim, act_dim=act_dim, attrs=attrs)
+        return cls(**tensors, obs_dim=obs_dim, act_dim=act_dim, attrs=attrs, ends_known=ends_known)
 
     @classmethod
-    def load(cls, path_or_id: str | os.PathLike[str], storage: str = "ram") -> TransitionDataset:
+    def load(
+        cls, path_or_id: str | os.PathLike[str], storage: str = "ram", bounds: Bounds | None = None, clip: bool = False
+    ) -> TransitionDataset:
         """Read a D4RL file (any existing path, or a name ending in .hdf5 or .h5) or a Minari set by its id.
 
         `minari:<id>` is always an id; `namespace/name-v0` is one where no such path exists. A set that the local store lacks
@@ -136,49 +150,83 @@ class TransitionDataset:
         storage: `ram`, or `memmap` for what is larger than memory: converted once, a block at a time, into files that later
         calls and other processes share (see `mapped`). What is drawn is the same to the bit. The tensors are then read-only:
         to write to one ends the process. `to` another device copies all of it there; `save` and `to_minari` go through memory.
+
+        bounds, clip: see `from_arrays`. A Minari set whose action space is not [-1, 1] is mapped by that space.
         """
+        return cls.load_as(path_or_id, storage, Actions.given(bounds, clip))
+
+    @classmethod
+    def load_as(cls, path_or_id: str | os.PathLike[str], storage: str, how: Actions) -> TransitionDataset:
+        """The same, with actions in the units that `how` names, or doubts: see `Actions`."""
         if storage not in STORAGES:
             raise UserError(f"storage={storage} is not one of {', '.join(STORAGES)}")
         name = os.fspath(path_or_id)
-        dataset_id = _minari_id(name)
+        dataset_id = minari_id(name)
+        made = cls._stored(name, dataset_id, storage, how)
+        # a Minari set names its own action space, so that there is nothing to doubt
+        parts = list(schema.blocks(made.n_rows, made.act_dim))
+        if dataset_id is None and (doubt := how.doubt(made.act.numpy(), parts)):
+            raise UserError(f"{schema.shown(name)}: {doubt}")
+        return made
+
+    @classmethod
+    def _stored(cls, name: str, dataset_id: str | None, storage: str, how: Actions) -> TransitionDataset:
+        """A file, or a Minari set, in memory or mapped."""
+        where = schema.shown(name) if dataset_id is None else f"minari:{dataset_id}"
         read = partial(d4rl.read, name) if dataset_id is None else partial(minari.read, dataset_id)
         if storage == "ram":
-            return cls._of(*read(), name)
+            return cls._of(*read(how=how), where)
         if dataset_id is None:
             schema.check_signature(Path(name))
         source = Path(name) if dataset_id is None else minari.folder(dataset_id)
 
         def convert(new: schema.New) -> mapped.Info:
-            made = cls._of(*read(new), name, new)
-            return {"obs_dim": made.obs_dim, "act_dim": made.act_dim, "attrs": made.attrs}
+            made = cls._of(*read(new, how), where, new)
+            return {"obs_dim": made.obs_dim, "act_dim": made.act_dim, "attrs": made.attrs, "ends_known": made.ends_known}
 
-        arrays, info = mapped.opened(source, dataset_id or "", schema.shown(name), COLUMNS, convert)
+        arrays, info = mapped.opened(source, f"{dataset_id or ''}{how.key}", where, COLUMNS, convert)
         tensors: dict[str, Any] = {key: mapped.tensor(x) for key, x in arrays.items()}
         return cls(**tensors, **info, new=mapped.unnamed)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], attrs: schema.Attrs | None = None) -> TransitionDataset:
+    def from_dict(
+        cls, data: Mapping[str, Any], attrs: schema.Attrs | None = None, bounds: Bounds | None = None, clip: bool = False
+    ) -> TransitionDataset:
         """Build from a dict of arrays by D4RL's names, such as its `env.get_dataset()` returns. See `from_arrays`.
 
         Columns `(N, 1)` of rewards or flags are flattened, scalars under `metadata/` become attributes, and what else has a `/`
         in its name is left out. Raises `UserError`, for any other name, too.
         """
-        fields, found = d4rl.read_dict(data)
+        fields, found = d4rl.read_dict(data, Actions.given(bounds, clip))
         return cls._of(fields, found | (attrs or {}), "dict")
 
     @classmethod
-    def from_episodes(cls, data: Sequence[Mapping[str, Any]], attrs: schema.Attrs | None = None) -> TransitionDataset:
+    def from_episodes(
+        cls,
+        data: Sequence[episodes.Episode],
+        attrs: schema.Attrs | None = None,
+        bounds: Bounds | None = None,
+        clip: bool = False,
+    ) -> TransitionDataset:
         """Build from a list of episodes, each a dict of arrays by D4RL's names, or `terminations` and `truncations`.
+
+        An object that has them as attributes is as good as a dict: Minari's `EpisodeData`, a named tuple, a dataclass.
+        Goal-conditioned observations (dicts) become vectors, as Minari's sets are read.
 
         An episode of T steps has T + 1 `observations`, the last of which followed the last step; or T, perhaps with T
         `next_observations`: with neither, what followed the last step is unknown. A last step that did not terminate counts as
-        a timeout. Raises `UserError`.
+        a timeout. bounds, clip: see `from_arrays`. Raises `UserError`.
         """
-        return cls._of(episodes.read(data), attrs, "episodes")
+        return cls._of(episodes.read(data, Actions.given(bounds, clip)), attrs, "episodes")
 
     @classmethod
     def from_table(
-        cls, path: str | os.PathLike[str], columns: table.Columns, attrs: schema.Attrs | None = None
+        cls,
+        path: str | os.PathLike[str],
+        columns: table.Columns,
+        attrs: schema.Attrs | None = None,
+        bounds: Bounds | None = None,
+        clip: bool = False,
     ) -> TransitionDataset:
         """Read a CSV file with a header, or Parquet (a name in .parquet; extra `parquet`), one row per step.
 
@@ -193,17 +241,21 @@ class TransitionDataset:
 
         Raises `UserError` for a column that is not there (naming the nearest), a cell that is no number, and as `from_arrays`.
         """
-        return cls._of(table.read(path, columns), attrs, os.fspath(path))
+        return cls._of(table.read(path, columns, Actions.given(bounds, clip)), attrs, os.fspath(path))
 
     @classmethod
-    def from_sb3(cls, buffer: Any, attrs: schema.Attrs | None = None) -> TransitionDataset:
+    def from_sb3(
+        cls, buffer: Any, attrs: schema.Attrs | None = None, bounds: Bounds | None = None, clip: bool = False
+    ) -> TransitionDataset:
         """Copy a Stable-Baselines3 replay buffer that is alive, such as `model.replay_buffer`; it is never read from a file.
 
         Each environment's steps follow one another, oldest first. With `optimize_memory_usage` what followed an episode's last
         step is unknown. Without `handle_timeout_termination` the buffer takes time limits for terminations; a warning says so.
-        Observations are vectors, or goal-conditioned (`HerReplayBuffer`), then as Minari's are read. Raises `UserError`.
+        Observations are vectors, or goal-conditioned (`HerReplayBuffer`), then as Minari's are read. Its algorithms
+        store actions in [-1, 1]; bounds and clip (see `from_arrays`) are for buffers that were filled by hand.
+        Raises `UserError`.
         """
-        return cls._of(sb3.read(buffer), attrs, "replay buffer")
+        return cls._of(sb3.read(buffer, Actions.given(bounds, clip)), attrs, "replay buffer")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Store everything at `path` in the layout of `schema`; `load` gives it back bit for bit."""
@@ -322,6 +374,7 @@ class TransitionDataset:
 
         failure: an episode that never gets another reward than this one is taken to go on like that for ever, so its
         return is failure/(1-γ) in every row (Cal-QL's sparse tasks: a cut-off sum of negative rewards would be too high).
+        This holds where ends are not known, too: parts of an episode that never gets another reward do not get one either.
         """
         known = self.returns_to_go(gamma)
         rew, episode = self.rew, self.episode
@@ -340,9 +393,12 @@ class TransitionDataset:
         """Σ_k γ^k r_{t+k} to the end of the row's episode, `(N,)` float32.
 
         For a truncated episode the sum stops where the record does, so it leaves out what would have followed; in an
-        episode cut by the end of the file it is NaN.
+        episode cut by the end of the file it is NaN, and so it is everywhere if not `ends_known`.
         """
         out, later = self.new("returns", (self.n_rows,), np.float32), np.nan
+        if not self.ends_known:
+            out[:] = np.nan
+            return torch.from_numpy(out).to(self.packed.device)
         rew = self.rew
         for rows in reversed(list(schema.blocks(self.n_rows))):
             end = (self.terminated[rows] | self.truncated[rows]).tolist()
@@ -354,7 +410,12 @@ class TransitionDataset:
         return torch.from_numpy(out).to(self.packed.device)
 
     def episode_returns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Undiscounted returns (float64) and lengths of the episodes whose end was seen, in file order."""
+        """Undiscounted returns (float64) and lengths of the episodes whose end was seen, in file order.
+
+        Of none if not `ends_known`: what seems one episode may be several.
+        """
+        if not self.ends_known:
+            return np.zeros(0), np.zeros(0, np.int64)
         returns, lengths = np.zeros(int(self.episode[-1]) + 1), np.zeros(int(self.episode[-1]) + 1, np.int64)
         rew, complete = self.rew, 0
         for rows in schema.blocks(self.n_rows):
@@ -387,8 +448,8 @@ class TransitionDataset:
         }
 
 
-def _minari_id(name: str) -> str | None:
-    """The Minari id that `load` was given, or None for a file's name; `UserError` for what is neither."""
+def minari_id(name: str) -> str | None:
+    """The Minari id in what `load` was given, or None for a file's name; `UserError` for what is neither."""
     path = Path(name)
     if path.suffix in table.SUFFIXES and path.exists():
         raise UserError(

@@ -55,6 +55,9 @@ ADVICE = {
     "split_leak": "drop duplicates before fitting a model: its holdout error is too good, and early stopping comes late",
     "constant_actions": "nobody can learn what they do; leave them out, or collect data that move them",
     "saturated_actions": "a tanh-Gaussian's log-probability is poor there; a deterministic or clipped policy clones better",
+    "actions_in_env_units": "train with dataset_actions=env if they are, which maps them; with dataset_actions=unit if not",
+    "observations_lose_precision": "subtract an offset (the first row, say) before they are stored, or leave them out: a clock "
+    "says nothing",
     "constant_rewards": "check what wrote them (goals are lost where last rows are dropped), or relabel",
     "reward_outliers": "check these rows; clip or drop them",
     "constant_observations": "nothing, if the task has them so",

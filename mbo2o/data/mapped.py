@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbo2o.data import schema
+from mbo2o.data import content, schema
 from mbo2o.types import UserError
 
-VERSION = 1
+VERSION = 2
 """Of what a source is converted into; another one for any change of it, so that old maps are not used."""
 
 Info = dict[str, Any]
@@ -39,9 +39,8 @@ Info = dict[str, Any]
 
 
 def folder() -> Path:
-    """Where maps are: `maps` in `$MBO2O_CACHE`, else in `$XDG_CACHE_HOME/mbo2o`, else in `~/.cache/mbo2o`."""
-    own, home = os.environ.get("MBO2O_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or f"{home}/mbo2o").expanduser().absolute() / "maps"
+    """Where maps are: `maps` in the cache folder."""
+    return content.cache() / "maps"
 
 
 def opened(
@@ -53,7 +52,7 @@ def opened(
     yet. What it warned of is warned of each time. salt: what the result depends on beside the content.
     Raises `UserError` if the disk has no room, and as `convert` does.
     """
-    before = _identities(source)
+    before = content.identities(source)
     path = folder() / _key(source, salt)
     if _fault(path, names) is not None:
         with _writing(path):
@@ -85,7 +84,7 @@ def unnamed(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _unchanged(info: Info, source: Path, before: list[tuple[int, ...]], where: str) -> Info:
-    if _identities(source) != before:
+    if content.identities(source) != before:
         raise UserError(f"{where}: was changed while it was read; try again when its writer is done")
     return info
 
@@ -173,12 +172,8 @@ def _move(made: Path, path: Path) -> None:
 
 def _entry(file: Path) -> dict[str, Any]:
     header = np.load(file, mmap_mode="r", allow_pickle=False)
-    return {"shape": list(header.shape), "dtype": str(header.dtype), "bytes": file.stat().st_size, "sha256": _digest(file)}
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as opened_file:
-        return hashlib.file_digest(opened_file, "sha256").hexdigest()
+    size, found = file.stat().st_size, content.digest(file)
+    return {"shape": list(header.shape), "dtype": str(header.dtype), "bytes": size, "sha256": found}
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
@@ -196,23 +191,16 @@ def _fault(path: Path, names: Sequence[str]) -> str | None:
             entry = manifest["files"][name]
             if (path / name).stat().st_size != entry["bytes"]:
                 return f"{name} has not the size that was written"
-            if _digest(path / name) != entry["sha256"]:
+            if content.digest(path / name) != entry["sha256"]:
                 return f"{name} has not the sha256 that was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"cannot be read ({' '.join(str(error).split())})"
     return None
 
 
-def _files(source: Path) -> list[Path]:
-    return sorted(x for x in source.rglob("*") if x.is_file()) if source.is_dir() else [source]
-
-
-def _identities(source: Path) -> list[tuple[int, ...]]:
-    return [schema.identity(x) for x in _files(source)]
-
-
 def _key(source: Path, salt: str) -> str:
-    parts = [f"{VERSION}", f"{schema.VERSION}", salt, *(f"{x.relative_to(source)}:{_digest(x)}" for x in _files(source))]
+    sums = [f"{x.relative_to(source)}:{content.digest(x)}" for x in content.files(source)]
+    parts = [f"{VERSION}", f"{schema.VERSION}", salt, *sums]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -37,6 +37,9 @@ class Task:
     """The newest version of it that is registered."""
     problem: str | None = None
     """Why it cannot be made."""
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    """Its box of actions, flattened."""
 
 
 class Record:
@@ -51,7 +54,7 @@ class Record:
         self.timeouts, self.next_obs = fields.get("timeouts"), fields.get("next_observations")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the loader mends is reported here
-            self.loaded = TransitionDataset.from_arrays(**fields, attrs=attrs)
+            self.loaded = TransitionDataset.from_dict(fields, attrs)
         self.valid_next = self.loaded.valid_next.numpy()
         self.nowhere = np.zeros(len(self.obs), np.bool_)
         self.episode = np.append(0, np.cumsum(self.end[:-1]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from mbo2o.data import schema
+from mbo2o.data import content, schema
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.findings import ADVICE
 from mbo2o.types import UserError
@@ -82,7 +81,7 @@ class Remote:
         try:
             if (size := self.path.stat().st_size) != self.size:
                 return f"has {size} bytes, expected {self.size}"
-            if (found := _digest(self.path)) != self.sha256:
+            if (found := content.digest(self.path)) != self.sha256:
                 return f"has sha256 {found}, expected {self.sha256}"
         except FileNotFoundError:
             return "is not there"
@@ -229,7 +228,7 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
 def _fill(file: BinaryIO, part: Path, entry: Remote) -> None:
     """Have the whole file in `file`, from the first address that gives it."""
     have, problems = file.seek(0, os.SEEK_END), []
-    if have > entry.size or (have == entry.size and _digest(part) != entry.sha256):
+    if have > entry.size or (have == entry.size and content.digest(part) != entry.sha256):
         have = file.truncate(0)
     if (free := shutil.disk_usage(part.parent).free) < entry.size - have:
         raise UserError(f"{part}: needs {entry.size - have} bytes, {free} are free; MBO2O_DATA names another folder")
@@ -238,7 +237,7 @@ def _fill(file: BinaryIO, part: Path, entry: Remote) -> None:
             _append(file, url, entry)
             file.flush()
             os.fsync(file.fileno())
-            if (found := _digest(part)) == entry.sha256:
+            if (found := content.digest(part)) == entry.sha256:
                 return
             file.truncate(0)
             raise _Failure(f"another file came, sha256 {found}, expected {entry.sha256}")
@@ -311,11 +310,6 @@ def _opener() -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: object) -> str:

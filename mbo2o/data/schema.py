@@ -1,6 +1,6 @@
 """The layout of transitions on disk: D4RL's, in HDF5, with one row per step and every field the same length.
 
-Required: `observations (N, D)`, `actions (N, A)`, `rewards (N,)`, `terminals (N,)`. Optional: `timeouts (N,)`,
+Required: `observations (N, D)`, `actions (N, A)` in [-1, 1], `rewards (N,)`, `terminals (N,)`. Optional: `timeouts (N,)`,
 `next_observations (N, D)`, in which a row of NaN says that what followed is unknown. What describes the whole set (the
 environment's id, who collected it) are attributes of the file. Other keys are ignored.
 
@@ -27,7 +27,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mbo2o.data import firstlook
+from mbo2o.data import firstlook, precision
+from mbo2o.data.actions import Actions
 from mbo2o.types import UserError
 
 Fields = dict[str, np.ndarray]
@@ -58,8 +59,8 @@ KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a soc
 _sound: set[tuple[int, ...]] = set()  # files that were looked at, or written, by this process
 
 CHUNK_ROWS = 4096
-ACTION_TOLERANCE = 1e-4
-"""How far rounding may carry an action out of [-1, 1] before it counts as a mistake of units."""
+AS_GIVEN = Actions()
+"""Actions in [-1, 1], as most files have them."""
 BLOCK = 1 << 20
 """Numbers that are worked on at a time, so that what is read may be larger than memory."""
 
@@ -76,21 +77,25 @@ def blocks(rows: int, width: int = 8, chunk: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def check(fields: Mapping[str, Any], where: object, new: New = in_ram, flatten: bool = False) -> Fields:
-    """Return `fields` in the layout's order and dtypes, actions clipped to [-1, 1]; `where` names them in errors.
+def check(
+    fields: Mapping[str, Any], where: object, new: New = in_ram, flatten: bool = False, how: Actions = AS_GIVEN
+) -> Fields:
+    """Return `fields` in the layout's order and dtypes, actions in [-1, 1]; `where` names them in errors.
 
     Arrays or HDF5 datasets come in, of which a block at a time is read; `new` ones go out. flatten: columns `(N, 1)` of rewards
-    and flags count as `(N,)`.
+    and flags count as `(N,)`. Actions `(N, *shape)` become `(N, A)` in C order, and `how` says in which units they come.
 
     Raises `UserError` for a missing or unknown field, unequal lengths, a wrong number of axes, values that are not
-    finite (or, for flags, not 0 or 1), and actions further than `ACTION_TOLERANCE` outside [-1, 1].
+    finite (or, for flags, not 0 or 1), and actions outside [-1, 1]. Warns with `LostPrecision` of observations that float32
+    cannot tell apart.
     """
     if missing := [key for key in LAYOUT if key not in fields and key not in OPTIONAL]:
         found = ", ".join(fields) or "no field at all"
         raise UserError(f"{where}: {missing[0]!r} is missing (found {found}); add it, one row per step")
     if unknown := [key for key in fields if key not in LAYOUT]:
         raise UserError(f"{where}: {unknown[0]!r} is not a field; the fields are {', '.join(LAYOUT)}")
-    out = {key: _cast(fields[key], key, where, new, flatten) for key in LAYOUT if key in fields}
+    fields = {key: x if isinstance(x := fields[key], h5py.Dataset) else np.asarray(x) for key in LAYOUT if key in fields}
+    out = {key: _cast(x, key, where, new, flatten, how) for key, x in fields.items()}
 
     rows = len(out["observations"])
     if rows == 0:
@@ -101,14 +106,22 @@ def check(fields: Mapping[str, Any], where: object, new: New = in_ram, flatten: 
                 f"{where}: {key!r} has {len(x)} rows where 'observations' has {rows}; give every field one row per step"
             )
     _check_next(out, where)
-    _clip(out["actions"], where)
+    how.settle(out["actions"], list(blocks(rows, out["actions"].shape[1])), where)
+    chunks = getattr(fields["observations"], "chunks", None) or (1,)
+    precision.warn(fields, list(blocks(rows, out["observations"].shape[1], chunks[0])), where)
     return out
 
 
-def _cast(x: Any, key: str, where: object, new: New, flatten: bool) -> np.ndarray:
+def _shape(x: Any, key: str, flatten: bool) -> tuple[int, ...]:
+    """The shape that the array is going to have."""
+    if flatten and LAYOUT[key][1] == 1 and x.shape[1:] == (1,):
+        return x.shape[:1]
+    return (x.shape[0], math.prod(x.shape[1:])) if key == "actions" and len(x.shape) > 2 else x.shape
+
+
+def _cast(x: Any, key: str, where: object, new: New, flatten: bool, how: Actions) -> np.ndarray:
     dtype, ndim = LAYOUT[key]
-    x = x if isinstance(x, h5py.Dataset) else np.asarray(x)
-    shape = x.shape[:1] if flatten and ndim == 1 and x.shape[1:] == (1,) else x.shape
+    shape = _shape(x, key, flatten)
     if x.dtype.kind not in "biuf":
         raise UserError(f"{where}: {key!r} has dtype {x.dtype}, expected {np.dtype(dtype)}; store numbers")
     if len(shape) != ndim or (ndim == 2 and shape[1] == 0):
@@ -116,10 +129,13 @@ def _cast(x: Any, key: str, where: object, new: New, flatten: bool) -> np.ndarra
         raise UserError(f"{where}: {key!r} has shape {shape}, expected {expected}; reshape it")
     if key == "actions" and x.dtype.kind != "f":
         raise UserError(f"{where}: 'actions' has dtype {x.dtype}, expected float32; discrete actions are not supported")
+    if key == "actions":
+        how.ready(shape[1], where)
     out = new(key, shape, dtype) if len(x) else in_ram(key, shape, dtype)  # files cannot be of no size
     chunks = getattr(x, "chunks", None) or (1,)
     for rows in blocks(len(x), math.prod(shape[1:]), chunks[0]):
         raw = x[rows].reshape(-1, *shape[1:])
+        raw = how.to_unit(raw) if key == "actions" else raw
         out[rows] = _flags(raw, key, where, rows.start) if dtype is np.bool_ else _numbers(raw, key, where, rows.start)
     return out
 
@@ -139,16 +155,6 @@ def _numbers(raw: np.ndarray, key: str, where: object, start: int) -> np.ndarray
         found = raw[row][~finite[row]].flat[0]
         raise UserError(f"{where}: {key!r} is not a finite float32 in row {start + row} ({found}); drop or mend that episode")
     return cast
-
-
-def _clip(actions: np.ndarray, where: object) -> None:
-    """Into [-1, 1], in place."""
-    every = list(blocks(*actions.shape))
-    low, high = min(actions[rows].min() for rows in every), max(actions[rows].max() for rows in every)
-    if max(-low, high) > 1 + ACTION_TOLERANCE:
-        raise UserError(f"{where}: 'actions' lie in [{low:.4g}, {high:.4g}], expected [-1, 1]; rescale them")
-    for rows in every:
-        actions[rows].clip(-1, 1, out=actions[rows])
 
 
 def _check_next(out: Fields, where: object) -> None:
@@ -285,8 +291,10 @@ def shown(path: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
-def read(path: str | os.PathLike[str], new: New = in_ram) -> tuple[Fields, Attrs]:
+def read(path: str | os.PathLike[str], new: New = in_ram, how: Actions = AS_GIVEN) -> tuple[Fields, Attrs]:
     """Load what `path` holds of the layout into `new` arrays, checked, and its scalar attributes.
+
+    how: in which units its actions are, see `check`.
 
     Raises `UserError` for a file that is missing, is not HDF5, is cut short, fails a checksum, comes from a newer
     version of the layout, or whose content `check` refuses.
@@ -300,7 +308,7 @@ def read(path: str | os.PathLike[str], new: New = in_ram) -> tuple[Fields, Attrs
             raise UserError(f"{shown(path)}: its attributes are not those that were written; fetch or write it anew")
         if "observations" not in file and "episode_0" in file:
             raise UserError(f"{shown(path)}: Minari's own storage, not a D4RL file; load it by its Minari id")
-        return check({key: file[key] for key in LAYOUT if key in file}, shown(path), new), attrs
+        return check({key: file[key] for key in LAYOUT if key in file}, shown(path), new, how=how), attrs
 
 
 def imports(env_id: object) -> bool:

@@ -621,7 +621,7 @@ def test_the_file_s_own_attributes_come_first(server, offer, pendulum, capsys):
 def test_minari_ids_are_still_minari_s(name, offer, monkeypatch):
     offer()
     fields = {"observations": np.eye(3), "actions": np.zeros((3, 1)), "rewards": np.zeros(3), "terminals": np.zeros(3)}
-    monkeypatch.setattr(minari, "read", lambda found: (remote.schema.check(fields, found), {"minari_id": found}))
+    monkeypatch.setattr(minari, "read", lambda found, how: (remote.schema.check(fields, found, how=how), {"minari_id": found}))
     for asked in (name, f"minari:{name}", "minari:d4rl/hopper-medium-v2"):
         assert find_dataset(asked).attrs == {"minari_id": asked.removeprefix("minari:")}
 

@@ -27,12 +27,15 @@ import h5py
 import numpy as np
 
 from mbo2o.data import schema
+from mbo2o.data.actions import Actions
 from mbo2o.types import UserError
 
 VECTORS = [key for key, (_, ndim) in schema.LAYOUT.items() if ndim == 1]
 
 
-def read(path: str | os.PathLike[str], new: schema.New = schema.in_ram) -> tuple[schema.Fields, schema.Attrs]:
+def read(
+    path: str | os.PathLike[str], new: schema.New = schema.in_ram, how: Actions = schema.AS_GIVEN
+) -> tuple[schema.Fields, schema.Attrs]:
     """Return the fields that the file has, in `new` arrays, and its attributes; scalars under `metadata/` become
     `metadata/<name>`.
 
@@ -41,20 +44,30 @@ def read(path: str | os.PathLike[str], new: schema.New = schema.in_ram) -> tuple
     """
     name = schema.shown(path)
     with schema.opened(path) as file:
-        group = file.get("metadata")
-        items = group.items() if isinstance(group, h5py.Group) else ()
-        metadata = {f"metadata/{k}": v[()] for k, v in items if isinstance(v, h5py.Dataset) and not v.shape}
+        metadata = _metadata(file)
         is_maze = "infos/goal" in file
         foreign = any(file[key].shape[1:] == (1,) for key in VECTORS if key in file)  # none of our own, of any version
         if foreign:
             attrs = schema.scalars(file.attrs)
-            fields = schema.check({key: file[key] for key in schema.LAYOUT if key in file}, name, new, flatten=True)
+            fields = schema.check({key: file[key] for key in schema.LAYOUT if key in file}, name, new, flatten=True, how=how)
     if not foreign:
-        fields, attrs = schema.read(path, new)
+        fields, attrs = schema.read(path, new, how)
     return _mended(fields, is_maze, name, new), schema.scalars(metadata) | attrs
 
 
-def read_dict(data: Mapping[str, Any]) -> tuple[schema.Fields, schema.Attrs]:
+def attributes(path: str | os.PathLike[str]) -> schema.Attrs:
+    """The file's attributes alone. Raises `UserError` as `schema.opened` does."""
+    with schema.opened(path) as file:
+        return schema.scalars(_metadata(file)) | schema.scalars(file.attrs)
+
+
+def _metadata(file: h5py.File) -> dict[str, Any]:
+    group = file.get("metadata")
+    items = group.items() if isinstance(group, h5py.Group) else ()
+    return {f"metadata/{k}": v[()] for k, v in items if isinstance(v, h5py.Dataset) and not v.shape}
+
+
+def read_dict(data: Mapping[str, Any], how: Actions = schema.AS_GIVEN) -> tuple[schema.Fields, schema.Attrs]:
     """The same of a dict of arrays, such as D4RL's `env.get_dataset()` returns; `infos` and what has a `/` in it are optional.
 
     Raises `UserError` for a name that is none of the fields, and as `schema.check` does.
@@ -66,7 +79,7 @@ def read_dict(data: Mapping[str, Any]) -> tuple[schema.Fields, schema.Attrs]:
             raise UserError(f"dict: {key!r} is not a field; {hint}the fields are {', '.join(schema.LAYOUT)}")
     raw = {key: np.asarray(data[key]) for key in schema.LAYOUT if data.get(key) is not None}
     metadata = {key: x for key, x in data.items() if key.startswith("metadata/") and np.ndim(x) == 0}
-    fields = schema.check(raw, "dict", flatten=True)
+    fields = schema.check(raw, "dict", flatten=True, how=how)
     return _mended(fields, "infos/goal" in data, "dict", schema.in_ram), schema.scalars(metadata)
 
 

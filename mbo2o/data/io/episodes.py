@@ -1,4 +1,4 @@
-"""Episodes as a list of dicts of arrays, by D4RL's names or by Minari's."""
+"""Episodes as a list, by D4RL's names or by Minari's: dicts of arrays, or objects that have them as attributes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 
 from mbo2o.data import schema
+from mbo2o.data.actions import Actions
+from mbo2o.data.io import goals
 from mbo2o.types import UserError
 
 MINARI = {"terminations": "terminals", "truncations": "timeouts"}
 
+Episode = Mapping[str, Any] | Any
+"""A dict, or any object with the attributes: Minari's `EpisodeData`, a named tuple, a dataclass."""
 
-def read(episodes: Sequence[Mapping[str, Any]]) -> schema.Fields:
+
+def read(episodes: Sequence[Episode], how: Actions = schema.AS_GIVEN) -> schema.Fields:
     """All episodes as rows; each of T steps has T + 1 `observations`, or T and perhaps `next_observations`.
 
     Where nobody says what followed the last step, its next observation is unknown. Its record ended there, so a last step that
@@ -21,7 +26,7 @@ def read(episodes: Sequence[Mapping[str, Any]]) -> schema.Fields:
     """
     if not episodes:
         raise UserError("episodes: the list is empty; a dataset needs at least one transition")
-    rows = [_rows(episode, f"episodes[{i}]") for i, episode in enumerate(episodes)]
+    rows = [_rows(_named(episode), f"episodes[{i}]") for i, episode in enumerate(episodes)]
     widths = [{key: x.shape[1:] for key, x in r.items()} for r in rows]
     for i, width in enumerate(widths):
         if bad := [key for key in schema.LAYOUT if width[key] != widths[0][key]]:
@@ -29,11 +34,31 @@ def read(episodes: Sequence[Mapping[str, Any]]) -> schema.Fields:
             raise UserError(
                 f"episodes[{i}]: {bad[0]!r} has rows of shape {found}, those of episodes[0] {expected}; give all alike"
             )
-    return schema.check({key: np.concatenate([r[key] for r in rows]) for key in schema.LAYOUT}, "episodes")
+    return schema.check({key: np.concatenate([r[key] for r in rows]) for key in schema.LAYOUT}, "episodes", how=how)
+
+
+def _named(episode: Episode) -> Mapping[str, Any]:
+    """The episode as a dict; of an object those attributes that are fields, so that an `id` or a method is none."""
+    if isinstance(episode, Mapping):
+        return episode
+    return {key: getattr(episode, key) for key in (*schema.LAYOUT, *MINARI) if hasattr(episode, key)}
+
+
+def _array(key: str, value: Any, where: str) -> np.ndarray:
+    """A column; goal-conditioned observations become vectors, as Minari's sets do."""
+    if not isinstance(value, Mapping):
+        return np.asarray(value)
+    if set(value) != goals.KEYS:
+        raise UserError(
+            f"{where}: {key!r} is a dict of {', '.join(map(str, value)) or 'nothing'}, expected an array, or a dict of "
+            f"{', '.join(sorted(goals.KEYS))}; join its parts to one vector per step"
+        )
+    return goals.flatten(value)
 
 
 def _rows(episode: Mapping[str, Any], where: str) -> schema.Fields:
-    x = {MINARI.get(key, key): np.asarray(value) for key, value in episode.items() if value is not None and key != "infos"}
+    given = {key: value for key, value in episode.items() if value is not None and key != "infos"}
+    x = {MINARI.get(key, key): _array(key, value, where) for key, value in given.items()}
     if missing := [key for key in schema.LAYOUT if key not in x and key not in schema.OPTIONAL]:
         raise UserError(f"{where}: {missing[0]!r} is missing (found {', '.join(episode)}); add it, one row per step")
     if unknown := [key for key in x if key not in schema.LAYOUT]:

@@ -20,16 +20,20 @@ from typing import Any
 import numpy as np
 
 from mbo2o.data import schema
+from mbo2o.data.actions import Actions
 from mbo2o.data.io import goals
 from mbo2o.types import UserError
 
 
-def read(dataset_id: str, new: schema.New = schema.in_ram) -> tuple[schema.Fields, schema.Attrs]:
+def read(
+    dataset_id: str, new: schema.New = schema.in_ram, how: Actions = schema.AS_GIVEN
+) -> tuple[schema.Fields, schema.Attrs]:
     """Return all episodes as rows, in `new` arrays, and the attributes `minari_id` and, where Minari knows it, `env_id`.
 
     An episode that neither terminated nor was truncated was cut by its collector: its last row counts as a timeout.
-    Raises `UserError` when the set is not in the local store and cannot be fetched, is empty or unreadable, or when its
-    observations are neither flat vectors nor goal-conditioned, or its actions do not live in [-1, 1].
+    A set says in which box its actions live; another one than [-1, 1] is mapped to it, with a warning that says so, unless the
+    mode of `how` is `unit` or `clip`. Raises `UserError` when the set is not in the local store and cannot be fetched, is empty
+    or unreadable, or when its observations are neither flat vectors nor goal-conditioned, or its actions have no bounds.
     """
     import minari
 
@@ -38,6 +42,7 @@ def read(dataset_id: str, new: schema.New = schema.in_ram) -> tuple[schema.Field
     try:
         dataset = minari.load_dataset(dataset_id)
         _check_spaces(dataset, where)
+        how = _units(dataset.action_space, how, where)
         flat = goals.flatten if _is_goal_dict(dataset.observation_space) else np.asarray
         ends_at_goal = dataset.env_spec is not None and goals.sparse_maze(dataset.env_spec.id) is not None
         episodes = (_rows(episode, where, flat, ends_at_goal) for episode in dataset.iterate_episodes())
@@ -47,10 +52,24 @@ def read(dataset_id: str, new: schema.New = schema.in_ram) -> tuple[schema.Field
     if not fields:
         raise UserError(f"{where}: has no episodes; a dataset needs at least one transition")
 
-    attrs: schema.Attrs = {"minari_id": dataset_id}
-    if dataset.env_spec is not None:
-        attrs["env_id"] = dataset.env_spec.id
-    return schema.check(fields, where, new), attrs
+    return schema.check(fields, where, new, how=how), _attributes(dataset, dataset_id)
+
+
+def attributes(dataset_id: str) -> schema.Attrs:
+    """What `read` says of the set besides its rows. Raises `UserError` as it does."""
+    import minari
+
+    folder(dataset_id)
+    try:
+        return _attributes(minari.load_dataset(dataset_id), dataset_id)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"minari:{dataset_id}: cannot be read ({text}); download it anew") from error
+
+
+def _attributes(dataset: Any, dataset_id: str) -> schema.Attrs:
+    known: schema.Attrs = {} if dataset.env_spec is None else {"env_id": dataset.env_spec.id}
+    return {"minari_id": dataset_id, **known}
 
 
 def folder(dataset_id: str) -> Path:
@@ -103,13 +122,24 @@ def _check_spaces(dataset: Any, where: str) -> None:
     obs, act = dataset.observation_space, dataset.action_space
     if not (_is_flat_box(obs) or _is_goal_dict(obs)):
         raise UserError(f"{where}: observations are {_name(obs)}, expected a flat Box; export them as one vector")
-    if not _is_flat_box(act):
-        raise UserError(f"{where}: actions are {_name(act)}, expected a flat Box; only continuous control is supported")
-    if not _is_unit(act):
+    if not hasattr(act, "low") or not act.shape:
+        raise UserError(f"{where}: actions are {_name(act)}, expected a Box; only continuous control is supported")
+
+
+def _units(space: Any, how: Actions, where: str) -> Actions:
+    """The mode, with the set's own box unless another one is given."""
+    bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
+    if how.mode is None and not bounded:
         raise UserError(
-            f"{where}: the action space is [{act.low.min():.4g}, {act.high.max():.4g}], expected [-1, 1]; "
-            "collect through gymnasium's RescaleAction, or rescale and use from_arrays"
+            f"{where}: its action space has no bounds, so that nobody knows which actions are -1 and 1; give "
+            f"{how.give('clip')} if they are in [-1, 1] but for a policy's unclipped outputs, else the bounds"
         )
+    mode = how.mode or ("unit" if _is_unit(space) else "env")
+    if how.mode is None and mode == "env":
+        span = f"[{space.low.min():.4g}, {space.high.max():.4g}]"
+        warnings.warn(f"{where}: actions are mapped to [-1, 1] from the set's own action space, {span}", stacklevel=4)
+    own = (space.low, space.high) if bounded else None
+    return Actions(mode, how.box if how.maps and how.box is not None else own, how.option)
 
 
 def _is_flat_box(space: Any) -> bool:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from mbo2o.data import schema
+from mbo2o.data.actions import Actions
 from mbo2o.data.io import goals
 from mbo2o.types import UserError
 
 ATTRIBUTES = ("observations", "actions", "rewards", "dones", "pos", "full", "n_envs")
 
 
-def read(buffer: Any) -> schema.Fields:
+def read(buffer: Any, how: Actions = schema.AS_GIVEN) -> schema.Fields:
     """Each environment's rows, oldest first, one environment after the other; where its record ends counts as a timeout.
 
     Raises `UserError` for what is no such buffer, is empty, or holds observations or actions that are no vectors.
@@ -50,7 +51,7 @@ def read(buffer: Any) -> schema.Fields:
         "timeouts": timeouts,
         "next_observations": next_obs,
     }
-    return schema.check({key: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) for key, x in rings.items()}, where)
+    return schema.check({key: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) for key, x in rings.items()}, where, how=how)
 
 
 def _flat(x: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mbo2o.data import schema
+from mbo2o.data.actions import Actions
 from mbo2o.types import UserError
 
 ORDER = ("episode", "step")
@@ -25,7 +26,7 @@ Columns = Mapping[str, str | Sequence[str]]
 Table = dict[str, np.ndarray]
 
 
-def read(path: str | os.PathLike[str], columns: Columns) -> schema.Fields:
+def read(path: str | os.PathLike[str], columns: Columns, how: Actions = schema.AS_GIVEN) -> schema.Fields:
     """The fields that `columns` maps to columns, in time order, checked; `TransitionDataset.from_table` says how."""
     path = Path(path)
     names = _names(columns, path)
@@ -39,7 +40,7 @@ def read(path: str | os.PathLike[str], columns: Columns) -> schema.Fields:
             vector = schema.LAYOUT[key][1] == 1
             fields[key] = table[group[0]] if vector else np.column_stack([table[name] for name in group])
     order = {key: table[names[key][0]] for key in ORDER if key in names}
-    return _in_order(schema.check(fields, schema.shown(path)), order, path)
+    return _in_order(schema.check(fields, schema.shown(path), how=how), order, path)
 
 
 def _names(columns: Columns, path: Path) -> dict[str, list[str]]:
@@ -161,6 +162,9 @@ def _in_order(fields: schema.Fields, order: Table, path: Path) -> schema.Fields:
             fields, step, episode = {key: x[at] for key, x in fields.items()}, step[at], episode[at]
     cuts = _cuts(step, episode, path)
     ends = np.append(cuts, episode is not None) & ~fields["terminals"]
+    if episode is None and "timeouts" not in fields:  # an episode column says where they end, steps let it be concluded
+        text = f"{path}: no timeouts: {np.count_nonzero(ends)} episode ends follow from 'step', beside the terminations"
+        warnings.warn(text, stacklevel=4)
     return fields | {"timeouts": fields.get("timeouts", ends) | ends}
 
 
