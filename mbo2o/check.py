@@ -14,7 +14,7 @@ from .data.findings import Report
 from .data.io import minari
 from .data.record import Task
 from .dynamics.termination import TERMINATIONS, resolve
-from .run.lanes import make_env
+from .run.make import make_env
 from .train import data_folders, find_dataset
 from .types import TerminationFn, UserError
 
