@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import difflib
+import functools
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from .recipes import Recipe, make_recipe
 from .registry import AGENTS, RECIPES, find
 from .report.page import write_report
 from .run import disk
+from .run.layouts import ANT, find_layout
 from .run.run import Restored, Run, RunConfig
 from .types import UserError, at_least_one
 
@@ -37,6 +40,9 @@ class Config:
     dataset: str | None = None  # a file, a name of `mbo2o data list`, or minari:ID
     storage: str = "ram"  # of the dataset; memmap: one larger than memory, converted once into files that runs share
     env: str | None = None  # gymnasium id; None: the dataset's
+    env_kwargs: Any = None  # a dict: what gymnasium.make is given beside the id, wherever the run makes its environment
+    env_layout: str | None = None  # how observations are laid out: None: the environment's own, or d4rl or d4rl-no-forces
+    # where the dataset's width says so (run/layouts.py)
     seeds: int = 1  # trained side by side in one process
     seed: int = 0  # of the first; the whole run follows from it
     device: str = "cpu"
@@ -64,6 +70,11 @@ def train(cfg: Config) -> Path:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
     if not cfg.env and schema.imports(env_id):
         raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
+    if cfg.env_kwargs is not None and not isinstance(cfg.env_kwargs, dict):
+        raise UserError(
+            f"env_kwargs={cfg.env_kwargs}: expected names and values, such as env_kwargs={{healthy_z_range: [0.3, 1]}}"
+        )
+    cfg = replace(cfg, env_kwargs=_kept("env_kwargs", cfg.env_kwargs or None), env_layout=_layout(cfg, str(env_id), dataset))
     if cfg.start_from:
         _check_start(cfg, str(env_id))
     resolved = _resolve(cfg, str(env_id))
@@ -87,6 +98,27 @@ def train(cfg: Config) -> Path:
             if cfg.report:
                 run.say(f"report: {write_report(directory)}")
     return directory
+
+
+def _layout(cfg: Config, env_id: str, dataset: TransitionDataset | None) -> str | None:
+    """The layout of observations that is asked for, or else the one that the dataset needs."""
+    if cfg.env_layout or dataset is None:
+        return cfg.env_layout
+    has_forces = lambda: any(bool((b.obs[..., ANT:] != 0).any()) for b in dataset.blocks())  # noqa: E731
+    return find_layout(env_id, dataset.obs_dim, has_forces)
+
+
+def _kept(name: str, x: Any) -> Any:
+    """`x` as config.yaml gives it back; UserError for what it cannot keep."""
+    if isinstance(x, dict) and all(isinstance(key, str) for key in x):
+        return {key: _kept(f"{name}.{key}", value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_kept(f"{name}[{i}]", value) for i, value in enumerate(x)]
+    if x is None or type(x) in (bool, int, float, str):
+        return x
+    raise UserError(
+        f"{name} is a {type(x).__name__}; config.yaml keeps numbers, text, true, false, null, lists and dicts of them"
+    )
 
 
 def _keep_memory() -> None:
@@ -135,6 +167,7 @@ def _check_start(cfg: Config, env_id: str) -> None:
     other, other_env = read_config(Path(str(cfg.start_from)))
     pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds")}
     pairs["env"] = (other_env, env_id)
+    pairs |= {x: (getattr(other, x), getattr(cfg, x)) for x in ("env_kwargs", "env_layout")}
     pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
     rewards = ("reward_scale", "reward_shift", "failure_reward")
     pairs |= {f"run.{x}": (getattr(other.run, x), getattr(cfg.run, x)) for x in rewards}
@@ -222,6 +255,8 @@ def _open(
         device=cfg.device,
         start_from=Path(cfg.start_from) if cfg.start_from else None,
         look_only=look_only,
+        env_kwargs=cfg.env_kwargs,
+        env_layout=cfg.env_layout,
     )
 
 
@@ -245,6 +280,10 @@ def _plain(x: Any) -> Any:
     return name_of(x) if callable(x) else x
 
 
+ADDED: dict[str, Any] = {"env_kwargs": None, "env_layout": None, "run.max_episode_steps": 1000}
+"""Settings that came after directories had been named, and the value that all older runs have: with it they are left out."""
+
+
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
     leave = {"dir", "resume", "report", "threads", "storage", "behaviour_return"}
@@ -252,7 +291,13 @@ def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")}
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
         run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
-    return {k: v for k, v in resolved.items() if k not in leave} | {"run": run}
+    kept = copy.deepcopy({k: v for k, v in resolved.items() if k not in leave} | {"run": run})
+    for name, default in ADDED.items():
+        *path, leaf = name.split(".")
+        part = functools.reduce(lambda x, key: x.get(key, {}), path, kept)
+        if leaf in part and part[leaf] == default:
+            del part[leaf]
+    return kept
 
 
 def _name(resolved: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from mbo2o.data.io import goals
 from mbo2o.types import UserError
 
+from . import layouts
 from .faults import describe
 
 # MuJoCo prints and logs to a file in the working directory what gymnasium's models deprecate; real errors still raise
@@ -56,12 +57,16 @@ def make_env(env: str | EnvChoice) -> gymnasium.Env:
 
     Goal-conditioned observations come flat, as `goals.flatten` says. gymnasium-robotics' sparse mazes pay 1 within 0.45 m of
     the goal and 0 elsewhere. They end there, as D4RL's antmaze does and the package's default does not, so that an
-    episode's return is its success, in {0, 1}. Its dense mazes go on until the time limit.
+    episode's return is its success, in {0, 1}. Its dense mazes go on until the time limit. `layouts` has the other ways to
+    show a task.
     """
     choice = EnvChoice.of(env)
     if goals.MAZE.fullmatch(choice.id):
         _import_mazes(choice.id)
-    made = _gymnasium(choice, choice.kwargs)
+    if choice.layout:
+        made = layouts.make(choice.id, choice.layout, lambda more: _gymnasium(choice, {**more, **choice.kwargs}))
+    else:
+        made = _gymnasium(choice, choice.kwargs)
     obs, act = made.observation_space, made.action_space
     if isinstance(obs, gymnasium.spaces.Dict) and set(obs) == goals.KEYS:
         obs = gymnasium.spaces.Box(-np.inf, np.inf, goals.flatten(made.reset(seed=0)[0]).shape, np.float64)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +26,10 @@ from .disturb import DisturbConfig
 from .evaluate import Evaluator
 from .faults import EnvironmentFault, Faults
 from .lanes import Lanes
+from .layouts import about
 from .log import Means, MetricsFile, Progress, describe, tell
 from .make import CAP, EnvChoice
-from .scores import find_reference
+from .scores import Reference, find_reference
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
@@ -126,7 +128,7 @@ class Run:
         torch.manual_seed(seed)
         streams.seed_globals(seed)
         self.env = EnvChoice(env_id, env_kwargs or {}, env_layout, cfg.max_episode_steps)
-        self.reference = find_reference(cfg.reference, env_id, cfg.allow_mismatch)
+        self.reference = self._reference(cfg)
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._faults = Faults(cfg.env_faults, cfg.env_seconds, self._warn)
         self._lanes = Lanes(self.env, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
@@ -148,6 +150,8 @@ class Run:
         if self._lanes.capped:
             cut = f"episodes are cut after {cfg.max_episode_steps} steps (run.max_episode_steps)"
             self.say(f"{env_id} has no time limit of its own: {cut}")
+        if env_layout:
+            self.say(f"{about(env_id, env_layout)} (env_layout={env_layout})")
         self.phase, self._order = "", 0
         self._tracked: dict[str, tuple[str, Stateful]] = {"online": ("online", self.online)}
         self._done: dict[str, int] = {}  # turns done of each loop, in the order they began
@@ -168,6 +172,16 @@ class Run:
             self.online.load_state_dict(_under("online/", self._saved[0]))
         elif self._file is not None:
             self._file.truncate(0)  # lines of a run that never reached a checkpoint
+
+    def _reference(self, cfg: RunConfig) -> Reference:
+        found = find_reference(cfg.reference, self.env.id, cfg.allow_mismatch)
+        if not (self.env.kwargs and found.known) or found.name == "own" or cfg.allow_mismatch:
+            return found
+        text = (
+            f"run.reference={cfg.reference} was measured in {self.env.id} with its default arguments, env_kwargs changes them"
+        )
+        warnings.warn(f"{text}: no scores; give [LOW,HIGH], or run.allow_mismatch=true", stacklevel=3)
+        return replace(found, low=math.nan, high=math.nan)
 
     # ------------------------------------------------------------------ what recipes use
 

@@ -3,8 +3,10 @@
 import json
 import random
 import warnings
+from dataclasses import replace
 
 import gymnasium
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbo2o.agents.sac import SACConfig
+from mbo2o.cli import compose_config, main
+from mbo2o.dynamics.termination import HARMLESS, TERMINATIONS, resolve
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run import streams
@@ -21,7 +25,7 @@ from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.lanes import Lane, Lanes
 from mbo2o.run.make import ActionBox, EnvChoice, make_env
 from mbo2o.run.run import Run, RunConfig, Stopped
-from mbo2o.train import Config, train
+from mbo2o.train import Config, _name, _resolve, read_config, restore, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])
@@ -446,3 +450,162 @@ def test_a_task_with_a_limit_keeps_it_and_null_lifts_the_cap(limit, cap, capped,
 def test_the_cap_is_a_setting():
     with pytest.raises(UserError, match="max_episode_steps=0"):
         RunConfig(max_episode_steps=0)
+
+
+# ---- arguments of an environment
+
+ANT = "Ant-v5"
+
+
+def pendulum(directory, *overrides):
+    """The config of a small run, as the command line makes it."""
+    sizes = [
+        "recipe.agent.actor.hidden=[8]",
+        "recipe.agent.critic.hidden=[8]",
+        "recipe.batch=8",
+        "recipe.start=10",
+        "report=false",
+    ]
+    steps = ["recipe.online_steps=10", "run.eval_episodes=1", "run.eval_every=10", f"dir={directory}"]
+    return compose_config(["recipe=scratch", "env=Pendulum-v1", "report=false", *sizes, *steps, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        (["+env_kwargs.g=5.0", "+env_kwargs.max_episode_steps=30"], {"g": 5.0, "max_episode_steps": 30}),
+        (["env_kwargs={g: 5.0, max_episode_steps: 30}"], {"g": 5.0, "max_episode_steps": 30}),
+        (["+env_kwargs.healthy_z_range=[0.3,1.0]", "+env_kwargs.flag=false"], {"healthy_z_range": [0.3, 1.0], "flag": False}),
+        (["++env_kwargs.g=5.0"], {"g": 5.0}),
+        ([], None),
+    ],
+)
+def test_arguments_come_from_the_command_line(overrides, found, tmp_path):
+    assert pendulum(tmp_path, *overrides).env_kwargs == found
+
+
+def test_arguments_reach_every_environment_and_are_kept(tmp_path, monkeypatch, capsys):
+    given, make = [], gymnasium.make
+    monkeypatch.setattr(gymnasium, "make", lambda *a, **k: given.append(k) or make(*a, **k))
+    arguments = {"g": 5.0, "max_episode_steps": 30}
+    directory = train(pendulum(tmp_path / "run", "env_kwargs={g: 5.0, max_episode_steps: 30}"))
+    assert {x["length"][0] for x in log(directory) if x["kind"] == "eval"} == {30}
+    run, _ = restore(directory)
+    assert run.env.kwargs == read_config(directory)[0].env_kwargs == arguments
+    with pytest.raises(SystemExit) as e:
+        main(["eval", str(directory), "--episodes", "2"])
+    assert e.value.code == 0
+    assert "length 30" in capsys.readouterr().out
+    assert len(given) > 6
+    assert all({k: x[k] for k in arguments} == arguments for x in given)
+
+
+def test_arguments_are_part_of_a_runs_identity(tmp_path):
+    directory = train(pendulum(tmp_path / "run", "+env_kwargs.g=5.0"))
+    with pytest.raises(UserError, match=r"holds a run with env_kwargs\.g=5\.0, not None"):
+        train(pendulum(directory))
+    with pytest.raises(UserError, match=r"holds a run with env_kwargs\.g=5\.0, not 6\.0"):
+        train(pendulum(directory, "+env_kwargs.g=6.0"))
+    train(pendulum(directory, "+env_kwargs.g=5.0"))
+
+
+def test_names_of_directories_are_what_they_were_and_differ_by_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, changed = (train(replace(pendulum("x", *more), dir=None)) for more in ([], ["+env_kwargs.g=5.0"]))
+    assert plain != changed
+    stored = _resolve(*read_config(plain))
+    stored["dir"] = None
+    older = {k: v for k, v in stored.items() if k not in ("env_kwargs", "env_layout")}
+    older["run"] = {k: v for k, v in stored["run"].items() if k != "max_episode_steps"}
+    assert _name(older) == _name(stored) == plain.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"gg": 1}, "takes no argument 'gg', which env_kwargs gives"),
+        ({"g": [1], "render_mode": "x" * 5}, "env_kwargs {g"),
+        ({"id": "Hopper-v5"}, "env_kwargs"),
+        (["g"], "expected names and values"),
+        ({"g": np.float64(1)}, r"env_kwargs\.g is a float64"),
+        ({"g": {1: 2}}, r"env_kwargs\.g is a dict"),
+        ({"g": [print]}, r"env_kwargs\.g\[0\] is a builtin"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bad_arguments_are_one_line(arguments, says, made, tmp_path):
+    cfg = pendulum(tmp_path / "run")
+    cfg.env_kwargs = arguments
+    if says == "env_kwargs {g":
+        cfg.env = made(Picky)
+    with pytest.raises(UserError, match=says) as e:
+        train(cfg)
+    assert "\n" not in str(e.value)
+
+
+class Picky(Own):
+    def __init__(self, g, render_mode=None):
+        raise ValueError("g has to be\na number")
+
+
+def test_an_unknown_argument_of_a_mujoco_task_is_named():
+    with pytest.raises(UserError, match="takes no argument 'helthy_z_range'"):
+        make_env(EnvChoice("Hopper-v5", {"helthy_z_range": [0.3, 1.0]}))
+
+
+@pytest.mark.parametrize("name", ["terminate_when_unhealthy", "healthy_z_range", "exclude_current_positions_from_observation"])
+def test_the_rule_of_a_changed_task_is_not_guessed(name):
+    with pytest.raises(UserError, match=rf"env_kwargs gives {name}; .*learned"):
+        resolve("auto", "Hopper-v5", {name: 0, "ctrl_cost_weight": 0.1})
+    assert resolve("none", "Hopper-v5", {name: 0}) is TERMINATIONS["none"]
+    assert resolve("auto", "Hopper-v5", {"ctrl_cost_weight": 0.1}) is TERMINATIONS["hopper"]
+
+
+def test_harmless_arguments_are_arguments_of_the_tasks_and_leave_the_rules_right():
+    """The same steps end, whatever these are set to: the rule is certified in the environment that has them."""
+    arguments = {
+        "ctrl_cost_weight": 0.0,
+        "reset_noise_scale": 0.2,
+        "healthy_reward": 3.0,
+        "include_cfrc_ext_in_observation": False,
+    }
+    assert set(arguments) <= HARMLESS
+    lane, rule, ends = Lane(EnvChoice(ANT, arguments), 0), resolve("auto", ANT, arguments), []
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        _, after, terminated, truncated = lane.step(rng.uniform(-1, 1, 8))
+        x = torch.from_numpy(after)
+        assert bool(rule(x, x, x)) == terminated
+        ends.append(terminated)
+        if terminated or truncated:
+            lane.reset()
+    assert any(ends)
+
+
+def test_scores_are_for_default_arguments(tmp_path):
+    def scored(**chosen):
+        more = {"env_kwargs": {"healthy_reward": 0.0}}
+        return Run(tmp_path, RunConfig(**chosen), env_id="Hopper-v5", seed=0, seeds=1, gamma=0.9, **more).reference.known
+
+    with pytest.warns(UserWarning, match="no scores"):
+        assert not scored()
+    assert scored(allow_mismatch=True)
+    assert scored(reference=[0.0, 1.0])
+
+
+def test_data_check_makes_the_task_that_it_is_told_of(tmp_path, capsys):
+    n = 40
+    obs = np.random.default_rng(0).normal(size=(n, 27)).astype(np.float32)
+    act, ends = np.zeros((n, 8), np.float32), np.arange(n) % 20 == 19
+    fields = {"observations": obs, "actions": act, "rewards": obs[:, 0], "terminals": ends & False, "timeouts": ends}
+    with h5py.File(tmp_path / "a.hdf5", "w") as f:
+        for key, x in fields.items():
+            f[key] = x
+    told = []
+    for more in ([], ["--env-kwargs", '{"include_cfrc_ext_in_observation": false}'], ["--env-kwargs", "{x"]):
+        with pytest.raises(SystemExit):
+            main(["data", "check", str(tmp_path / "a.hdf5"), "--env", ANT, *more])
+        told.append("".join(capsys.readouterr()))
+    assert "105" in told[0]
+    assert "105" not in told[1]
+    assert "is not JSON" in told[2]
