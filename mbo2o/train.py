@@ -70,11 +70,7 @@ def train(cfg: Config) -> Path:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
     if not cfg.env and schema.imports(env_id):
         raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
-    if cfg.env_kwargs is not None and not isinstance(cfg.env_kwargs, dict):
-        raise UserError(
-            f"env_kwargs={cfg.env_kwargs}: expected names and values, such as env_kwargs={{healthy_z_range: [0.3, 1]}}"
-        )
-    cfg = replace(cfg, env_kwargs=_kept("env_kwargs", cfg.env_kwargs or None), env_layout=_layout(cfg, str(env_id), dataset))
+    cfg = _settled(cfg, str(env_id), dataset)
     if cfg.start_from:
         _check_start(cfg, str(env_id))
     resolved = _resolve(cfg, str(env_id))
@@ -100,12 +96,15 @@ def train(cfg: Config) -> Path:
     return directory
 
 
-def _layout(cfg: Config, env_id: str, dataset: TransitionDataset | None) -> str | None:
-    """The layout of observations that is asked for, or else the one that the dataset needs."""
-    if cfg.env_layout or dataset is None:
-        return cfg.env_layout
-    has_forces = lambda: any(bool((b.obs[..., ANT:] != 0).any()) for b in dataset.blocks())  # noqa: E731
-    return find_layout(env_id, dataset.obs_dim, has_forces)
+def _settled(cfg: Config, env_id: str, dataset: TransitionDataset | None) -> Config:
+    """`cfg` with the environment's arguments as config.yaml keeps them, and with the layout that the dataset needs."""
+    if not isinstance(cfg.env_kwargs, dict | None):
+        raise UserError(f"env_kwargs={cfg.env_kwargs}: expected names and values, such as env_kwargs={{frame_skip: 4}}")
+    layout = cfg.env_layout
+    if layout is None and dataset is not None:
+        has_forces = lambda: any(bool((b.obs[..., ANT:] != 0).any()) for b in dataset.blocks())  # noqa: E731
+        layout = find_layout(env_id, dataset.obs_dim, has_forces)
+    return replace(cfg, env_kwargs=_kept("env_kwargs", cfg.env_kwargs or None), env_layout=layout)
 
 
 def _kept(name: str, x: Any) -> Any:

@@ -6,6 +6,7 @@ The facts are D4RL's (Farama-Foundation/D4RL, d4rl/locomotion/{ant,maze_env,goal
   origin, columns count along x and rows along y. The ant starts there, with noise as in Ant. The goal's cell is fixed for each
   map; the goal lies in it at the centre plus U(0, 1) + U(0, 0.5) m on each axis, drawn for each episode (as from -v2 on).
   Within 0.5 m of it the reward is 1 and the episode ends, elsewhere it is 0; 700 steps in the U, 1000 in the others.
+  The rewards of a file are for one such goal, which the file does not name (scripts/generation/relabel_antmaze_rewards.py).
   The ant is weaker and slower than gymnasium's: its motors give up to 30 Nm (not 150), a step lasts 0.1 s (not 0.05 s),
   and its contacts are softer.
 - ant: Ant's 27 numbers and the contact forces of 14 bodies, 111 in all. The first body is the world, whose 6 are always 0;
@@ -124,10 +125,11 @@ class AntMaze(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gymnasium.Env[Any, Any]):
         super().__init__(env)
-        self._task: Any = env.unwrapped
-        self._task.position_noise_range = 0.0  # of its own noise on goal and start
-        self._task.ant_env._reset_noise_scale = 0.1
-        self._origin = self._task.maze.unique_reset_locations[0].copy()
+        task: Any = env.unwrapped
+        self._task = task
+        task.position_noise_range = 0.0  # of its own noise on goal and start
+        task.ant_env._reset_noise_scale = 0.1
+        self._origin = task.maze.unique_reset_locations[0].copy()
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (29,), np.float64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:

@@ -42,6 +42,11 @@ class EnvChoice:
     cap: int | None = CAP
     """Steps after which a lane cuts an episode where the task has no time limit of its own; None: never."""
 
+    @property
+    def cut(self) -> str:
+        """What a lane that is `capped` does, in words."""
+        return f"{self.id} is registered without max_episode_steps: an episode that lasts {self.cap} steps is cut there"
+
     @classmethod
     def of(cls, env: str | EnvChoice) -> EnvChoice:
         """An id alone stands for the environment as it is by default."""

@@ -125,8 +125,7 @@ class Run:
         env_kwargs: Mapping[str, Any] | None = None,
         env_layout: str | None = None,
     ):
-        torch.manual_seed(seed)
-        streams.seed_globals(seed)
+        streams.seed_all(seed)
         self.env = EnvChoice(env_id, env_kwargs or {}, env_layout, cfg.max_episode_steps)
         self.reference = self._reference(cfg)
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
@@ -148,8 +147,7 @@ class Run:
         if text := self._evaluate.unrepeatable():
             warnings.warn(text, stacklevel=2)
         if self._lanes.capped:
-            cut = f"episodes are cut after {cfg.max_episode_steps} steps (run.max_episode_steps)"
-            self.say(f"{env_id} has no time limit of its own: {cut}")
+            self.say(f"{self.env.cut} (run.max_episode_steps)")
         if env_layout:
             self.say(f"{about(env_id, env_layout)} (env_layout={env_layout})")
         self.phase, self._order = "", 0
@@ -177,9 +175,7 @@ class Run:
         found = find_reference(cfg.reference, self.env.id, cfg.allow_mismatch)
         if not (self.env.kwargs and found.known) or found.name == "own" or cfg.allow_mismatch:
             return found
-        text = (
-            f"run.reference={cfg.reference} was measured in {self.env.id} with its default arguments, env_kwargs changes them"
-        )
+        text = f"run.reference={cfg.reference} is for {self.env.id} with its default arguments, which env_kwargs changes"
         warnings.warn(f"{text}: no scores; give [LOW,HIGH], or run.allow_mismatch=true", stacklevel=3)
         return replace(found, low=math.nan, high=math.nan)
 

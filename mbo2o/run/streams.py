@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 KINDS = (np.random.Generator, np.random.RandomState, random.Random)
 
@@ -66,6 +67,12 @@ def restore(env: gymnasium.Env, state: dict[str, Any]) -> None:
         if path in there:
             _set(there[path], x)
     env.unwrapped.np_random.bit_generator.state = {k: v for k, v in state.items() if k != "own"}
+
+
+def seed_all(seed: int) -> None:
+    """Seed PyTorch's global generator, and those that `seed_globals` seeds."""
+    torch.manual_seed(seed)
+    seed_globals(seed)
 
 
 def seed_globals(seed: int) -> None:

@@ -424,8 +424,9 @@ class Endless(Proper):
 def test_an_endless_task_is_cut_and_says_so(made, tmp_path, capsys):
     name = made(Endless, None)
     train(small(tmp_path / "run", name, max_episode_steps=30))
-    said = [x for x in capsys.readouterr().err.splitlines() if "no time limit" in x]
-    assert said == [f"{name} has no time limit of its own: episodes are cut after 30 steps (run.max_episode_steps)"]
+    said = [x for x in capsys.readouterr().err.splitlines() if "without max_episode_steps" in x]
+    assert len(said) == 1
+    assert "lasts 30 steps is cut there (run.max_episode_steps)" in said[0]
     assert {x["length"][0] for x in log(tmp_path / "run") if x["kind"] == "eval"} == {30}
     assert [x["length"] for x in log(tmp_path / "run") if x["kind"] == "episode"] == [[30, 30]] * 2
 
@@ -445,6 +446,17 @@ def test_a_task_with_a_limit_keeps_it_and_null_lifts_the_cap(limit, cap, capped,
     assert lane.capped == capped
     over = [any(lane.step(np.zeros(1))[2:]) for _ in range(30)]
     assert (over.index(True) + 1 if any(over) else None) == (limit or cap)
+
+
+def test_collecting_in_an_endless_task_says_it_too_and_repeats(made, tmp_path, capsys):
+    collect, files = ["data", "collect", "--policy", "random", "--env", made(OfProcess, None), "--rows", "30"], []
+    for k in range(2):
+        files.append(tmp_path / f"{k}.hdf5")
+        with pytest.raises(SystemExit) as e:
+            main([*collect, "--out", str(files[-1])])
+        assert e.value.code == 0
+        assert "an episode that lasts 1000 steps is cut there" in capsys.readouterr().err
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_cap_is_a_setting():
