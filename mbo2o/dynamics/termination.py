@@ -95,7 +95,7 @@ def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 def maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
     """PointMaze and AntMaze with `continuing_task=False`, observed as (x, y, ..., goal x, goal y): within 0.45 m of the goal.
 
-    That is how `run.lanes.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
+    That is how `run.make.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
     """
     return ((next_obs[..., :2] - next_obs[..., -2:]).norm(dim=-1) <= 0.45) | non_finite(obs, act, next_obs)
 
@@ -132,7 +132,7 @@ TERMINATIONS: dict[str, TerminationFn] = {
     "maze_goal": maze_goal,
 }
 
-# As `run.lanes.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`, the default of
+# As `run.make.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`, the default of
 # gymnasium-robotics; for sparse ones made that way choose `point_maze` or `non_finite` by name).
 _MAZES = ["UMaze", *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in ("", "_Diverse_G", "_Diverse_GR"))]
 _BY_ENV: dict[str, str] = {

@@ -49,7 +49,7 @@ class Evaluator:
         self._starts = [first + 1000 * k + e for k in range(self._n) for e in range(episodes)]
         with streams.private():
             streams.seed_globals(first)
-            self._lanes = [Lane(env, start, world, self._faults) for start in self._starts]
+            self._lanes = [Lane(env, start, world, self._faults, resumes=False) for start in self._starts]
 
     def unrepeatable(self) -> str | None:
         """What cannot be repeated of the environment's random draws, in words; None where all can be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -29,7 +30,19 @@ class Lane:
     where it stood, and the next `reset` is another environment's, drawing where this one's left off.
     """
 
-    def __init__(self, env: str | EnvChoice, seed: int, disturb: DisturbConfig | None = None, faults: Faults | None = None):
+    def __init__(
+        self,
+        env: str | EnvChoice,
+        seed: int,
+        disturb: DisturbConfig | None = None,
+        faults: Faults | None = None,
+        resumes: bool = True,
+    ):
+        """`resumes`: whether `state` is going to be asked for; what it needs is kept only then."""
+        self._resumes = resumes
+        self._globals_at_reset: dict[str, Any] | None = None
+        self._draws_globally: bool | None = None  # None: not known yet
+        self.length = 0
         self._choice, self._disturb, self._faults = EnvChoice.of(env), disturb, faults or Faults()
         self.env_id = self._choice.id
         self.env = self._make()
@@ -79,8 +92,8 @@ class Lane:
         """Begin an episode; what is needed to replay it is kept. Only `start` gives a seed."""
         if self._broken:
             self._replace()
-        self._seed_at_reset, self._globals_at_reset = seed, streams.globals_state()
-        self._rng_at_reset = streams.states(self.env)
+        if self._resumes:
+            self._note_generators(seed)
         self._actions: list[np.ndarray] = []
         self.obs = np.full(self.obs_dim, np.nan, np.float32)
         self.episode_return, self.length, self.truncated = 0.0, 0, False
@@ -95,6 +108,14 @@ class Lane:
         except Exception as e:
             raise EnvironmentFault(f"environment {self.env_id!r}: reset failed: {describe(e)}") from e
         self._broken = False
+
+    def _note_generators(self, seed: int | None) -> None:
+        """Keep where the generators stand; the global ones, which cost, only if the first episode shows draws from them."""
+        before = self._globals_at_reset
+        if self._draws_globally is None and before is not None and self.length:
+            self._draws_globally = not streams.globals_stand_at(before)
+        self._globals_at_reset = None if self._draws_globally is False else streams.globals_state()
+        self._seed_at_reset, self._rng_at_reset = seed, streams.states(self.env)
 
     def step(self, act: np.ndarray) -> tuple[float, np.ndarray, bool, bool]:
         """Act and return (reward, next observation, terminated, truncated); resetting is the caller's."""
@@ -134,11 +155,11 @@ class Lane:
     def state(self) -> tuple[dict[str, Tensor], str]:
         """What resumes the episode in flight: its actions and where it stands, and its generators before its reset.
 
-        The global generators are among them where an environment, or anything else, has drawn from them since.
+        The global generators are among them if the environment draws from them, and somebody has done so since.
         """
         acts = np.array(self._actions, np.float32).reshape(len(self._actions), self.act_dim)
         rng = self._rng_at_reset | ({} if self._seed_at_reset is None else {"seed": self._seed_at_reset})
-        if not streams.globals_stand_at(self._globals_at_reset):
+        if self._globals_at_reset is not None and not streams.globals_stand_at(self._globals_at_reset):
             rng |= {"globals": self._globals_at_reset}
         return {"actions": torch.from_numpy(acts), "obs": torch.from_numpy(self.obs.copy())}, streams.dumps(rng)
 
