@@ -187,6 +187,8 @@ def _explain(error: Exception, base: Any) -> str:
     causes = [str(e) for e in (error, error.__cause__, error.__cause__ and error.__cause__.__cause__) if e]
     text = " ".join(causes)
     if m := re.search(r"Could not override '([\w.@/]+)'", text):
+        if m[1].startswith("env_kwargs."):
+            return f"{m[1]!r} is an argument that is not there yet: add it with a plus, +{m[1]}=VALUE"
         *path, leaf = m[1].split(".")
         node = OmegaConf.select(base, ".".join(path)) if path else base
         known = [str(k) for k in node] if OmegaConf.is_dict(node) else []

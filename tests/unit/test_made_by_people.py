@@ -496,6 +496,18 @@ def test_arguments_come_from_the_command_line(overrides, found, tmp_path):
     assert pendulum(tmp_path, *overrides).env_kwargs == found
 
 
+def test_an_argument_without_a_plus_is_told_of_it(tmp_path):
+    with pytest.raises(UserError, match=r"with a plus, \+env_kwargs\.g=VALUE"):
+        pendulum(tmp_path, "env_kwargs.g=5.0")
+
+
+def test_an_offline_phase_is_not_gone_on_with_in_another_task(tmp_path):
+    train(pendulum(tmp_path / "run", "+env_kwargs.g=5.0"))
+    for more, says in (([], "None"), (["+env_kwargs.g=6.0"], r"\{'g': 6\.0\}")):
+        with pytest.raises(UserError, match=rf"was run with env_kwargs=\{{'g': 5\.0\}}, not {says}"):
+            train(pendulum(tmp_path / "other", f"start_from={tmp_path / 'run'}", *more))
+
+
 def test_arguments_reach_every_environment_and_are_kept(tmp_path, monkeypatch, capsys):
     given, make = [], gymnasium.make
     monkeypatch.setattr(gymnasium, "make", lambda *a, **k: given.append(k) or make(*a, **k))
