@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import parse_env_id
 
 from .data import named, precision, schema
@@ -15,11 +18,18 @@ from .data.io import minari
 from .data.named import Named
 from .data.record import Task
 from .dynamics.termination import TERMINATIONS, resolve
-from .run.lanes import make_env
+from .run.layouts import ANT, find_layout
+from .run.make import EnvChoice, make_env
 from .types import TerminationFn, UserError
 
 
-def check(name: str, env_id: str | None = None, termination: str = "auto", actions: str | None = None) -> Report:
+def check(
+    name: str,
+    env_id: str | None = None,
+    termination: str = "auto",
+    actions: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Report:
     """Audit a dataset.
 
     Args:
@@ -27,17 +37,23 @@ def check(name: str, env_id: str | None = None, termination: str = "auto", actio
         env_id: The environment that the data are for; if not given, the file's own.
         termination: The rule to certify: a name, `package.module:function`, or `auto`, the environment's if it is known.
         actions: The units of its actions, see `Actions.mode`.
+        env_kwargs: What the environment is made with, as a run's setting of that name.
 
     Raises:
         UserError: No such file, one that cannot be read, an environment given that cannot be made, no such rule.
     """
     found = named.find(name)
-    task = find_task(env_id, found.attrs().get("env_id"))
+    own = env_id or found.attrs().get("env_id")
+    choice = None if own is None else EnvChoice(str(own), env_kwargs or {})
+    task = find_task(choice, bool(env_id))
     box = None if task is None or task.low is None else (task.low, task.high)
     how = Actions(actions, box, "--actions ")
     with precision.heard() as lost:
         fields, attrs = _read(found, how)
-    rule, function = _rule(termination, task, fields["observations"].shape[1])
+    if choice is not None and (layout := _layout(choice.id, fields["observations"])):
+        choice = replace(choice, layout=layout)
+        task = find_task(choice, bool(env_id))
+    rule, function = _rule(termination, task, choice, fields["observations"].shape[1])
     return audit(
         fields, attrs, dataset=name, task=task, termination=function, rule=rule, units_known=_known(found, how), lost=lost
     )
@@ -56,19 +72,23 @@ def _read(found: Named, how: Actions) -> tuple[schema.Fields, schema.Attrs]:
     return fields, (found.entry.attrs if found.entry else {}) | attrs
 
 
-def find_task(given: str | None, own: object) -> Task | None:
-    """What there is to know of the environment that was given, or else of the one that the file names.
+def _layout(env_id: str, obs: np.ndarray) -> str | None:
+    """The layout in which a run would show the environment for these rows."""
+    return find_layout(env_id, obs.shape[1], lambda: bool(np.any(obs[:, ANT:])))
+
+
+def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
+    """What there is to know of the environment, which was `given`, or which the file names.
 
     Raises `UserError` for one that was given and cannot be made; of the file's own that is a finding.
     """
-    env_id = given or own
-    if env_id is None:
+    if choice is None:
         return None
-    env_id = str(env_id)
+    env_id = choice.id
     if not given and schema.imports(env_id):
         return Task(env_id, problem=f"that would import a module which the file names; --env {env_id} if you trust it")
     try:
-        env = make_env(env_id)
+        env = make_env(choice)
     except UserError as error:
         if given:
             raise
@@ -78,7 +98,7 @@ def find_task(given: str | None, own: object) -> Task | None:
     box: Any = env.action_space
     low, high = (tuple(x.ravel().tolist()) for x in (box.low, box.high))
     env.close()
-    return Task(env_id, obs[0], act[0], limit, _newest(env_id), low=low, high=high)
+    return Task(env_id, obs[0], int(np.prod(act)), limit, _newest(env_id), low=low, high=high)
 
 
 def _newest(env_id: str) -> str | None:
@@ -90,16 +110,16 @@ def _newest(env_id: str) -> str | None:
     return max(specs, key=lambda x: x.version or 0).id if specs else None
 
 
-def _rule(termination: str, task: Task | None, obs_dim: int) -> tuple[str, TerminationFn | None]:
+def _rule(termination: str, task: Task | None, choice: EnvChoice | None, obs_dim: int) -> tuple[str, TerminationFn | None]:
     """The rule's name and function; None where `auto` knows none, or one that reads other observations than these."""
     if termination == "learned":
         raise UserError("--termination learned is fitted to the data, so that there is nothing to certify; name a rule")
     if termination != "auto":
         return termination, resolve(termination)
-    if task is None or task.obs_dim not in (None, obs_dim):
+    if task is None or choice is None or task.obs_dim not in (None, obs_dim):
         return termination, None
     try:
-        function = resolve(termination, task.env_id)
+        function = resolve(termination, choice.id, choice.kwargs, choice.layout)
     except UserError:
         return termination, None
     return next((key for key, f in TERMINATIONS.items() if f is function), termination), function

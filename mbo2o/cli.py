@@ -189,6 +189,8 @@ def _explain(error: Exception, base: Any) -> str:
     causes = [str(e) for e in (error, error.__cause__, error.__cause__ and error.__cause__.__cause__) if e]
     text = " ".join(causes)
     if m := re.search(r"Could not override '([\w.@/]+)'", text):
+        if m[1].startswith("env_kwargs."):
+            return f"{m[1]!r} is an argument that is not there yet: add it with a plus, +{m[1]}=VALUE"
         *path, leaf = m[1].split(".")
         node = OmegaConf.select(base, ".".join(path)) if path else base
         known = [str(k) for k in node] if OmegaConf.is_dict(node) else []
@@ -312,9 +314,20 @@ def _data_inspect(options: argparse.Namespace) -> None:
 def _data_check(options: argparse.Namespace) -> int:
     from .check import check
 
-    report = check(options.dataset, options.env, options.termination, options.actions)
+    kwargs = _env_kwargs(options.env_kwargs)
+    report = check(options.dataset, options.env, options.termination, options.actions, kwargs)
     print(json.dumps(report.as_json()) if options.json else report.text())
     return 0 if report.safe else 1
+
+
+def _env_kwargs(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as e:
+        raise UserError(f"--env-kwargs {text}: is not JSON ({e}), such as '{{\"healthy_z_range\": [0.3, 1.0]}}'") from e
+    if not isinstance(found, dict):
+        raise UserError(f"--env-kwargs {text}: expected an object of argument names and values")
+    return found
 
 
 def _data_reference(options: argparse.Namespace) -> None:
@@ -476,6 +489,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     p.add_argument("dataset", help="file, name or minari:ID")
     p.add_argument("--env", help="gymnasium id (the file's own if not given): its time limit, sizes and termination rule")
     p.add_argument("--actions", choices=MODES, help=UNITS)
+    p.add_argument(
+        "--env-kwargs", default="{}", metavar="JSON", help="what the environment is made with, as a run's env_kwargs"
+    )
     p.add_argument("--termination", default="auto", help="a rule's name or package.module:function, if not the environment's")
     p.add_argument("--json", action="store_true")
     p = _add(

@@ -33,6 +33,9 @@ from .ensemble.mlp import MLPConfig
 from .nn.policy import TanhGaussian
 from .run.evaluate import Evaluator
 from .run.lanes import Lane, Lanes
+from .run.log import tell
+from .run.make import EnvChoice
+from .run.streams import seed_all
 from .types import Spec, UserError
 from .waypoint import play
 
@@ -84,8 +87,9 @@ def train(
 
     The first `start` actions are uniform. One update per step.
     """
-    torch.manual_seed(seed)
+    seed_all(seed)
     lanes = Lanes(env_id, (1,), seed)
+    _say_cut(env_id, lanes)
     obs_dim, act_dim = lanes.obs_dim, lanes.act_dim
     spec = Spec(obs_dim, act_dim, (1,))
     net = MLPConfig(hidden=hidden)
@@ -214,8 +218,15 @@ def _store(path: Path, env_id: str, fields: schema.Fields, seed: int, about: str
 
 def roll(env_id: str, policy: Callable[[Tensor], Tensor] | None, rows: int, seed: int) -> dict[str, np.ndarray]:
     """Play `rows` transitions with a policy `(B, D)` → `(B, A)` in [-1, 1], or uniformly at random; fields of the schema."""
-    torch.manual_seed(seed)
-    return _fields(_steps(Lane(env_id, seed), policy, rows), rows)
+    seed_all(seed)
+    lane = Lane(env_id, seed)
+    _say_cut(env_id, lane)
+    return _fields(_steps(lane, policy, rows), rows)
+
+
+def _say_cut(env_id: str, lane: Lane | Lanes) -> None:
+    if lane.capped:
+        tell(EnvChoice(env_id).cut)
 
 
 def _fields(steps: Iterator[tuple[Any, ...]], rows: int) -> schema.Fields:

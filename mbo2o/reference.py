@@ -12,6 +12,8 @@ from torch import Tensor
 from .collect import Actor
 from .run.evaluate import Evaluator
 from .run.lanes import Lane
+from .run.log import tell
+from .run.make import EnvChoice
 from .types import UserError, at_least_one
 
 
@@ -27,6 +29,8 @@ def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int)
     lane = Lane(env_id, 0)
     if (sizes := (str(lane.obs_dim), str(lane.act_dim))) != (actor.info["obs_dim"], actor.info["act_dim"]):
         raise UserError(f"{path}: plays {actor.info['env_id']}; {env_id} has {sizes[0]} observations and {sizes[1]} actions")
+    if lane.capped:
+        tell(EnvChoice(env_id).cut)
     known = f"{path.name}: SAC step {actor.info.get('step', '?')}, seed {actor.info.get('seed', '?')}"
 
     def uniform(obs: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from .recipes import Recipe, make_recipe
 from .registry import AGENTS, RECIPES, find
 from .report.page import write_report
 from .run import disk
-from .run.lanes import make_env
+from .run.layouts import ANT, find_layout
+from .run.make import EnvChoice, make_env
 from .run.run import Restored, Run, RunConfig
 from .types import UserError, at_least_one
 
@@ -40,6 +41,9 @@ class Config:
     dataset_actions: str | None = None  # its units; unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
     # clip, env-clip: a policy's outputs in these units, clipped; None: unit, but refused if they look like the box's units
     env: str | None = None  # gymnasium id; None: the dataset's
+    env_kwargs: Any = None  # a dict: what gymnasium.make is given beside the id, wherever the run makes its environment
+    env_layout: str | None = None  # how observations are laid out: None: the environment's own, or d4rl or d4rl-no-forces
+    # where the dataset's width says so (run/layouts.py)
     seeds: int = 1  # trained side by side in one process
     seed: int = 0  # of the first; the whole run follows from it
     device: str = "cpu"
@@ -67,11 +71,7 @@ def train(cfg: Config) -> Path:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
     if not cfg.env and schema.imports(env_id):
         raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
-    dataset, content = None, None
-    if found is not None:
-        dataset, content = found.load_known(cfg.storage, _units(found, cfg.dataset_actions, str(env_id)))
-        _check_returns(cfg, dataset)
-    cfg, said = _with_reward_scale(cfg, dataset)
+    cfg, dataset, content, said = _loaded(cfg, found, str(env_id))
     resolved = _resolve(cfg, str(env_id)) | ({} if content is None else {SUM: content})
     if cfg.start_from:
         _check_start(cfg, resolved)
@@ -89,8 +89,8 @@ def train(cfg: Config) -> Path:
                 resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
             disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
             run = _open(directory, cfg, recipe, str(env_id), dataset)
-            if said:
-                run.say(said)
+            for line in said:
+                run.say(line)
             run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
             try:
                 with run.stopping_on_signals(), run.diverging():
@@ -101,6 +101,36 @@ def train(cfg: Config) -> Path:
             if cfg.report:
                 run.say(f"report: {write_report(directory)}")
     return directory
+
+
+def _loaded(cfg: Config, found: Named | None, env_id: str) -> tuple[Config, TransitionDataset | None, str | None, list[str]]:
+    """`cfg` with what only the dataset and the environment tell; the dataset, the sum of its content, and lines to say."""
+    if not isinstance(cfg.env_kwargs, dict | None):
+        raise UserError(f"env_kwargs={cfg.env_kwargs}: expected names and values, such as env_kwargs={{frame_skip: 4}}")
+    cfg = replace(cfg, env_kwargs=_kept("env_kwargs", cfg.env_kwargs or None))
+    if found is None:
+        return _with_reward_scale(cfg, None)[0], None, None, []
+    choice = EnvChoice(env_id, cfg.env_kwargs or {})
+    dataset, content = found.load_known(cfg.storage, _units(found, cfg.dataset_actions, choice))
+    _check_returns(cfg, dataset)
+    if cfg.env_layout is None:
+        has_forces = lambda: any(bool((b.obs[..., ANT:] != 0).any()) for b in dataset.blocks())  # noqa: E731
+        cfg = replace(cfg, env_layout=find_layout(env_id, dataset.obs_dim, has_forces))
+    cfg, said = _with_reward_scale(cfg, dataset)
+    return cfg, dataset, content, [said] if said else []
+
+
+def _kept(name: str, x: Any) -> Any:
+    """`x` as config.yaml gives it back; UserError for what it cannot keep."""
+    if isinstance(x, dict) and all(isinstance(key, str) for key in x):
+        return {key: _kept(f"{name}.{key}", value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_kept(f"{name}[{i}]", value) for i, value in enumerate(x)]
+    if x is None or type(x) in (bool, int, float, str):
+        return x
+    raise UserError(
+        f"{name} is a {type(x).__name__}; config.yaml keeps numbers, text, true, false, null, lists and dicts of them"
+    )
 
 
 def _with_reward_scale(cfg: Config, dataset: TransitionDataset | None) -> tuple[Config, str]:
@@ -164,22 +194,20 @@ def _check(cfg: Config) -> None:
 SUM = "dataset_sha256"
 FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
-ADDED: dict[str, Any] = {"dataset_actions": None}
-"""Settings by dotted name that came after runs had been written, with the defaults at which they do not count."""
 
 
-def _units(found: Named, mode: str | None, env_id: str | None, option: str = "dataset_actions=") -> Actions:
+def _units(found: Named, mode: str | None, env: EnvChoice | None, option: str = "dataset_actions=") -> Actions:
     """The units of a dataset's actions, with the environment's box where the mode needs it, or a doubt does.
 
     A Minari set names its own box. Raises `UserError` if the environment is needed and cannot be made.
     """
     how = Actions(mode, option=option)
     doubted = mode is None and found.dataset_id is None
-    if env_id is None or not (how.maps or doubted):
+    if env is None or not (how.maps or doubted):
         return how
-    env = make_env(env_id)
-    box: Any = env.action_space
-    env.close()
+    made = make_env(env)
+    box: Any = made.action_space
+    made.close()
     return Actions(mode, (box.low, box.high), option)
 
 
@@ -205,7 +233,8 @@ def _check_start(cfg: Config, resolved: dict[str, Any]) -> None:
     The data are the same if their content is, whatever the files are called; older runs know nothing but the name.
     """
     other, other_env = read_config(Path(str(cfg.start_from)))
-    pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds", "dataset_actions")}
+    same = ("seed", "seeds", "dataset_actions", "env_kwargs", "env_layout")
+    pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in same}
     pairs["env"] = (other_env, resolved["env"])
     theirs, ours = _stored(Path(str(cfg.start_from))).get(SUM), resolved.get(SUM)
     pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
@@ -230,7 +259,7 @@ def restore(directory: Path) -> tuple[Run, Any]:
     if recipe.needs_dataset:
         found = named.find(cfg.dataset)
         how = Actions(cfg.dataset_actions)  # without a box: what was trained on is no longer doubted
-        how = _units(found, cfg.dataset_actions, env_id) if how.maps else how
+        how = _units(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {})) if how.maps else how
         dataset, content = found.load_known(cfg.storage, how)
         _check_content(directory, cfg.dataset, _stored(directory).get(SUM), content)
     run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
@@ -307,7 +336,8 @@ def find_dataset(
     own = found.attrs().get("env_id")
     if env_id is None and own is not None and schema.imports(own):
         raise UserError(f"the dataset names environment {own!r}, which imports a module; give it as env if you trust it")
-    return found.load(storage, _units(found, actions, env_id or (None if own is None else str(own)), option))
+    named_env = env_id or own
+    return found.load(storage, _units(found, actions, EnvChoice(str(named_env)) if named_env else None, option))
 
 
 def _open(
@@ -324,6 +354,8 @@ def _open(
         device=cfg.device,
         start_from=Path(cfg.start_from) if cfg.start_from else None,
         look_only=look_only,
+        env_kwargs=cfg.env_kwargs,
+        env_layout=cfg.env_layout,
     )
 
 
@@ -345,6 +377,15 @@ def _plain(x: Any) -> Any:
     if isinstance(x, dict):
         return {k: _plain(v) for k, v in x.items()}
     return name_of(x) if callable(x) else x
+
+
+ADDED: dict[str, Any] = {
+    "dataset_actions": None,
+    "env_kwargs": None,
+    "env_layout": None,
+    "run.max_episode_steps": 1000,
+}
+"""Settings that came after directories had been named, and the value that all older runs have: with it they are left out."""
 
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:

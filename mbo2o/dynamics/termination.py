@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -95,7 +95,7 @@ def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 def maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
     """PointMaze and AntMaze with `continuing_task=False`, observed as (x, y, ..., goal x, goal y): within 0.45 m of the goal.
 
-    That is how `run.lanes.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
+    That is how `run.make.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
     """
     return ((next_obs[..., :2] - next_obs[..., -2:]).norm(dim=-1) <= 0.45) | non_finite(obs, act, next_obs)
 
@@ -132,7 +132,7 @@ TERMINATIONS: dict[str, TerminationFn] = {
     "maze_goal": maze_goal,
 }
 
-# As `run.lanes.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`, the default of
+# As `run.make.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`, the default of
 # gymnasium-robotics; for sparse ones made that way choose `point_maze` or `non_finite` by name).
 _MAZES = ["UMaze", *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in ("", "_Diverse_G", "_Diverse_GR"))]
 _BY_ENV: dict[str, str] = {
@@ -156,15 +156,32 @@ _BY_ENV: dict[str, str] = {
 }
 
 
-def resolve(name: str | TerminationFn, env_id: str | None = None) -> TerminationFn:
+HARMLESS = {
+    *("render_mode", "width", "height", "camera_id", "camera_name", "default_camera_config", "max_geom", "max_episode_steps"),
+    *("forward_reward_weight", "ctrl_cost_weight", "contact_cost_weight", "contact_cost_range", "impact_cost_weight"),
+    *("healthy_reward", "reward_near_weight", "reward_dist_weight", "reward_control_weight", "uph_cost_weight"),
+    *("reset_noise_scale", "contact_force_range", "include_cfrc_ext_in_observation", "use_contact_forces", "frame_skip", "g"),
+}
+"""Arguments of environments that change neither what ends an episode nor where the rules above read it."""
+
+
+def resolve(
+    name: str | TerminationFn,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    env_layout: str | None = None,
+) -> TerminationFn:
     """Turn a config's `termination` into a function.
 
     Args:
         name: `auto` (by `env_id`), a key of `TERMINATIONS`, `package.module:function`, or a callable, returned as is.
         env_id: Gymnasium id; `auto` compares its base name exactly, so that `AntMaze_UMaze-v5` is not an ant.
+        env_kwargs: Arguments that the environment is made with. `auto` knows tasks with their default arguments, and refuses
+            all that are not in `HARMLESS`.
+        env_layout: The layout of observations, if it is not the environment's own.
 
     Raises:
-        UserError: No such name, no rule for this environment, or nothing callable at the dotted path.
+        UserError: No such name, no rule for this environment as it is made, or nothing callable at the dotted path.
         ValueError: `learned`, which needs data: call `LearnedTermination.fit` instead.
     """
     if not isinstance(name, str):
@@ -177,6 +194,12 @@ def resolve(name: str | TerminationFn, env_id: str | None = None) -> Termination
         if base is None or base[1] not in _BY_ENV:
             raise UserError(f"termination=auto: no rule known for environment {env_id!r}; {_choices()}")
         name = _BY_ENV[base[1]]
+        if changed := sorted(set(env_kwargs or ()) - HARMLESS):
+            text = f"the rule known for {env_id} is for its default arguments, and env_kwargs gives {', '.join(changed)}"
+            raise UserError(f"termination=auto: {text}; {_choices()}")
+        if env_layout and name == "maze_goal":
+            text = f"{env_id} ends at the goal, which observations do not show with env_layout={env_layout}"
+            raise UserError(f"termination=auto: {text}; {_choices()}")
     if name in TERMINATIONS:
         return TERMINATIONS[name]
     if ":" in name:

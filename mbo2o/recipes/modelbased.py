@@ -81,7 +81,7 @@ class ModelBased(Recipe):
         return None if reward is None else lambda obs, act, next_obs: scale * reward(obs, act, next_obs) + shift
 
     def _named_termination(self, run: Run) -> TerminationFn:
-        rule = resolve(self.cfg.termination, run.env_id)
+        rule = resolve(self.cfg.termination, run.env.id, run.env.kwargs, run.env.layout)
         if self.needs_dataset:
             data, wrong = run.dataset, 0
             for b in data.blocks():

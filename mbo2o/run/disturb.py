@@ -59,7 +59,8 @@ class Disturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
             space = self.env.action_space
             assert isinstance(space, gymnasium.spaces.Box)
             noise = cfg.action_noise * self._half * draw(self._half.shape)
-            action = np.clip(action + noise, space.low, space.high).astype(np.float32)
+            # rounded first: a bound is a number of the box's dtype, so that nothing leaves the box by rounding
+            action = np.clip((action + noise).astype(space.dtype), space.low, space.high)
         obs, paid, terminated, truncated, info = self.env.step(action)
         if cfg.transition_noise:
             obs = self._push(draw)

@@ -10,20 +10,24 @@ from torch import Tensor
 
 from mbo2o.types import Metrics
 
+from . import streams
 from .disturb import DisturbConfig
 from .faults import EnvironmentFault, Faults
 from .lanes import Lane
+from .make import EnvChoice
 
 
 class Evaluator:
     """Plays whole episodes with a deterministic policy, S seeds at a time; each lane has its own environments and seeds.
 
-    Every evaluation plays the same starts, so that curves do not jump with the luck of the draw.
+    Every evaluation plays the same starts, so that curves do not jump with the luck of the draw: each of its episodes begins
+    with a seed of its own, which the environment's `reset` is given, and which the global generators are set to. These stand
+    after an evaluation where they stood before.
     """
 
     def __init__(
         self,
-        env_id: str,
+        env: str | EnvChoice,
         seeds: tuple[int, ...],
         episodes: int,
         seed: int,
@@ -42,9 +46,25 @@ class Evaluator:
         self._n = int(np.prod(seeds, dtype=int))
         # far from the training lanes' seeds
         first = 10_000_019 + seed
-        lane = lambda seed: Lane(env_id, seed, world, self._faults)  # noqa: E731
-        self._lanes = [[lane(first + 1000 * k + e) for e in range(episodes)] for k in range(self._n)]
-        self._starts = [[lane.state() for lane in lanes] for lanes in self._lanes]
+        self._starts = [first + 1000 * k + e for k in range(self._n) for e in range(episodes)]
+        with streams.private():
+            streams.seed_globals(first)
+            self._lanes = [Lane(env, start, world, self._faults, resumes=False) for start in self._starts]
+
+    def unrepeatable(self) -> str | None:
+        """What cannot be repeated of the environment's random draws, in words; None where all can be."""
+        with streams.private():
+            try:
+                seeded, saved = self._lanes[0].follows(self._starts[0])
+            except EnvironmentFault:
+                return None  # it is met again where it can be mended
+        if seeded and saved:
+            return None
+        text = "a seed does not settle its starts: the same run differs each time, and evaluations play other starts each time"
+        if seeded:
+            text = "its starts do not follow a saved random state: a restart goes on in other episodes than the run would have"
+        cure = "draw in reset from self.np_random, from a generator that is an attribute, or from np.random"
+        return f"environment {self._lanes[0].env_id!r}: {text} ({cure})"
 
     def __call__(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
         """Mean return and length `(*S,)`, and the agent's value beside the discounted return that followed.
@@ -56,12 +76,16 @@ class Evaluator:
         """
         while True:
             try:
-                return self._play(policy, value)
+                with streams.private():
+                    return self._play(policy, value)
             except EnvironmentFault as e:
                 self._faults.mend(e)
 
     def _play(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
-        lanes = [lane for row, starts in zip(self._lanes, self._starts, strict=True) for lane in _rewind(row, starts)]
+        lanes = self._lanes
+        for lane, start in zip(lanes, self._starts, strict=True):
+            streams.seed_globals(start)
+            lane.start(start)
         alive, qs, rews = np.ones(len(lanes), bool), [], []
         while alive.any():
             obs = torch.from_numpy(np.stack([x.obs for x in lanes])).reshape(*self._seeds, -1, lanes[0].obs.shape[0])
@@ -109,9 +133,3 @@ class Evaluator:
             known = slice(0, n - tail if cut else n)
             q_mean[i], mc_mean[i] = q[known, i].mean(), ret[known].mean()
         return q_mean, mc_mean
-
-
-def _rewind(lanes: list[Lane], starts: list[tuple[dict[str, Tensor], str]]) -> list[Lane]:
-    for lane, start in zip(lanes, starts, strict=True):
-        lane.load(*start)
-    return lanes

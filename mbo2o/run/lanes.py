@@ -3,126 +3,119 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib
-import io
-import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbo2o.data.io import goals
 from mbo2o.types import Batch, UserError
 
+from . import streams
 from .disturb import DisturbConfig, Disturbed
 from .faults import EnvironmentFault, Faults, describe, flag, observation, reward
-
-# MuJoCo prints and logs to a file in the working directory what gymnasium's models deprecate; real errors still raise
-mujoco.set_mju_user_warning(lambda message: None)
-
-
-def make_env(env_id: str) -> gymnasium.Env:
-    """A gymnasium environment with Box observations and actions in a bounded box; UserError for anything else.
-
-    Goal-conditioned observations come flat, as `goals.flatten` says. gymnasium-robotics' sparse mazes pay 1 within 0.45 m of
-    the goal and 0 elsewhere. They end there, as D4RL's antmaze does and the package's default does not, so that an
-    episode's return is its success, in {0, 1}. Its dense mazes go on until the time limit.
-    """
-    ends_at_goal = {"continuing_task": False} if goals.sparse_maze(env_id) else {}
-    if goals.MAZE.fullmatch(env_id):
-        _import_mazes(env_id)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            env = gymnasium.make(env_id, disable_env_checker=True, **ends_at_goal)
-    except (gymnasium.error.Error, ImportError) as e:
-        reason = " ".join(str(e).split())
-        raise UserError(f"environment {env_id!r} cannot be made: {reason}") from e
-    except Exception as e:  # the environment's own
-        raise UserError(f"environment {env_id!r} cannot be made: {describe(e)}") from e
-    obs, act = env.observation_space, env.action_space
-    if isinstance(obs, gymnasium.spaces.Dict) and set(obs) == goals.KEYS:
-        obs = gymnasium.spaces.Box(-np.inf, np.inf, goals.flatten(env.reset(seed=0)[0]).shape, np.float64)
-        env = gymnasium.wrappers.TransformObservation(env, goals.flatten, obs)
-    if path := getattr(env.unwrapped, "tmp_xml_file_path", None):
-        Path(path).unlink(missing_ok=True)  # mazes leave one in /tmp each time
-    if not (isinstance(obs, gymnasium.spaces.Box) and len(obs.shape) == 1):
-        raise UserError(f"environment {env_id!r}: needs a flat Box of observations, found {obs}")
-    if not (isinstance(act, gymnasium.spaces.Box) and act.is_bounded()):
-        raise UserError(f"environment {env_id!r}: needs a bounded Box of actions, found {act}")
-    return env
-
-
-def _import_mazes(env_id: str) -> None:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints news of other environments
-            importlib.import_module("gymnasium_robotics")  # registers
-    except ImportError as e:
-        raise UserError(f"environment {env_id!r} needs gymnasium-robotics: pip install 'mbo2o[mazes]'") from e
+from .make import ActionBox, EnvChoice, make_env, time_limited
 
 
 class Lane:
     """One environment with its current episode. Agents act in [-1, 1]; the lane maps that to the action box.
 
+    The first episode begins with `reset(seed=seed)`, as gymnasium asks, and later ones without a seed. An episode of a task
+    without a time limit is cut (`truncated`) after the choice's `cap` steps; `capped` says whether that applies.
+
     `reset` and `step` raise `EnvironmentFault` if the environment does not do its part; an episode in flight then stands
     where it stood, and the next `reset` is another environment's, drawing where this one's left off.
     """
 
-    def __init__(self, env_id: str, seed: int, disturb: DisturbConfig | None = None, faults: Faults | None = None):
-        self._env_id, self._disturb, self._faults = env_id, disturb, faults or Faults()
+    def __init__(
+        self,
+        env: str | EnvChoice,
+        seed: int,
+        disturb: DisturbConfig | None = None,
+        faults: Faults | None = None,
+        resumes: bool = True,
+    ):
+        """`resumes`: whether `state` is going to be asked for; what it needs is kept only then."""
+        self._resumes = resumes
+        self._globals_at_reset: dict[str, Any] | None = None
+        self._draws_globally: bool | None = None  # None: not known yet
+        self.length = 0
+        self._choice, self._disturb, self._faults = EnvChoice.of(env), disturb, faults or Faults()
+        self.env_id = self._choice.id
         self.env = self._make()
         space, obs_space = self.env.action_space, self.env.observation_space
         assert isinstance(space, gymnasium.spaces.Box)  # make_env saw to it
         assert isinstance(obs_space, gymnasium.spaces.Box)
-        self._mid, self._half = (space.high + space.low) / 2, (space.high - space.low) / 2
-        self.obs_dim, self.act_dim = obs_space.shape[0], space.shape[0]
+        self._box = ActionBox(space)
+        self.obs_dim, self.act_dim = obs_space.shape[0], self._box.size
         self._broken = False
-        # seed the generator here, so that every reset, the first too, draws from a state that can be saved
-        self.env.unwrapped.np_random, _ = gymnasium.utils.seeding.np_random(seed)
-        self.reset()
+        self.start(seed)
 
     def _make(self) -> gymnasium.Env:
-        env = make_env(self._env_id)
+        env = make_env(self._choice)
+        self.capped = False
+        if self._choice.cap is not None and not time_limited(env):
+            self.capped, env = True, gymnasium.wrappers.TimeLimit(env, self._choice.cap)
         changed = self._disturb and self._disturb != DisturbConfig()
         return Disturbed(env, self._disturb) if self._disturb and changed else env
 
     def _replace(self) -> None:
-        """Another environment in place of one that failed; the generator is handed on, so that a restart can follow."""
-        generator, old = self.env.unwrapped.np_random, self.env
+        """Another environment in place of one that failed; its generators are handed on, so that a restart can follow."""
+        old = self.env
         with contextlib.suppress(Exception), self._faults:
             old.close()
         try:
             self.env = self._make()
         except UserError as e:
             raise EnvironmentFault(str(e)) from e
-        self.env.unwrapped.np_random = generator
+        streams.hand_on(old, self.env)
 
-    def reset(self) -> None:
-        """Start an episode; what is needed to replay it is kept."""
-        self._rng_at_reset = copy.deepcopy(self.env.unwrapped.np_random.bit_generator.state)
+    def start(self, seed: int) -> None:
+        """Begin the episode that belongs to `seed`: the same one each time, if the environment draws from what it reaches.
+
+        A seed reaches `np_random`, also of an environment whose `reset` ignores the seed, the spaces, and whatever the
+        environment's `reset(seed=seed)` hands it to. The global generators are the caller's.
+        """
+        if self._broken:
+            self._replace()
+            self._broken = False
+        raw = self.env.unwrapped
+        raw.np_random, _ = gymnasium.utils.seeding.np_random(seed)
+        for space in (raw.action_space, raw.observation_space):
+            space.seed(seed)
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode; what is needed to replay it is kept. Only `start` gives a seed."""
+        if self._broken:
+            self._replace()
+        if self._resumes:
+            self._note_generators(seed)
         self._actions: list[np.ndarray] = []
         self.obs = np.full(self.obs_dim, np.nan, np.float32)
         self.episode_return, self.length, self.truncated = 0.0, 0, False
         self.success: bool | None = None  # what `info` said of it in any step so far; None: nothing
-        if self._broken:
-            self._replace()
         self._broken = True
         try:
             with self._faults:
-                obs, _ = self.env.reset()
+                obs, _ = self.env.reset(seed=seed)
             self.obs = observation(obs, self.obs_dim)
         except UserError:
             raise
         except Exception as e:
-            raise EnvironmentFault(f"environment {self._env_id!r}: reset failed: {describe(e)}") from e
+            raise EnvironmentFault(f"environment {self.env_id!r}: reset failed: {describe(e)}") from e
         self._broken = False
+
+    def _note_generators(self, seed: int | None) -> None:
+        """Keep where the generators stand; the global ones, which cost, only if the first episode shows draws from them."""
+        before = self._globals_at_reset
+        if self._draws_globally is None and before is not None and self.length:
+            self._draws_globally = not streams.globals_stand_at(before)
+        self._globals_at_reset = None if self._draws_globally is False else streams.globals_state()
+        self._seed_at_reset, self._rng_at_reset = seed, streams.states(self.env)
 
     def step(self, act: np.ndarray) -> tuple[float, np.ndarray, bool, bool]:
         """Act and return (reward, next observation, terminated, truncated); resetting is the caller's."""
@@ -130,7 +123,7 @@ class Lane:
         self._broken = True
         try:
             with self._faults:
-                obs, paid, terminated, truncated, info = self.env.step(self._mid + self._half * act)
+                obs, paid, terminated, truncated, info = self.env.step(self._box(act))
             after, rew, raw = observation(obs, self.obs_dim), reward(paid), reward(info.get("undisturbed_reward", paid))
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
             told = info.get("success", info.get("is_success"))
@@ -138,7 +131,7 @@ class Lane:
         except UserError:
             raise
         except Exception as e:
-            raise EnvironmentFault(f"environment {self._env_id!r}: step failed: {describe(e)}") from e
+            raise EnvironmentFault(f"environment {self.env_id!r}: step failed: {describe(e)}") from e
         self._broken = False
         self._actions.append(act)
         self.obs = after
@@ -160,26 +153,51 @@ class Lane:
         self.obs = obs
 
     def state(self) -> tuple[dict[str, Tensor], str]:
-        """What resumes the episode in flight: its actions and where it stands, and the RNG before its reset."""
-        acts = np.array(self._actions, np.float32).reshape(len(self._actions), len(self._mid))
-        return {"actions": torch.from_numpy(acts), "obs": torch.from_numpy(self.obs.copy())}, json.dumps(
-            self._rng_at_reset, default=_plain
-        )
+        """What resumes the episode in flight: its actions and where it stands, and its generators before its reset.
+
+        The global generators are among them if the environment draws from them, and somebody has done so since.
+        """
+        acts = np.array(self._actions, np.float32).reshape(len(self._actions), self.act_dim)
+        rng = self._rng_at_reset | ({} if self._seed_at_reset is None else {"seed": self._seed_at_reset})
+        if self._globals_at_reset is not None and not streams.globals_stand_at(self._globals_at_reset):
+            rng |= {"globals": self._globals_at_reset}
+        return {"actions": torch.from_numpy(acts), "obs": torch.from_numpy(self.obs.copy())}, streams.dumps(rng)
 
     def load(self, tensors: dict[str, Tensor], rng: str) -> bool:
         """Replay the episode: bit for bit the same, and true; or false, after a warning, in a fresh episode.
 
         Positions and velocities alone do not resume MuJoCo exactly (solver warm starts); the actions since the reset do.
+        The global generators stand afterwards where they stood before.
         """
-        self.env.unwrapped.np_random.bit_generator.state = json.loads(rng, object_hook=_unplain)
-        self.reset()
-        for act in tensors["actions"].numpy():
-            self.step(act)
+        saved = streams.loads(rng)
+        seed, of_process = (saved.pop(name, None) for name in ("seed", "globals"))
+        streams.restore(self.env, saved)
+        with streams.private():
+            if of_process is not None:
+                streams.set_globals(of_process)
+            self.reset(seed)
+            for act in tensors["actions"].numpy():
+                self.step(act)
         exact = np.array_equal(self.obs, tensors["obs"].numpy())
         if not exact:
             warnings.warn("an episode in flight did not replay exactly: it starts anew", stacklevel=2)
             self.reset()
         return exact
+
+    def follows(self, seed: int) -> tuple[bool, bool]:
+        """Whether its starts follow a seed, and whether they follow the saved state of its generators; three resets."""
+        seeded, saved = [], []
+        for _ in range(2):
+            streams.seed_globals(seed)
+            self.start(seed)
+            seeded.append(self.obs)
+        before, of_process = streams.states(self.env), streams.globals_state()
+        for _ in range(2):
+            streams.restore(self.env, before)
+            streams.set_globals(of_process)
+            self.reset()
+            saved.append(self.obs)
+        return np.array_equal(seeded[0], seeded[1]), np.array_equal(saved[0], saved[1])
 
 
 class Lanes:
@@ -191,7 +209,7 @@ class Lanes:
 
     def __init__(
         self,
-        env_id: str,
+        env: str | EnvChoice,
         seeds: tuple[int, ...],
         seed: int,
         disturb: DisturbConfig | None = None,
@@ -200,8 +218,8 @@ class Lanes:
     ):
         self._seeds, self._cut, self._faults = seeds, cut, faults or Faults()
         n = int(np.prod(seeds, dtype=int))
-        self._lanes = [Lane(env_id, seed + k, disturb, self._faults) for k in range(n)]
-        self.obs_dim, self.act_dim = self._lanes[0].obs_dim, self._lanes[0].act_dim
+        self._lanes = [Lane(env, seed + k, disturb, self._faults) for k in range(n)]
+        self.obs_dim, self.act_dim, self.capped = self._lanes[0].obs_dim, self._lanes[0].act_dim, self._lanes[0].capped
         self._fault: EnvironmentFault | None = None  # one too many, met after a turn was done: the next one's
 
     def obs(self) -> Tensor:
@@ -283,11 +301,3 @@ class Lanes:
                 exact = False
             if not exact and len(actions):
                 self._cut(k)
-
-
-def _plain(x: Any) -> Any:
-    return {"__array__": x.tolist(), "dtype": str(x.dtype)} if isinstance(x, np.ndarray) else int(x)
-
-
-def _unplain(x: dict[str, Any]) -> Any:
-    return np.array(x["__array__"], x["dtype"]) if "__array__" in x else x

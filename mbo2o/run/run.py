@@ -7,8 +7,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,15 +19,17 @@ from torch import Tensor, nn
 from mbo2o.agents.base import Agent
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.types import Diverged, Metrics, Spec, UserError
+from mbo2o.types import Diverged, Metrics, Spec, UserError, at_least_one
 
-from . import checkpoint
+from . import checkpoint, streams
 from .disturb import DisturbConfig
 from .evaluate import Evaluator
 from .faults import EnvironmentFault, Faults
 from .lanes import Lanes
+from .layouts import about
 from .log import Means, MetricsFile, Progress, describe, tell
-from .scores import find_reference
+from .make import CAP, EnvChoice
+from .scores import Reference, find_reference
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
@@ -55,6 +58,8 @@ class RunConfig:
     disturb: DisturbConfig = field(default_factory=DisturbConfig)
     env_faults: int = 3  # environments that raise, hang or return nonsense are made anew so often, then the run saves and stops
     env_seconds: float | None = 300.0  # a step or reset that takes longer is such a fault; None: wait for ever
+    max_episode_steps: int | None = CAP  # where the task has no time limit of its own, episodes (of evaluations, too) are cut
+    # there, as by one; None: never, for tasks that end by themselves
 
     def __post_init__(self) -> None:
         self.reward_scale = _reward_scale(self.reward_scale)
@@ -62,6 +67,8 @@ class RunConfig:
             raise UserError(f"run.env_faults={self.env_faults} must not be negative")
         if self.env_seconds is not None and not self.env_seconds > 0:
             raise UserError(f"run.env_seconds={self.env_seconds} must be above 0, or null for no limit")
+        if self.max_episode_steps is not None:
+            at_least_one("run", max_episode_steps=self.max_episode_steps)
 
 
 def _reward_scale(value: Any) -> float | str:
@@ -108,6 +115,9 @@ class Run:
     yields the turns that are left, and `track` puts back what it is given. Hence three rules for recipes: a loop's body depends
     only on its turn and on tracked objects; whatever has an effect happens inside a turn; networks are made before the loop
     that uses them. `start_from` takes another run's last checkpoint for this one's first: many online arms, one offline phase.
+
+    PyTorch's, NumPy's and Python's global generators are seeded when a run is made, for environments may draw from the latter
+    two; they are part of its checkpoints, and are not put back for the caller at the end.
     """
 
     def __init__(
@@ -123,12 +133,15 @@ class Run:
         device: str = "cpu",
         start_from: Path | None = None,
         look_only: bool = False,
+        env_kwargs: Mapping[str, Any] | None = None,
+        env_layout: str | None = None,
     ):
-        torch.manual_seed(seed)
-        self.reference = find_reference(cfg.reference, env_id, cfg.allow_mismatch)
+        streams.seed_all(seed)
+        self.env = EnvChoice(env_id, env_kwargs or {}, env_layout, cfg.max_episode_steps)
+        self.reference = self._reference(cfg)
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._faults = Faults(cfg.env_faults, cfg.env_seconds, self._warn)
-        self._lanes = Lanes(env_id, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
+        self._lanes = Lanes(self.env, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
         inits = tuple(torch.Generator().manual_seed(seed + k) for k in range(seeds))
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device, inits)
         if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
@@ -143,6 +156,12 @@ class Run:
             self._q_limit = 10 * max(1.0, max(float(shaped.rew.max()), -float(shaped.rew.min()))) / (1 - gamma)
         self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
         self._evaluate = self.evaluator(cfg.eval_episodes, seed, gamma)
+        if text := self._evaluate.unrepeatable():
+            warnings.warn(text, stacklevel=2)
+        if self._lanes.capped:
+            self.say(f"{self.env.cut} (run.max_episode_steps)")
+        if env_layout:
+            self.say(f"{about(env_id, env_layout)} (env_layout={env_layout})")
         self.phase, self._order = "", 0
         self._tracked: dict[str, tuple[str, Stateful]] = {"online": ("online", self.online)}
         self._done: dict[str, int] = {}  # turns done of each loop, in the order they began
@@ -163,6 +182,14 @@ class Run:
             self.online.load_state_dict(_under("online/", self._saved[0]))
         elif self._file is not None:
             self._file.truncate(0)  # lines of a run that never reached a checkpoint
+
+    def _reference(self, cfg: RunConfig) -> Reference:
+        found = find_reference(cfg.reference, self.env.id, cfg.allow_mismatch)
+        if not (self.env.kwargs and found.known) or found.name == "own" or cfg.allow_mismatch:
+            return found
+        text = f"run.reference={cfg.reference} is for {self.env.id} with its default arguments, which env_kwargs changes"
+        warnings.warn(f"{text}: no scores; give [LOW,HIGH], or run.allow_mismatch=true", stacklevel=3)
+        return replace(found, low=math.nan, high=math.nan)
 
     # ------------------------------------------------------------------ what recipes use
 
@@ -328,7 +355,7 @@ class Run:
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """One that plays this run's task, and discounts the rewards that its agents learn from."""
         shaped = (self.cfg.reward_scale, self.cfg.reward_shift)
-        return Evaluator(self.env_id, self.spec.seeds, episodes, seed, gamma, shaped, self.cfg.disturb, self._faults)
+        return Evaluator(self.env, self.spec.seeds, episodes, seed, gamma, shaped, self.cfg.disturb, self._faults)
 
     def evaluate(self, who: str = "agent") -> Metrics:
         """Play the evaluation episodes with a tracked agent's deterministic policy."""
@@ -489,6 +516,7 @@ class Run:
             "done": self._done,
             "counts": counts,
             "lanes": lane_rngs,
+            "globals": streams.dumps(streams.globals_state()),
             "owed": self._owed,
             "metrics_bytes": self._file.size(),
             "elapsed": self._elapsed + time.monotonic() - self._since,
@@ -507,7 +535,12 @@ class Run:
         self._owed = state.get("owed", False)
         assert self._file is not None
         self._file.truncate(state["metrics_bytes"])
+        of_process = streams.loads(state["globals"]) if "globals" in state else None  # older checkpoints have none
+        if of_process is not None:
+            streams.set_globals(of_process)  # lanes whose episode drew nothing since find them here
         self._lanes.load({k: v.cpu() for k, v in _under("lanes/", tensors).items()}, state["lanes"])
+        if of_process is not None:
+            streams.set_globals(of_process)
         torch.set_rng_state(tensors["rng/cpu"].cpu())
         if self.spec.device != "cpu":
             torch.cuda.set_rng_state(tensors["rng/device"].cpu(), self.spec.device)

@@ -8,8 +8,8 @@ collecting policies are not read.
 D4RL's antmaze: 29 observations, the ant's x, y and 27 more, and rewards in {0, 1} for the goal of the evaluation, which is the
 same in all episodes and not observed. `infos/goal`, the place the collecting controller was heading for, is not that goal
 and is not read. Rows are left as they are: gymnasium-robotics' AntMaze observes the goal too (31, see `goals.flatten`) and puts
-the origin elsewhere, so these files serve offline training alone (a run in that environment is refused for the 29); Minari's
-D4RL/antmaze/* are the sets of that environment. Use -v2: in -v0 and -v1 the timeouts are out of step (D4RL issue 77).
+the origin elsewhere; a run with these files makes it show D4RL's 29 instead (`run.layouts`). Minari's D4RL/antmaze/* are the
+sets of that environment as it is. Use -v2: in -v0 and -v1 the timeouts are out of step (D4RL issue 77).
 
 D4RL's maze2d is one long walk: a timeout says that a waypoint was reached (D4RL issue 85), and rewards are those of the row's
 own observation, a step early (issue 194); both are left as they are.

@@ -2,7 +2,7 @@
 
 A Minari episode of T steps holds T + 1 observations, so that every row's next observation is known, the last one's too.
 
-Goal-conditioned sets come as `goals.flatten` makes them, which is also how `run.lanes.make_env` shows the environment. Minari's
+Goal-conditioned sets come as `goals.flatten` makes them, which is also how `run.make.make_env` shows the environment. Minari's
 PointMaze and AntMaze sets (D4RL/pointmaze/*, D4RL/antmaze/*, collected with `continuing_task=True`) are read as the task that
 ends at the goal: an episode terminates with its first reward, and what it held after that is left out. Their `env_id` stands
 for the maze as gymnasium-robotics registers it; a set may have been collected with start and goal in chosen cells of it.

@@ -1,0 +1,143 @@
+"""The random generators that an environment draws from: those it keeps itself, and the process's global ones."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import random
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+KINDS = (np.random.Generator, np.random.RandomState, random.Random)
+
+
+def own(env: Any) -> dict[str, Any]:
+    """The generators that an environment keeps, by the dotted path of the attribute: in its wrappers, itself and its spaces.
+
+    Environments inside an environment are looked into, other objects are not. The generator that is
+    `env.unwrapped.np_random` is left out: every environment has that one.
+    """
+    found: dict[str, Any] = {}
+    known = {id(env.unwrapped.np_random)}
+
+    def look(x: Any, path: str) -> None:
+        known.add(id(x))
+        for name, value in vars(x).items():
+            if id(value) in known:
+                continue
+            if isinstance(value, KINDS):
+                found[f"{path}{name}"] = value
+            elif isinstance(value, gymnasium.Env):
+                look(value, f"{path}{name}.")
+        for name in ("action_space", "observation_space"):
+            space = None if isinstance(x, gymnasium.Wrapper) else getattr(x, name, None)
+            if getattr(space, "_np_random", None) is not None:  # spaces make theirs when they first need one
+                found[f"{path}{name}._np_random"] = getattr(space, "_np_random")  # noqa: B009
+
+    look(env, "")
+    return found
+
+
+def hand_on(old: gymnasium.Env, new: gymnasium.Env) -> None:
+    """Have `new` draw where `old` left off, with the very generators."""
+    new.unwrapped.np_random = old.unwrapped.np_random
+    for path, generator in own(old).items():
+        *holder, name = path.split(".")
+        with contextlib.suppress(AttributeError):
+            setattr(attrgetter(".".join(holder))(new) if holder else new, name, generator)
+
+
+def states(env: gymnasium.Env) -> dict[str, Any]:
+    """A copy of where the environment's generators stand: `np_random`'s fields, and the others' under `own`, if any."""
+    state = copy.deepcopy(dict(env.unwrapped.np_random.bit_generator.state))
+    others = {path: _state(x) for path, x in own(env).items()}
+    return {**state, "own": others} if others else state
+
+
+def restore(env: gymnasium.Env, state: dict[str, Any]) -> None:
+    """Put the generators where `states` found them; those that are not there any more are left out."""
+    there = own(env)
+    for path, x in state.get("own", {}).items():
+        if path in there:
+            _set(there[path], x)
+    env.unwrapped.np_random.bit_generator.state = {k: v for k, v in state.items() if k != "own"}
+
+
+def seed_all(seed: int) -> None:
+    """Seed PyTorch's global generator, and those that `seed_globals` seeds."""
+    torch.manual_seed(seed)
+    seed_globals(seed)
+
+
+def seed_globals(seed: int) -> None:
+    """Seed NumPy's and Python's global generators, which some environments draw from."""
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+
+
+def globals_state() -> dict[str, Any]:
+    """Where the two global generators stand."""
+    return {"numpy": np.random.get_state(legacy=False), "python": random.getstate()}  # noqa: NPY002
+
+
+def set_globals(state: dict[str, Any]) -> None:
+    """Put them where `globals_state` found them, also after a detour through `dumps` and `loads`."""
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+def globals_stand_at(state: dict[str, Any]) -> bool:
+    """Whether nobody has drawn from the global generators since `state`."""
+    return state["python"] == random.getstate() and dumps(state["numpy"]) == dumps(globals_state()["numpy"])
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Whatever is drawn from the global generators meanwhile, they stand afterwards where they stood before."""
+    before = globals_state()
+    try:
+        yield
+    finally:
+        set_globals(before)
+
+
+def dumps(state: Any) -> str:
+    """States as JSON."""
+    return json.dumps(state, default=_plain)
+
+
+def loads(text: str) -> Any:
+    """States from JSON."""
+    return json.loads(text, object_hook=_unplain)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return copy.deepcopy(generator.bit_generator.state)
+
+
+def _set(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate((state[0], tuple(state[1]), state[2]))
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
+
+
+def _plain(x: Any) -> Any:
+    return {"__array__": x.tolist(), "dtype": str(x.dtype)} if isinstance(x, np.ndarray) else int(x)
+
+
+def _unplain(x: dict[str, Any]) -> Any:
+    return np.array(x["__array__"], x["dtype"]) if "__array__" in x else x
