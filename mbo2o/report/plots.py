@@ -159,46 +159,40 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
     colours = _colours(names)
     rows = max(len(curves) for curves in panels.values()) + 3  # of a legend: behaviour, dotted and shaded parts
     columns = 3 if len(panels) == 1 else 2
-    width, legend = (8.5 if len(panels) == 1 else 5.2 * len(panels)), 0.24 * -(-rows // columns)
-    height = 4.6 + legend
+    width, legend = (8.5 if len(panels) == 1 else 5.2 * len(panels)), 0.22 * -(-rows // columns)
+    head = 1.05 if any(panels) else 0.85  # inches; panels have titles, or there is only one
+    height = 3.6 + head + legend
     figure = Figure(figsize=(width, height))
-    edges = {"left": 0.85 / width, "right": 1 - 0.3 / width, "top": 1 - 1.05 / height, "bottom": (0.72 + legend) / height}
-    figure.subplots_adjust(**edges, wspace=0.1)
+    edges = {"left": 0.85 / width, "right": 1 - 0.3 / width, "top": 1 - head / height, "bottom": (0.7 + legend) / height}
+    figure.subplots_adjust(**edges, wspace=0.06)
     row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     seeds = sorted({c.values.shape[1] for curves in panels.values() for c in curves.values()})
     kind = f"shaded: {KIND}" if seeds[-1:] >= [FEWEST] else "thin: each seed (too few for an interval)"
+    kind += f" (of the first {BANDS} of a panel)" if any(len(curves) > BANDS for curves in panels.values()) else ""
     many = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds" if seeds else "no seed"
     _title(figure, subject, f"mean over {many}, {kind}" if many != "1 seeds" else "one seed")
     for axes, (title, curves) in zip(row, panels.items(), strict=True):
         if title:
             axes.set_title(title, loc="left", fontsize=12)
-        _draw_curves(axes, curves, colours)
-        _dress(axes)
+        _draw_curves(axes, curves, colours, explain=axes is row[0])
+        _dress(axes, left=axes is row[0])
         axes.margins(x=0)
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.set_xlabel(_step_label(curves, phase), fontsize=12)
         axes.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns)
-    row[0].set_ylabel("success rate" if "Maze" in subject else "return per episode", fontsize=13)
+    success = "Maze" in subject
+    row[0].set_ylabel("success rate" if success else "return per episode", fontsize=13)
+    if success:
+        row[0].set_ylim(-0.03, 1.03)  # Student's interval can reach beyond what a rate can
     return figure
 
 
 BANDS = 4
 """Curves of a panel that get a shaded interval: more of them hide each other."""
 PALETTE = (
-    BLUE,
-    RED,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    INK,
-    "#A2142F",
-    "#999933",
-    "#44AA99",
-    "#882255",
-    "#8C6D31",
-    "#7F9C00",
-    "#5B4FCF",
+    *(BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK),
+    *("#A2142F", "#7F7F00", "#6A3D9A", "#8C510A", "#8DA0CB", "#7FBC41", "#01665E"),
 )
 COLOURS: dict[str, str] = {
     name: PALETTE[i]
@@ -234,7 +228,8 @@ def _colours(names: list[str]) -> dict[str, str]:
     return {name: known.get(name) or free.pop(0) for name in names}
 
 
-def _draw_curves(axes: Axes, curves: dict[str, Curve], colours: dict[str, str]) -> None:
+def _draw_curves(axes: Axes, curves: dict[str, Curve], colours: dict[str, str], explain: bool = True) -> None:
+    """The means, and what belongs to them; with `explain` the legend says what the grey and the dotted lines are."""
     frozen = False
     for i, (name, c) in enumerate(curves.items()):
         x, mean, colour = c.step + c.random, c.values.mean(-1), colours[name]
@@ -252,8 +247,8 @@ def _draw_curves(axes: Axes, curves: dict[str, Curve], colours: dict[str, str]) 
             axes.plot(x, c.values, color=colour, lw=0.7, alpha=0.45)
     behaviour = {c.behaviour for c in curves.values() if c.behaviour is not None}
     if len(behaviour) == 1:
-        axes.axhline(behaviour.pop(), color=GREY, ls="--", lw=1.5, label="the data's behaviour")
-    if frozen:
+        axes.axhline(behaviour.pop(), color=GREY, ls="--", lw=1.5, label="the data's behaviour" if explain else None)
+    if frozen and explain:
         axes.plot([], [], color=GREY, ls=":", lw=2.4, label="frozen, no update yet")
 
 
@@ -269,11 +264,11 @@ def _step_label(curves: dict[str, Curve], phase: str) -> str:
 def save(figure: Figure, path: Path) -> None:
     """`path`, a PNG of 150 dpi that is small enough to be kept with the results, and an SVG beside it.
 
-    A palette of 64 colours has a third of the bytes, and looks the same.
+    A palette of 96 colours has a third of the bytes, and looks the same.
     """
     figure.savefig(path, dpi=150)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(96, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mbo2o"}):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
@@ -404,8 +399,9 @@ def _legend(row: Row) -> None:
 
 
 def _title(figure: Figure, title: str, subtitle: str) -> None:
-    height = figure.get_figheight()
-    figure.text(0.03, 1 - 0.4 / height, title, fontsize=18, weight="bold", color=INK)
+    width, height = figure.get_size_inches()
+    size = min(18, 110 * width / max(1, len(title)))  # so that a long name fits
+    figure.text(0.03, 1 - 0.4 / height, title, fontsize=size, weight="bold", color=INK)
     figure.text(0.03, 1 - 0.68 / height, subtitle, fontsize=12, color=GREY)
 
 

@@ -184,26 +184,15 @@ def common_window(arms: Mapping[str, Pace]) -> tuple[int, dict[str, NDArray[np.i
     every arm has as many updates in the window and as many distinct evaluations: a minimum over more evaluations is lower
     by their noise alone.
     """
-    steps = [np.asarray(a.step, float) for a in arms.values()]
-    paces = list(zip(steps, arms.values(), strict=True))
-    # an arm that has not learned yet has no evaluation to give, and then nobody has
-    count = min((int((s > a.start).sum()) for s, a in paces), default=0)
-    if count == 0:
-        return 0, {name: np.zeros(0, np.int64) for name in arms}
-    spacing = max(float(np.median(np.diff(s))) * a.utd for s, a in paces)
-    shortest = min((s[-1] - a.start) * a.utd for s, a in paces)
-    looks = min(count, max(2, round(0.2 * shortest / spacing)))
-    return int(looks * spacing), {name: _looks(arms[name], spacing, looks) for name in arms}
-
-
-def _looks(arm: Pace, spacing: float, looks: int) -> NDArray[np.int64]:
-    """The first evaluations after one, two, ... spacings of updates, each evaluation once."""
-    updates = (np.asarray(arm.step, float) - arm.start) * arm.utd
-    found: list[int] = []
-    for k in range(1, looks + 1):
-        first = int(np.searchsorted(updates, k * spacing))
-        found.append(min(max(first, found[-1] + 1 if found else 0), len(updates) - 1))
-    return np.array(found, np.int64)
+    updates = {name: (np.asarray(a.step, float) - a.start) * a.utd for name, a in arms.items()}
+    if not updates or any(u[-1] <= 0 for u in updates.values()):
+        return 0, {name: np.zeros(0, np.int64) for name in arms}  # an arm has not been evaluated since it began to learn
+    spacing = max(float(np.diff(u, prepend=0).max()) for u in updates.values())
+    shortest = min(float(u[-1]) for u in updates.values())
+    looks = max(1, min(int(shortest // spacing), max(2, round(0.2 * shortest / spacing))))
+    wanted = spacing * np.arange(1, looks + 1)
+    found = {name: np.minimum(np.searchsorted(u, wanted), len(u) - 1) for name, u in updates.items()}
+    return int(looks * spacing), found
 
 
 def late_evaluations(step: ArrayLike) -> int:

@@ -143,7 +143,7 @@ def draw(path: Path, panels: dict[str, list[str]], phase: str = "online") -> Non
     if len(drawn) == 1:  # a title tells panels apart
         drawn = {"": next(iter(drawn.values()))}
     study, _, data = path.stem.partition("-")
-    subject = f"{study}: {first['env']}" + (f" · {data}" if data != first["env"] else "")
+    subject = first["env"] + (f" · {data}" if data != first["env"] else "") + f" · study {study}"
     save(compare_panels(drawn or {"": dict(list(arms.items())[: len(PALETTE)])}, subject, phase), path.with_suffix(".png"))
 
 

@@ -57,9 +57,9 @@ def arms(base: Config) -> dict[str, ENOTOConfig]:
 ROWS = 5000
 """Of the dataset, for the distribution of distances."""
 PANELS = {
-    "Pairs (figures 1, 2)": ["kept", "kept-data", "freed", "freed-n"],
-    "Targets on N critics (figure 3)": ["freed-n", "wmp", "rmp", "rem", "mean"],
-    "Explorations on the weighted pair (figure 4)": ["wmp", "oac", "bootstrapped", "sunrise"],
+    "Pairs (the paper's figures 1, 2)": ["kept", "kept-data", "freed", "freed-n"],
+    "Targets on N critics (its figure 3)": ["freed-n", "wmp", "rmp", "rem", "mean"],
+    "Explorations on the weighted pair (its figure 4)": ["wmp", "oac", "bootstrapped", "sunrise"],
 }
 UNSHOWN = ("kept-n", "ucb", "ucb-10", "weight", "weight-scalar")
 """Arms without a panel."""

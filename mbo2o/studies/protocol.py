@@ -99,7 +99,7 @@ def claims_table(studies: dict[str, Sequence[Claim]]) -> str:
     lines = ["| study | claim | what should be positive | seeds | family |", "|---|---|---|---|---|"]
     for study, claims in studies.items():
         for c in claims:
-            how = "unpaired" if _unpaired(c.value) else "paired"
+            how = "unpaired" if is_unpaired(c.value) else "paired"
             cells = [study.split(":")[0], c.name, c.text, how, "sanity check" if c.sanity else "corrected"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -117,7 +117,7 @@ class _Everyone(dict[str, dict[str, np.ndarray]]):
         return _Anything()
 
 
-def _unpaired(value: Callable[[Measured], object]) -> bool:
+def is_unpaired(value: Callable[[Measured], object]) -> bool:
     return isinstance(value(_Everyone()), Apart)
 
 

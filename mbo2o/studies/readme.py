@@ -48,7 +48,7 @@ def _moore() -> str:
     columns = ["data", "arm", "seeds", "behaviour", "at the switch", "drop", "mean online", "final"]
     columns += ["U3 online", "U5 online", "penalty / reward"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for path in _studies():
+    for path in files_of():
         for arm, mine in read(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
             decay = [
@@ -63,7 +63,7 @@ def _moore() -> str:
 def _moore_main() -> str:
     measures = {"drop": "drop", "auc": "mean online", "final": "final"}
     lines = [f"| data (seeds, behaviour) | MOPO, at the switch | | {' | '.join(moore.DEFAULT)} |", "|---|---|---|" + "---|" * 4]
-    for path in _studies():
+    for path in files_of():
         by_arm = read(path)
         first = next(iter(by_arm.values()))
         behaviour = f", {float(first[0]['behaviour']):.0f}" if first[0]["behaviour"] else ""
@@ -76,12 +76,12 @@ def _moore_main() -> str:
     return "\n".join([*lines, "", _layout("moore")])
 
 
-def _studies(kind: str = "moore") -> list[Path]:
+def files_of(kind: str = "moore") -> list[Path]:
     return sorted(p for p in RESULTS.glob(f"{kind}-*.csv") if not p.stem.endswith("-curves"))
 
 
 def _offline() -> str:
-    tables = {path.stem.removeprefix("offline-"): read(path) for path in _studies("offline")}
+    tables = {path.stem.removeprefix("offline-"): read(path) for path in files_of("offline")}
     first = {name: next(iter(arms.values()))[0] for name, arms in tables.items()}
     lines = ["| agent | " + " | ".join(tables) + " |", "|---|" + "---|" * len(tables)]
     behaviour = [f"{float(row['behaviour']):.0f}" for row in first.values()]
@@ -101,7 +101,7 @@ COLUMNS = {"j0": "at the switch", "drop": "drop", "auc": "mean online", "final":
 
 
 def _arms(kind: str) -> str:
-    tables = {path.stem.removeprefix(f"{kind}-"): read(path) for path in _studies(kind)}
+    tables = {path.stem.removeprefix(f"{kind}-"): read(path) for path in files_of(kind)}
     rows = [row for arms in tables.values() for found in arms.values() for row in found]
     columns = {
         x: "at the start" if (x, kind) == ("j0", "obac") else text for x, text in COLUMNS.items() if rows and x in rows[0]
@@ -116,7 +116,7 @@ def _arms(kind: str) -> str:
 
 def studied(kind: str) -> dict[str, Measured]:
     """What was measured in each study of a kind, by data."""
-    return {path.stem.removeprefix(f"{kind}-"): numbers(path) for path in _studies(kind)}
+    return {path.stem.removeprefix(f"{kind}-"): numbers(path) for path in files_of(kind)}
 
 
 def numbers(path: Path) -> Measured:
@@ -204,7 +204,7 @@ TITLES = {
 def _layout(kind: str) -> str:
     """How a study's numbers were taken, by data; that it is less than the protocol asks for is said."""
     parts: dict[str, list[str]] = {}
-    for path in _studies(kind):
+    for path in files_of(kind):
         rows = [r for found in read(path).values() for r in found]
         evals, episodes, seeds = ({int(r[x]) for r in rows} for x in ("final_evals", "eval_episodes", "seed"))
         text = f"{max(seeds) + 1} seeds, finals of {_span(evals, 'evaluation')} of {_span(episodes, 'episode')}"
@@ -315,12 +315,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 def main(options: Sequence[str]) -> int:
     """What the module's docstring says; the exit code."""
-    measured_files = [(kind, path) for kind in (*STUDIES, "offline") for path in _studies(kind)]
+    measured_files = [(kind, path) for kind in (*STUDIES, "offline") for path in files_of(kind)]
     if "--recompute" in options:
         for _, path in measured_files:
             recompute(path)
     if "--figures" in options:
         for kind, path in measured_files:
+            if not path.with_suffix(".png").exists():
+                continue  # of a study whose figure no page shows
             (STUDIES | {"offline": offline})[kind].figure(path)
     if "--coverage" in options:
         protocol.write_coverage(RESULTS / protocol.COVERAGE)

@@ -69,7 +69,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     write(results / f"{name}-curves.csv", curves(logs))
     figure(results / f"{name}.csv")
     critics = {x: {arm: _watched(logs[arm], x) for arm in WATCHED if arm in logs} for x in CRITICS}
-    subject = f"wsrl: {rows[0]['env']} · {name.removeprefix('wsrl-')}"
+    subject = f"{rows[0]['env']} · {name.removeprefix('wsrl-')} · study wsrl"
     save(compare_critics(critics, subject), results / f"{name}-critics.png")
 
 
