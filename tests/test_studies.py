@@ -132,7 +132,8 @@ def test_arms_from_different_checkpoints_are_not_paired():
 
 
 def test_coverage_is_what_the_protocol_s_table_says():
-    stored = {(r["spread"], r["seeds"]): r for r in csv.DictReader(open(RESULTS / protocol.COVERAGE))}
+    with open(RESULTS / protocol.COVERAGE) as f:
+        stored = {(r["spread"], r["seeds"]): r for r in csv.DictReader(f)}
     for row in protocol.simulate_coverage(2000, seed=7):
         told = stored[row["spread"], str(row["seeds"])]
         for kind in ("student", "bootstrap"):

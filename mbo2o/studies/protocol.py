@@ -118,6 +118,7 @@ class _Everyone(dict[str, dict[str, np.ndarray]]):
 
 
 def is_unpaired(value: Callable[[Measured], object]) -> bool:
+    """Whether a claim compares samples that share nothing."""
     return isinstance(value(_Everyone()), Apart)
 
 

@@ -77,6 +77,7 @@ def _moore_main() -> str:
 
 
 def files_of(kind: str = "moore") -> list[Path]:
+    """The results files of a kind of study."""
     return sorted(p for p in RESULTS.glob(f"{kind}-*.csv") if not p.stem.endswith("-curves"))
 
 
