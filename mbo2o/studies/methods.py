@@ -159,8 +159,14 @@ def _figures(rows: list[dict[str, str]], column: str) -> str:
     values = np.array([float(r[column]) for r in rows])
     digits = 2 if np.abs(values).max() < 10 else 0  # success rates, against returns
     start = f"{np.mean([float(r['j0']) for r in rows]):.{digits}f} → " if column == "final" and "j0" in rows[0] else ""
-    few = ", one evaluation" if column == "final" and rows[0]["final_evals"] == "1" else ""
-    return f"{start}{with_interval(values, digits)} ({int(rows[0]['steps']):,} steps{few})".replace(",000", " 000")
+    return start + with_interval(values, digits) + (_budget(rows[0]) if column == "final" else "")
+
+
+def _budget(row: dict[str, str]) -> str:
+    """After how much the final was measured: methods of one table have different budgets."""
+    steps = f"{int(row['steps']):,}".replace(",", " ")
+    few = ", one evaluation" if row["final_evals"] == "1" else ""
+    return f" ({steps} {'steps' if 'j0' in row else 'updates'}{few})"
 
 
 def with_interval(values: np.ndarray, digits: int) -> str:
