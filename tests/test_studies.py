@@ -131,6 +131,15 @@ def test_arms_from_different_checkpoints_are_not_paired():
     assert unpaired == {("enoto", x) for x in across} | {("moore", "M3"), ("methods", "W4"), ("methods", ""), ("obac", "O2")}
 
 
+def test_every_numbered_claim_is_stated_and_the_others_are_said_to_be_untested():
+    stated = {name for found in protocol.STATED.values() for name in found}
+    assert len(stated) == 46
+    named = {c.name for study in STUDIES.values() for c in study.CLAIMS} - {"", "E/F"}
+    assert named <= stated
+    table = protocol.stated_table({kind: study.CLAIMS for kind, study in STUDIES.items()})
+    assert table.count("not measured") == len(stated - named - {"F1"}) > 0
+
+
 def test_coverage_is_what_the_protocol_s_table_says():
     with open(RESULTS / protocol.COVERAGE) as f:
         stored = {(r["spread"], r["seeds"]): r for r in csv.DictReader(f)}

@@ -56,6 +56,79 @@ MEASURES = {
     "watching IQL ahead": "the share of evaluations at which it returns more than SAC by over one pooled standard error; two "
     "equal policies pass this at 16 % of them.",
 }
+STATED = {
+    "ENOTO (arXiv 2306.06871)": {
+        "A1": "going on with CQL is stable, and slow",
+        "A2": "CQL → SAC drops at the switch, or is unstable",
+        "A3": "CQL-N → SAC-N does not drop",
+        "A4": "offline, N critics are no worse than two",
+        "A5": "CQL-N → SAC-N ends above CQL kept and above CQL → SAC",
+        "A6": "Q swings less with N critics",
+        "A7": "SAC-N's actions are farther from the data than CQL's, and nearer than chance",
+        "B1": "the weighted and the random pair beat the minimum",
+        "B2": "the minimum beats the mean and REM, which over-estimate",
+        "B3": "the weighted pair is steadier than the random pair",
+        "B4": "both pairs have the same mean pessimism",
+        "C1": "of three explorations SUNRISE is best",
+        "C2": "SUNRISE adds to the weighted pair",
+        "D1": "ENOTO-CQL ends highest of all methods on most datasets",
+        "D2": "PEX drops at once",
+        "D3": "IQL improves little online",
+        "D4": "AWAC is slow",
+        "D5": "balanced replay is second, and unstable",
+        "D6": "Cal-QL is stable, slow on MuJoCo and strong in mazes",
+        "D7": "on hopper-medium-expert nearly all drop, and Cal-QL does not",
+        "D8": "pre-training helps the same online algorithm",
+        "E1": "ENOTO on LAPO beats IQL, PEX and Cal-QL in sparse mazes",
+        "E2": "N critics help LAPO offline and online",
+        "F1": "ENOTO also helps TD3+BC",
+    },
+    "MOORe (arXiv 2201.10070)": {
+        "M1": "the priority keeps the start smooth; half-and-half and online data alone drop",
+        "M2": "uniform sampling is smooth, and slow",
+        "M3": "late, MOORe is as MBPO",
+        "M4": "uncertainty, and with it the penalty, falls online by itself",
+        "M5": "the penalty does little harm online",
+        "M6": "the pace of fading matters little",
+        "M7": "the penalty changes values little from epoch to epoch",
+        "M8": "from random data the offline policy may fail, and online it recovers",
+    },
+    "OBAC (arXiv 2405.18520)": {
+        "O1": "an IQL that learns beside SAC is ahead of it at times",
+        "O2": "an IQL that acts for itself underestimates Q and stagnates",
+        "O3": "which of both is ahead changes",
+        "O4": "OBAC beats SAC",
+        "O5": "the adaptive constraint beats a fixed one",
+        "O6": "OBAC's gain stays under noise and sparse rewards",
+    },
+    "WSRL (arXiv 2412.07762)": {
+        "W1": "without warm-up and data the return collapses",
+        "W2": "Q falls too low at the start, and warm-up prevents it",
+        "W3": "without data the fit to the dataset is lost, the one to online data is not",
+        "W4": "keeping data costs the end, where WSRL is above Cal-QL with half offline",
+        "W5": "going on with SAC beats going on with the offline agent",
+        "W6": "policy and critics both help when they cross the switch",
+        "W7": "more updates per step help",
+        "W8": "own steps warm up better than rows of the dataset",
+    },
+}
+"""What the papers state, in our words, by the number that claims have here."""
+
+
+def stated_table(studies: dict[str, Sequence[Claim]]) -> str:
+    """Every statement of the papers, and the studies with a comparison for it; some have none."""
+    tested: dict[str, list[str]] = {}
+    for study, claims in studies.items():
+        for c in claims:
+            for name in ("E1", "F1") if c.name == "E/F" else (c.name,):
+                tested.setdefault(name, []).append(study)
+    lines = ["| claim | the paper says | study with a comparison |", "|---|---|---|"]
+    for paper, statements in STATED.items():
+        lines.append(f"| *{paper}* | | |")
+        for name, text in statements.items():
+            where = ", ".join(f"`{x}`" for x in dict.fromkeys(tested.get(name, ()))) or "none: not measured"
+            lines.append(f"| {name} | {text} | {where} |")
+    return "\n".join(lines)
 
 
 def measures() -> str:

@@ -310,6 +310,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "protocol-measures": protocol.measures,
     "protocol-coverage": partial(protocol.coverage_table, RESULTS / protocol.COVERAGE),
     "protocol-claims": partial(protocol.claims_table, {TITLES[kind]: study.CLAIMS for kind, study in STUDIES.items()}),
+    "protocol-stated": partial(protocol.stated_table, {kind: study.CLAIMS for kind, study in STUDIES.items()}),
     "protocol-studies": partial(protocol.studies_table, RESULTS),
 }
 
