@@ -164,7 +164,7 @@ def coverage_table(path: Path) -> str:
     lines = ["| seeds | their spread | Student's t | percentile bootstrap |", "|---|---|---|---|"]
     for r in sorted(rows, key=lambda r: (int(r["seeds"]), r["spread"])):
         lines.append(f"| {r['seeds']} | {r['spread']} | {float(r['student']):.0%} | {float(r['bootstrap']):.0%} |")
-    return "\n".join([*lines, "", f"({int(rows[0]['repeats']):,} simulated samples in each row.)"])
+    return "\n".join([*lines, "", f"({_spaced(rows[0]['repeats'])} simulated samples in each row.)"])
 
 
 def claims_table(studies: dict[str, Sequence[Claim]]) -> str:
@@ -204,8 +204,12 @@ def studies_table(results: Path) -> str:
         rows = [r for found in read(path).values() for r in found]
         seeds = {r["seed"] for r in rows}
         steps = sorted({int(r["steps"]) for r in rows})
-        window = f"{int(rows[0]['drop_updates']):,}, {rows[0]['drop_evals']}" if "drop_updates" in rows[0] else ""
-        cells = [f"`{path.stem}`", rows[0]["env"], str(len(seeds)), " or ".join(f"{x:,}" for x in steps)]
+        window = f"{_spaced(rows[0]['drop_updates'])}, {rows[0]['drop_evals']}" if "drop_updates" in rows[0] else ""
+        cells = [f"`{path.stem}`", rows[0]["env"], str(len(seeds)), " or ".join(_spaced(x) for x in steps)]
         evals = " or ".join(sorted({r["final_evals"] for r in rows}))
         lines.append("| " + " | ".join([*cells, rows[0]["eval_episodes"], evals, window]) + " |")
     return "\n".join(lines)
+
+
+def _spaced(x: str | int) -> str:
+    return f"{int(x):,}".replace(",", " ")
