@@ -6,6 +6,7 @@ the two cannot share a unit. The mean over seeds is bold and each seed thin; the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,11 +167,7 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
     edges = {"left": 0.85 / width, "right": 1 - 0.3 / width, "top": 1 - head / height, "bottom": (0.7 + legend) / height}
     figure.subplots_adjust(**edges, wspace=0.06)
     row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    seeds = sorted({c.values.shape[1] for curves in panels.values() for c in curves.values()})
-    kind = f"shaded: {KIND}" if seeds[-1:] >= [FEWEST] else "thin: each seed (too few for an interval)"
-    kind += f" (of the first {BANDS} of a panel)" if any(len(curves) > BANDS for curves in panels.values()) else ""
-    many = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds" if seeds else "no seed"
-    _title(figure, subject, f"mean over {many}, {kind}" if many != "1 seeds" else "one seed")
+    _title(figure, subject, _marks(panels.values()))
     for axes, (title, curves) in zip(row, panels.items(), strict=True):
         if title:
             axes.set_title(title, loc="left", fontsize=12)
@@ -226,6 +223,17 @@ def _colours(names: list[str]) -> dict[str, str]:
     known = {name: COLOURS[name] for name in names if name in COLOURS}
     free = [c for c in PALETTE if c not in known.values()]
     return {name: known.get(name) or free.pop(0) for name in names}
+
+
+def _marks(panels: Iterable[dict[str, Curve]]) -> str:
+    """What the lines and the bands of comparisons are, in one line."""
+    panels = list(panels)
+    seeds = sorted({c.values.shape[1] for curves in panels for c in curves.values()})
+    if seeds in ([], [1]):
+        return "one seed"
+    kind = f"shaded: {KIND}" if seeds[-1] >= FEWEST else "thin: each seed (too few for an interval)"
+    most = f" (of the first {BANDS} of a panel)" if any(len(curves) > BANDS for curves in panels) else ""
+    return f"mean over {' to '.join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))} seeds, {kind}{most}"
 
 
 def _draw_curves(axes: Axes, curves: dict[str, Curve], colours: dict[str, str], explain: bool = True) -> None:
@@ -285,7 +293,7 @@ def compare_critics(runs: dict[str, dict[str, Curve]], subject: str) -> Figure:
     """What critics learn after the switch, by metric of CRITICS and run: means, and intervals for the first BANDS runs."""
     figure = Figure(figsize=(15, 5))
     figure.subplots_adjust(left=0.05, right=0.98, top=0.79, bottom=0.25, wspace=0.2)
-    _title(figure, subject, f"what the critics learn after the switch: mean over seeds, shaded: {KIND}")
+    _title(figure, subject, f"what the critics learn after the switch: {_marks(runs.values())}")
     row = figure.subplots(1, len(CRITICS))
     colours = _colours(list(dict.fromkeys(name for found in runs.values() for name in found)))
     last = max((c.step[-1] for found in runs.values() for c in found.values()), default=1)

@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
     high: float
     p: float
     seeds: int
-    """Of the smaller sample, where there are two. Below FEWEST the interval and p are NaN."""
+    """The number of seeds, in the smaller sample where there are two. Below FEWEST the interval and p are NaN."""
 
 
 def mean_over_seeds(x: ArrayLike) -> Estimate:

@@ -12,7 +12,7 @@ from mbo2o.report.statistics import FEWEST, Estimate, benjamini_hochberg, mean_o
 Measured = dict[str, dict[str, np.ndarray]]
 """By arm and measure, a number for each seed."""
 LEVEL = 0.05
-"""Of q, for a claim to hold."""
+"""A claim holds if its q is below this."""
 
 
 class Apart(NamedTuple):
@@ -29,7 +29,7 @@ class Claim(NamedTuple):
     text: str
     value: Callable[[Measured], Any]
     sanity: bool = False
-    """Hardly able to fail, so that it shows that a measure works, and is outside the family that is corrected."""
+    """The comparison can hardly fail: it shows that a measure works, and is outside the family that is corrected."""
 
 
 class Finding(NamedTuple):

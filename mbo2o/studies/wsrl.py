@@ -82,7 +82,7 @@ def _watched(log: RunLog, metric: str) -> Curve:
     """What the critics of a run think, over its online phase; their losses are added up over critics."""
     series = log.series("probe" if metric == "td_error" else "train", metric, "online")
     critics = log.config["recipe"]["offline"]["critics"] if metric == "critic_loss" else 1
-    return Curve(series.step.astype(float), series.values / critics)
+    return Curve(series.step.astype(float), series.values / critics, frozen=log.frozen_steps)
 
 
 def _rows(rows: list[Row], log: RunLog) -> list[Row]:
