@@ -248,10 +248,12 @@ def _methods(options: argparse.Namespace) -> None:
     from . import recipes  # noqa: F401  registers
     from .data.named import data_folders
     from .registry import AGENTS, RECIPES
+    from .report.statistics import FEWEST, KIND
     from .studies.methods import METHODS, measured
 
     results = data_folders()[0] / "results" if data_folders() else Path("data/results")
-    print("methods (mbo2o train ...), and the returns that this repository's studies measured:")
+    print("methods (mbo2o train ...), and the returns that this repository's studies measured: at the switch → final,")
+    print(f"mean and {KIND} over seeds (–: fewer than {FEWEST} seeds, no interval):")
     for method in METHODS:
         figures = measured(method, results)
         print(f"  {method.name:<16} {method.paper}; needs: {method.needs}\n{'':19}{method.command}")

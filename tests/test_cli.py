@@ -159,7 +159,7 @@ def test_methods_names_every_recipe(capsys):
     code, out, _ = run(capsys, "methods")
     assert code == 0
     assert all(name in out for name in RECIPES)
-    assert re.search(r"MOORe .*\n.*recipe=moore\n.*hopper-medium-replay-v5 \d+ → \d+ \[", out)
+    assert re.search(r"MOORe .*\n.*recipe=moore\n.*hopper-medium-replay-v5\s+\d+\s+→\s+\d+\s+\[", out)
 
 
 def test_whoever_stops_reading_gets_no_traceback():

@@ -3,16 +3,19 @@
 import csv
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mbo2o.cli import compose_config, conf_folder, main
 from mbo2o.report.read import RunLog
-from mbo2o.report.statistics import paired_difference, t_quantile
-from mbo2o.studies import enoto, methods, moore, obac, offline, wsrl
-from mbo2o.studies.arms import read, run_arm
-from mbo2o.studies.claims import verdicts
+from mbo2o.report.statistics import paired_difference, t_quantile, unpaired_difference
+from mbo2o.studies import enoto, methods, moore, obac, offline, protocol, wsrl
+from mbo2o.studies.arms import read, recompute, run_arm
+from mbo2o.studies.claims import Claim, figures, verdicts
+from mbo2o.studies.readme import RESULTS, STUDIES, files_of, numbers
 from mbo2o.train import read_config, train
 from mbo2o.types import Diverged
 
@@ -66,12 +69,97 @@ def test_an_unknown_arm_is_one_line(pendulum, where, capsys):
 def test_verdicts():
     kept = {"j0": np.full(5, 100.0), "drop": np.array([1.0, 2, 3, 2, 1]), "auc": np.array([90.0, 130, 100, 120, 80])}
     freed = {"j0": kept["j0"], "drop": np.array([0.0, 1, 2, 1, 0]), "auc": kept["auc"]}
-    found = {(claim.name, claim.text): verdict for claim, *_, verdict in verdicts(enoto.CLAIMS, {"kept": kept, "freed": freed})}
-    assert found == {
-        ("A1", "kept: drop below a tenth of J0"): "holds",
-        ("A1", "kept gains: AUC - J0"): "direction only",
-        ("A2", "drop: freed > kept"): "contrary",
+    found = verdicts(enoto.CLAIMS, {"here": {"kept": kept, "freed": freed}})
+    assert {(f.claim.name, f.claim.text): (f.verdict, f.paired) for f in found if f.claim.name in ("A1", "A2")} == {
+        ("A1", "kept: drop below a tenth of J0"): ("holds", True),
+        ("A1", "kept gains: AUC - J0"): ("direction only", True),
+        ("A2", "drop: freed > kept"): ("contrary", True),
     }
+
+
+def made_up(p_wanted, n=5):
+    """A number for each seed whose mean is 1 and whose two-sided p is as wanted."""
+    shape = np.linspace(-1, 1, n)
+    t = t_quantile(1 - p_wanted / 2, n - 1)
+    return 1 + shape / shape.std(ddof=1) * n**0.5 / t
+
+
+def test_a_claim_holds_if_it_does_so_for_as_many_claims_as_were_tested():
+    claims = [Claim(str(i), "", lambda m, i=i: m["a"][str(i)]) for i in range(4)]
+    claims.append(Claim("sure", "", lambda m: m["a"]["sure"], sanity=True))
+    ps = [0.001, 0.03, 0.6, 0.8]
+    found = verdicts(claims, {"here": {"a": {str(i): made_up(p) for i, p in enumerate(ps)} | {"sure": made_up(1e-6)}}})
+    assert [f.estimate.p for f in found[:4]] == pytest.approx(ps, rel=0.02)
+    # the sanity check is no member of the family, whose q are 4 p / rank
+    assert [f.q for f in found[:4]] == pytest.approx([0.004, 0.06, 0.8, 0.8], rel=0.02)
+    assert [f.verdict for f in found[:2]] == ["holds", "holds before correction"]
+    assert (found[4].verdict, np.isnan(found[4].q)) == ("sanity check passed", True)
+    alone = verdicts(claims[1:2], {"here": {"a": {"1": made_up(0.03)}}})
+    assert alone[0].verdict == "holds"
+    below = verdicts(claims[:4], {"here": {"a": {str(i): -made_up(p) for i, p in enumerate(ps)}}})
+    assert [f.verdict for f in below] == ["contrary", "contrary before correction", "not reproduced", "not reproduced"]
+
+
+def test_all_data_of_a_study_are_one_family():
+    claim = Claim("", "", lambda m: m["a"]["x"])
+    found = verdicts([claim], {str(i): {"a": {"x": made_up(p)}} for i, p in enumerate([0.02, 0.9, 0.9])})
+    assert found[0].q == pytest.approx(0.06, rel=0.02)
+    assert found[0].verdict == "holds before correction"
+
+
+def test_three_seeds_give_a_direction_and_no_interval():
+    claim = Claim("", "", lambda m: m["a"]["x"])
+    for sign, verdict in ((1, "direction only"), (-1, "not reproduced")):
+        (found,) = verdicts([claim], {"here": {"a": {"x": sign * np.array([1.0, 1.01, 0.99])}}})
+        assert found.verdict == verdict
+        assert "no interval" in figures(found)
+
+
+def test_arms_from_different_checkpoints_are_not_paired():
+    one, two = np.arange(5.0), np.arange(5.0)[::-1] - 1
+    m = {"here": {"freed": {"drop": one}, "freed-n": {"drop": two}}}
+    (found,) = verdicts([c for c in enoto.CLAIMS if c.name == "A3"], m)
+    assert not found.paired
+    assert found.estimate == unpaired_difference(one, two)
+    unpaired = {
+        (study.__name__.split(".")[-1], c.name)
+        for study in (enoto, methods, moore, obac, wsrl)
+        for c in study.CLAIMS
+        if protocol.is_unpaired(c.value)
+    }
+    across = {"A3", "A4", "A5", "A6", "A7", "E1", "E2", "E/F"}
+    assert unpaired == {("enoto", x) for x in across} | {("moore", "M3"), ("methods", "W4"), ("methods", ""), ("obac", "O2")}
+
+
+def test_every_numbered_claim_is_stated_and_the_others_are_said_to_be_untested():
+    stated = {name for found in protocol.STATED.values() for name in found}
+    assert len(stated) == 46
+    named = {c.name for study in STUDIES.values() for c in study.CLAIMS} - {"", "E/F"}
+    assert named <= stated
+    table = protocol.stated_table({kind: study.CLAIMS for kind, study in STUDIES.items()})
+    assert table.count("not measured") == len(stated - named - {"F1"}) > 0
+
+
+def test_coverage_is_what_the_protocol_s_table_says():
+    with open(RESULTS / protocol.COVERAGE) as f:
+        stored = {(r["spread"], r["seeds"]): r for r in csv.DictReader(f)}
+    for row in protocol.simulate_coverage(2000, seed=7):
+        told = stored[row["spread"], str(row["seeds"])]
+        for kind in ("student", "bootstrap"):
+            assert row[kind] == pytest.approx(float(told[kind]), abs=0.035), (row, kind)
+
+
+def test_recomputing_from_curves_gives_what_is_published():
+    """The CSV files say of their curves what the present definitions make of them."""
+    files = [p for kind in (*STUDIES, "offline") for p in files_of(kind)]
+    assert len(files) > 15
+    for path in files:
+        copy = {p: p.read_bytes() for p in (path, path.with_name(f"{path.stem}-curves.csv"))}
+        with tempfile.TemporaryDirectory() as folder:
+            for p, data in copy.items():
+                (Path(folder) / p.name).write_bytes(data)
+            recompute(Path(folder) / path.name)
+            assert (Path(folder) / path.name).read_bytes() == copy[path], path.name
 
 
 def test_learners_take_the_nets_of_the_base():
@@ -90,7 +178,7 @@ def test_student_intervals_know_how_few_seeds_there_are():
     assert t_quantile(0.975, 4) == pytest.approx(2.776, abs=1e-3)
     assert t_quantile(0.975, 1) == pytest.approx(12.706, rel=1e-3)
     rng = np.random.default_rng(0)
-    outside = [paired_difference(rng.normal(size=3), np.zeros(3))[1] > 0 for _ in range(2000)]
+    outside = [paired_difference(rng.normal(size=5), np.zeros(5)).low > 0 for _ in range(2000)]
     assert np.mean(outside) == pytest.approx(0.025, abs=0.01)
 
 
@@ -172,11 +260,9 @@ def test_moore_compares_samplings_paces_and_penalties_from_one_checkpoint(pendul
     config, env = read_config(tmp_path / "runs" / name / "mbpo")
     assert (env, config.dataset, config.recipe.coef, config.recipe.utd) == ("Pendulum-v1", None, 0.0, 1)
     assert (tmp_path / "results" / f"{name}.png").stat().st_size > 20_000
-    measured = {
-        arm: {k: np.array([float(r[k]) for r in found]) for k in found[0] if k not in ("arm", "behaviour")}
-        for arm, found in (rows | {"mbpo": scratch}).items()
-    }
-    assert len(verdicts(moore.CLAIMS, measured)) == len(moore.CLAIMS)
+    assert len(verdicts(moore.CLAIMS, {name: numbers(tmp_path / "results" / f"{name}.csv")})) == len(moore.CLAIMS)
+    assert {r["random"] for r in scratch} != {"0"}
+    assert {r["frozen"] for r in scratch} == {"0"}
 
 
 def test_moore_spreads_count_each_seed_for_itself():
@@ -192,8 +278,11 @@ def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     whole = {arm: found for arm, found in rows.items() if arm not in ("policy", "critics", "none")}
     assert len({tuple(r["j0"] for r in found) for found in whole.values()}) == 1
     assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
-    measured = {arm: {k: np.array([float(r[k]) for r in found]) for k in found[0] if k != "arm"} for arm, found in rows.items()}
-    assert len(verdicts(wsrl.CLAIMS, measured)) == len(wsrl.CLAIMS)
+    measured = numbers(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
+    assert len(verdicts(wsrl.CLAIMS, {"": measured})) == len(wsrl.CLAIMS)
+    assert {arm: found[0]["frozen"] for arm, found in rows.items() if found[0]["frozen"] == "0"} == {"cold": "0", "seeded": "0"}
+    assert len({(r["drop_updates"], r["drop_evals"]) for found in rows.values() for r in found}) == 1
+    assert (tmp_path / "results" / f"wsrl-{pendulum.stem}-critics.png").stat().st_size > 20_000
     starts = json.loads((tmp_path / "runs" / f"wsrl-{pendulum.stem}" / "none" / "switch.json").read_text())
     assert {x["part"] for x in starts if x["what"] == "kept"} == {"observe"}
 
@@ -213,9 +302,8 @@ def test_obac_compares_agents_from_nothing(tmp_path, where):
     config = read_config(tmp_path / "runs" / "obac-Pendulum-v1" / "obac-sparse")[0]
     assert config.run.disturb.reward_every == 50
     assert config.recipe.agent.constraint_weight == 0.1
-    measured = {arm: {k: np.array([float(r[k] or "nan") for r in found]) for k in found[0] if k not in ("arm", "behaviour")}
-                for arm, found in rows.items()}  # fmt: skip
-    assert {claim.name for claim, *_ in verdicts(obac.CLAIMS, measured)} == {"O1", "O2", "O3", "O4", "O5", "O6"}
+    found = verdicts(obac.CLAIMS, {"": numbers(tmp_path / "results" / "obac-Pendulum-v1.csv")})
+    assert {f.claim.name for f in found} == {"O1", "O2", "O3", "O4", "O5", "O6"}
 
 
 def test_obac_says_what_its_arms_are():
@@ -248,7 +336,7 @@ def test_methods_stand_side_by_side(pendulum, tmp_path, where):
     shown = {m.name: methods.measured(m, tmp_path / "results") for m in methods.METHODS}
     final = np.mean([float(r["final"]) for r in rows["wsrl"]])
     assert shown["WSRL"].startswith(f"{pendulum.stem} ")
-    assert f"→ {final:.0f} [" in shown["WSRL"]
+    assert f"→ {final:.0f} – (60 steps" in shown["WSRL"]
     assert shown["OBAC"] == ""
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from mbo2o.report import plots
 from mbo2o.report.read import RunLog, read_run
-from mbo2o.report.statistics import Array, bootstrap_interval, summarise
+from mbo2o.report.statistics import FEWEST, KIND, Array, interval, late_evaluations, summarise
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ def _table(log: RunLog) -> str:
     if len(offline.step):
         rows.append(("offline final", summarise(offline.step, offline.values).final))
     if len(online.step):
-        s = summarise(online.step, online.values)
+        s = summarise(online.step, online.values, start=log.frozen_steps)
         rows += [
             ("J0: at the switch, before any online update", s.j0),
-            ("drop: J0 − lowest in the first 20 % online", s.drop),
-            ("final: last 10 % of the online evaluations", s.final),
+            ("drop: J0 − lowest in the first 20 % of the learning online", s.drop),
+            (f"final: mean of the last {late_evaluations(online.step)} online evaluations", s.final),
             ("AUC: mean return over the online steps", s.auc),
             ("best online evaluation (chosen with hindsight)", s.best),
         ]
@@ -147,7 +147,7 @@ def _table(log: RunLog) -> str:
     if not rows:
         return '<p class="note">Nothing was evaluated yet.</p>'
     seeds = max(len(values) for _, values in rows)
-    head = "".join(f"<th>{x}</th>" for x in ["return", "mean", "95 % interval", *(f"seed {i}" for i in range(seeds))])
+    head = "".join(f"<th>{x}</th>" for x in ["return", "mean", KIND, *(f"seed {i}" for i in range(seeds))])
     behaviour = log.behaviour_return
     first = "" if behaviour is None else f"<tr><td>behaviour policy (dataset)</td><td>{_number(behaviour)}</td></tr>"
     return (
@@ -166,17 +166,18 @@ def _switch_table(path: Path) -> str:
 
 
 def _row(name: str, values: Array) -> str:
-    low, high = (float(x) for x in bootstrap_interval(values))
-    interval = f"{_number(low)} … {_number(high)}" if np.isfinite([low, high]).all() else "–"
-    cells = [escape(name), _number(float(values.mean())), interval, *(_number(float(v)) for v in values)]
+    low, high = (float(x) for x in interval(values))
+    between = f"{_number(low)} … {_number(high)}" if np.isfinite([low, high]).all() else "–"
+    cells = [escape(name), _number(float(values.mean())), between, *(_number(float(v)) for v in values)]
     return "<tr>" + "".join(f"<td>{x}</td>" for x in cells) + "</tr>"
 
 
 def _caution(seeds: int) -> str:
     if seeds == 1:
         return "One seed: it says nothing about the next one, so there is no interval."
-    few = " With fewer than five seeds it is narrower than the truth." if seeds < 5 else ""
-    return f"Interval: percentile bootstrap of the mean over {seeds} seeds.{few}"
+    if seeds < FEWEST:
+        return f"{seeds} seeds: too few for an interval, which takes {FEWEST}."
+    return f"Interval: {KIND} for the mean over {seeds} seeds."
 
 
 def _number(x: float) -> str:

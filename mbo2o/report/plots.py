@@ -6,17 +6,19 @@ the two cannot share a unit. The mean over seeds is bold and each seed thin; the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from PIL import Image
 
 from mbo2o.report.read import RunLog
-from mbo2o.report.statistics import bootstrap_interval
+from mbo2o.report.statistics import FEWEST, KIND, Array, interval
 
 # Okabe and Ito's palette, told apart by colour-blind readers; colours keep their meaning over all figures
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -116,101 +118,199 @@ def calibration(log: RunLog) -> Figure:
     return figure
 
 
+class Curve(NamedTuple):
+    """An arm's evaluations in one phase."""
+
+    step: Array
+    """`(T,)`."""
+    values: Array
+    """`(T, S)`: a seed's returns in a column."""
+    frozen: int = 0
+    """Steps of the phase before the first update: they are drawn dotted."""
+    random: int = 0
+    """Random steps that came before the phase: the curve is drawn that far to the right."""
+    behaviour: float | None = None
+    """Mean return of the dataset's episodes."""
+
+
+def curve(log: RunLog, phase: str = "online") -> Curve:
+    """A run's evaluations in one phase, with how long its policy was frozen, or random, before it learned."""
+    series = log.series("eval", "return", phase)
+    waits = {"frozen": log.frozen_steps, "random": log.random_steps} if phase == "online" else {}
+    return Curve(series.step.astype(float), series.values, behaviour=log.behaviour_return, **waits)
+
+
 def compare(runs: dict[str, RunLog], phase: str = "online") -> Figure:
-    """Returns of several runs in one phase, by name: mean over seeds, and its 95 % bootstrap interval where there are two.
+    """Returns of several runs in one phase, by name: the mean over seeds, and its interval for the first of them.
 
     A run without an evaluation there is left out; more runs than the palette has colours are a `ValueError`.
     """
-    when = "after the switch" if phase == "online" else "offline"
-    return compare_panels({f"Return {when}": runs}, phase)
+    curves = {name: c for name, log in runs.items() if len((c := curve(log, phase)).step)}
+    subject = " · ".join(dict.fromkeys(f"{x.config.get('env')} · {x.config.get('dataset')}" for x in runs.values()))
+    return compare_panels({"": curves}, subject, phase)
 
 
-def compare_panels(panels: dict[str, dict[str, RunLog]], phase: str = "online") -> Figure:
-    """`compare`, side by side on one scale, by title; a run that stands in two panels keeps its colour."""
-    rows = 1 + max(len(runs) for runs in panels.values())  # of a legend, behaviour included
-    width, legend = (10 if len(panels) == 1 else 6 * len(panels)), 0.27 * -(-rows // 2)
-    height = 5.2 + legend
+def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str = "online") -> Figure:
+    """Several sets of curves side by side on one scale, by title; `subject` is the task and the data.
+
+    A name has one colour in all panels of all figures (COLOURS; others get what is left). Each panel shades the interval
+    of its first BANDS curves; where there are fewer than five seeds there is no interval, and thin lines are the seeds.
+    """
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    colours = _colours(names)
+    rows = max(len(curves) for curves in panels.values()) + 3  # of a legend: behaviour, dotted and shaded parts
+    columns = 3 if len(panels) == 1 else 2
+    width, legend = (8.5 if len(panels) == 1 else 5.2 * len(panels)), 0.22 * -(-rows // columns)
+    head = 1.05 if any(panels) else 0.85  # inches; panels have titles, or there is only one
+    height = 3.6 + head + legend
     figure = Figure(figsize=(width, height))
-    edges = {"left": 1 / width, "right": 1 - 0.4 / width, "top": 1 - 1 / height, "bottom": (0.8 + legend) / height}
-    figure.subplots_adjust(**edges, wspace=0.12)
+    edges = {"left": 0.85 / width, "right": 1 - 0.3 / width, "top": 1 - head / height, "bottom": (0.7 + legend) / height}
+    figure.subplots_adjust(**edges, wspace=0.06)
     row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    scratch = not any(log.config.get("dataset") for runs in panels.values() for log in runs.values())
-    titles = {"offline": "Return while learning from data alone", "online": "Return after the switch"}
-    title = "Return, learning from nothing" if scratch else titles[phase]
-    _title(figure, " · ".join(panels) if len(panels) == 1 else title, "mean over seeds and its 95 % interval")
-    colours: dict[str, str] = {}
-    for axes, (title, runs) in zip(row, panels.items(), strict=True):
-        if len(panels) > 1:
-            axes.set_title(title, loc="left", fontsize=13)
-        _draw_runs(axes, runs, phase, colours)
-    row[0].set_ylabel("return per episode", fontsize=14)
+    _title(figure, subject, _marks(panels.values()))
+    for axes, (title, curves) in zip(row, panels.items(), strict=True):
+        if title:
+            axes.set_title(title, loc="left", fontsize=12)
+        _draw_curves(axes, curves, colours, explain=axes is row[0])
+        _dress(axes, left=axes is row[0])
+        axes.margins(x=0)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        axes.set_xlabel(_step_label(curves, phase), fontsize=12)
+        axes.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns)
+    success = "Maze" in subject
+    row[0].set_ylabel("success rate" if success else "return per episode", fontsize=13)
+    if success:
+        row[0].set_ylim(-0.03, 1.03)  # Student's interval can reach beyond what a rate can
     return figure
 
 
+BANDS = 4
+"""Curves of a panel that get a shaded interval: more of them hide each other."""
+PALETTE = (
+    *(BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK),
+    *("#A2142F", "#7F7F00", "#6A3D9A", "#8C510A", "#8DA0CB", "#7FBC41", "#01665E"),
+)
+COLOURS: dict[str, str] = {
+    name: PALETTE[i]
+    for i, names in enumerate(
+        (
+            "wsrl warm priority sac td3bc wmp",
+            "cql-sac freed uniform obac edac cold",
+            "cql kept half iql-watching",
+            "enoto sunrise online obac-0.1 sacn seeded",
+            "calql freed-n alpha-0.5 fixed-0.1 critics",
+            "pex rem alpha-0.9 obac-1 mix-50",
+            "balanced kept-data no-penalty fixed-1 bc kept-mix",
+            "iql mbpo policy",
+            "awac oac none double-penalty",
+            "rlpd bootstrapped lapo redq utd-1",
+            "adaptive-bc mean batch-gate mix-5",
+            "no-data kept-n fixed",
+            "ucb rmp weight sac-action sac-sparse",
+            "ucb-10 weight-scalar obac-action obac-sparse",
+        )
+    )
+    for name in names.split()
+}
+"""The colour of each method and arm, in every figure. Names that stand in one figure never share one."""
+
+
+def _colours(names: list[str]) -> dict[str, str]:
+    """Each name's own colour, and for a name without one what no other in the figure has."""
+    if len(names) > len(PALETTE):
+        raise ValueError(f"{len(names)} runs in one picture; it can tell {len(PALETTE)} apart")
+    known = {name: COLOURS[name] for name in names if name in COLOURS}
+    free = [c for c in PALETTE if c not in known.values()]
+    return {name: known.get(name) or free.pop(0) for name in names}
+
+
+def _marks(panels: Iterable[dict[str, Curve]]) -> str:
+    """What the lines and the bands of comparisons are, in one line."""
+    panels = list(panels)
+    seeds = sorted({c.values.shape[1] for curves in panels for c in curves.values()})
+    if seeds in ([], [1]):
+        return "one seed"
+    kind = f"shaded: {KIND}" if seeds[-1] >= FEWEST else "thin: each seed (too few for an interval)"
+    most = f" (of the first {BANDS} of a panel)" if any(len(curves) > BANDS for curves in panels) else ""
+    return f"mean over {' to '.join(dict.fromkeys((str(seeds[0]), str(seeds[-1]))))} seeds, {kind}{most}"
+
+
+def _draw_curves(axes: Axes, curves: dict[str, Curve], colours: dict[str, str], explain: bool = True) -> None:
+    """The means, and what belongs to them; with `explain` the legend says what the grey and the dotted lines are."""
+    frozen = False
+    for i, (name, c) in enumerate(curves.items()):
+        x, mean, colour = c.step + c.random, c.values.mean(-1), colours[name]
+        learns = c.step >= c.frozen
+        axes.plot(x[learns], mean[learns], color=colour, lw=2.4, label=name)
+        if (~learns).any():
+            waits = c.step <= c.frozen
+            axes.plot(x[waits], mean[waits], color=colour, lw=2.4, ls=":")
+            frozen = True
+        if i >= BANDS:
+            continue
+        if c.values.shape[1] >= FEWEST:
+            axes.fill_between(x, *interval(c.values), color=colour, alpha=0.16, lw=0)
+        elif c.values.shape[1] > 1:
+            axes.plot(x, c.values, color=colour, lw=0.7, alpha=0.45)
+    behaviour = {c.behaviour for c in curves.values() if c.behaviour is not None}
+    if len(behaviour) == 1:
+        axes.axhline(behaviour.pop(), color=GREY, ls="--", lw=1.5, label="the data's behaviour" if explain else None)
+    if frozen and explain:
+        axes.plot([], [], color=GREY, ls=":", lw=2.4, label="frozen, no update yet")
+
+
+def _step_label(curves: dict[str, Curve], phase: str) -> str:
+    if phase == "offline":
+        return "gradient steps"
+    if not any(c.random for c in curves.values()):
+        return "environment steps since the switch"
+    # without a switch steps count from the first one taken
+    return "environment steps" if all(c.random for c in curves.values()) else "environment steps (mbpo: from nothing)"
+
+
 def save(figure: Figure, path: Path) -> None:
-    """A PNG that is small enough to be kept with the results: 128 colours are a third of the bytes, and look the same."""
-    figure.savefig(path, dpi=90)
+    """`path`, a PNG of 150 dpi that is small enough to be kept with the results, and an SVG beside it.
+
+    A palette of 96 colours has a third of the bytes, and looks the same.
+    """
+    figure.savefig(path, dpi=150)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128).save(path, optimize=True)
+        image.convert("RGB").quantize(96, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mbo2o"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def compare_critics(runs: dict[str, RunLog]) -> Figure:
-    """What critics learn after the switch, by run: Q and TD error on online batches, TD error on the dataset's rows."""
-    panels = [
-        ("Q of online batches", "train", "q"),
-        ("TD error² of online batches", "train", "critic_loss"),  # added up over critics
-        ("TD error² on the dataset", "probe", "td_error"),
-    ]
-    figure = Figure(figsize=(18, 5.4))
-    figure.subplots_adjust(left=0.05, right=0.98, top=0.78, bottom=0.25, wspace=0.2)
-    _title(figure, "What the critics learn after the switch", "mean over seeds, and each seed")
-    row = figure.subplots(1, len(panels))
-    for axes, (title, kind, name) in zip(row, panels, strict=True):
-        for (run, log), colour in zip(runs.items(), [BLUE, RED, GREEN, ORANGE, PURPLE, SKY], strict=False):
-            series = log.series(kind, name, "online")
-            if len(series.step):
-                critics = log.config["recipe"]["offline"]["critics"] if name == "critic_loss" else 1
-                axes.plot(series.step, series.values / critics, color=colour, lw=0.7, alpha=0.35)
-                axes.plot(series.step, series.values.mean(-1) / critics, color=colour, lw=2.8, label=run)
+CRITICS = {
+    "q": "Q of online batches",
+    "critic_loss": "TD error² of online batches",
+    "td_error": "TD error² on the dataset",
+}
+"""What `compare_critics` shows, by the metric that has it."""
+
+
+def compare_critics(runs: dict[str, dict[str, Curve]], subject: str) -> Figure:
+    """What critics learn after the switch, by metric of CRITICS and run: means, and intervals for the first BANDS runs."""
+    figure = Figure(figsize=(15, 5))
+    figure.subplots_adjust(left=0.05, right=0.98, top=0.79, bottom=0.25, wspace=0.2)
+    _title(figure, subject, f"what the critics learn after the switch: {_marks(runs.values())}")
+    row = figure.subplots(1, len(CRITICS))
+    colours = _colours(list(dict.fromkeys(name for found in runs.values() for name in found)))
+    last = max((c.step[-1] for found in runs.values() for c in found.values()), default=1)
+    for axes, (name, title) in zip(row, CRITICS.items(), strict=True):
+        _draw_curves(axes, runs.get(name, {}), colours)
         _dress(axes)
-        axes.set_title(title, loc="left", fontsize=13)
-        axes.margins(x=0)
+        axes.set_title(title, loc="left", fontsize=12)
+        axes.set_xlim(0, last)
         if name != "q":
-            axes.set_yscale("log")
+            axes.set_yscale("log", nonpositive="mask")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-        axes.set_xlabel("environment steps since the switch", fontsize=13)
-    row[1].legend(frameon=False, fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(runs))
+        axes.set_xlabel("environment steps since the switch", fontsize=12)
+    row[1].legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=7)
     return figure
-
-
-def _draw_runs(axes: Axes, runs: dict[str, RunLog], phase: str, colours: dict[str, str]) -> None:
-    palette = [BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK, GREY]
-    if len(runs) > len(palette):
-        raise ValueError(f"{len(runs)} runs in one picture; it can tell {len(palette)} apart")
-    kept = {colours[name] for name in runs if name in colours}
-    free = [c for c in palette if c not in kept]
-    for name, log in runs.items():
-        series = log.series("eval", "return", phase)
-        if len(series.step) == 0:
-            continue
-        colour = colours.setdefault(name, free.pop(0) if name not in colours else colours[name])
-        seeds = series.values.shape[-1]
-        label = f"{name} ({seeds} seed{'' if seeds == 1 else 's'})"
-        axes.plot(series.step, series.values.mean(-1), color=colour, lw=2.8, label=label)
-        if seeds > 1:
-            axes.fill_between(series.step, *bootstrap_interval(series.values), color=colour, alpha=0.18, lw=0)
-    behaviour = {x for x in (log.behaviour_return for log in runs.values()) if x is not None}
-    if len(behaviour) == 1:
-        axes.axhline(behaviour.pop(), color=INK, ls=":", lw=1.8, label="behaviour policy (dataset)")
-    _dress(axes)
-    axes.margins(x=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    since = " since the switch" if any(log.config.get("dataset") for log in runs.values()) else ""
-    axes.set_xlabel(f"environment steps{since}" if phase == "online" else "gradient steps", fontsize=14)
-    axes.legend(frameon=False, fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[Row]]:
@@ -231,6 +331,8 @@ def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[
             axes.set_xlim(*_limits(log, panel))
             if panel == "offline":
                 axes.set_facecolor("#F3F5F7")
+        if "online" in row and log.frozen_steps:
+            row["online"].axvspan(0, log.frozen_steps, color="#EFE7D6", lw=0, zorder=0, label="frozen, no update yet")
         if len(panels) == 2:
             row["online"].axvline(0, color=INK, lw=2.5, label="switch", clip_on=False, zorder=5)
     for panel, axes in rows[0].items():
@@ -305,8 +407,9 @@ def _legend(row: Row) -> None:
 
 
 def _title(figure: Figure, title: str, subtitle: str) -> None:
-    height = figure.get_figheight()
-    figure.text(0.03, 1 - 0.4 / height, title, fontsize=18, weight="bold", color=INK)
+    width, height = figure.get_size_inches()
+    size = min(18, 110 * width / max(1, len(title)))  # so that a long name fits
+    figure.text(0.03, 1 - 0.4 / height, title, fontsize=size, weight="bold", color=INK)
     figure.text(0.03, 1 - 0.68 / height, subtitle, fontsize=12, color=GREY)
 
 

@@ -47,6 +47,21 @@ class RunLog:
         value = self.config.get("behaviour_return")
         return None if value is None else float(value)
 
+    @property
+    def frozen_steps(self) -> int:
+        """Online steps before the first update, acted with the offline policy; 0 without an offline phase."""
+        return self._start if self.config.get("dataset") else 0
+
+    @property
+    def random_steps(self) -> int:
+        """Steps at random before the online phase, of a run that starts from nothing."""
+        return 0 if self.config.get("dataset") else self._start
+
+    @property
+    def _start(self) -> int:
+        recipe = self.config.get("recipe")
+        return int(recipe.get("start") or 0) if isinstance(recipe, dict) else 0
+
     def has(self, kind: str, name: str) -> bool:
         """Whether any line of this kind holds this metric."""
         return any(x["kind"] == kind and x.get(name) is not None for x in self.lines)

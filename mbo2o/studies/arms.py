@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.report.plots import PALETTE, Curve, compare_panels, curve, save
 from mbo2o.report.read import RunLog, read_run
-from mbo2o.report.statistics import summarise
+from mbo2o.report.statistics import Pace, common_window, late_evaluations, summarise
 from mbo2o.train import Config, train
 from mbo2o.types import Diverged
 
@@ -70,17 +71,80 @@ def read_arms(out: Path, arms: Sequence[str], phase: str = "online") -> dict[str
     return logs
 
 
-def online_rows(arm: str, log: RunLog) -> list[Row]:
-    """One row per seed: the numbers that describe the online curve; NaN where the arm diverged before its end."""
-    curve = log.series("eval", "return", "online")
-    summary, steps = summarise(curve.step, curve.values), int(curve.step[-1])
-    finished = steps == log.config["recipe"]["online_steps"]
-    rows = []
-    for k in range(curve.values.shape[1]):
-        row: Row = {"arm": arm, "seed": k, "steps": steps, "behaviour": log.behaviour_return, "j0": float(summary.j0[k])}
-        rest = ("drop", "auc", "final", "best")
-        rows.append(row | {x: float(getattr(summary, x)[k]) if finished else float("nan") for x in rest})
-    return rows
+def online_rows(logs: dict[str, RunLog]) -> dict[str, list[Row]]:
+    """By arm one row per seed: the numbers that describe the online curve; NaN where the arm diverged before its end.
+
+    `drop` looks at the same number of updates and of evaluations in every arm of `logs` (see `common_window`).
+    """
+    arms, rows = {}, {}
+    for arm, log in logs.items():
+        online, recipe = log.series("eval", "return", "online"), log.config["recipe"]
+        arms[arm] = curve(log), int(recipe.get("utd") or 1), int(online.step[-1]) == recipe["online_steps"]
+        layout = {"env": log.config.get("env"), "steps": int(online.step[-1]), "behaviour": log.behaviour_return}
+        layout |= {"frozen": log.frozen_steps, "random": log.random_steps, "utd": arms[arm][1]}
+        layout |= {"eval_episodes": log.config["run"]["eval_episodes"]}
+        rows[arm] = [{"arm": arm, "seed": k} | layout for k in range(online.values.shape[1])]
+    found = measures(arms)
+    return {arm: [row | mine for row, mine in zip(rows[arm], found[arm], strict=True)] for arm in logs}
+
+
+def measures(arms: dict[str, tuple[Curve, int, bool]]) -> dict[str, list[Row]]:
+    """By arm and seed what the curves come to: of each arm its curve, its updates per step, and whether it reached its end."""
+    paces = {arm: Pace(c.step, c.frozen, utd) for arm, (c, utd, whole) in arms.items() if whole}
+    updates, early = common_window(paces)
+    found: dict[str, list[Row]] = {}
+    for arm, (c, _, whole) in arms.items():
+        summary = summarise(c.step, c.values, early.get(arm))
+        late = {x: getattr(summary, x) if whole else np.full(len(summary.j0), np.nan) for x in ("drop", "auc", "final", "best")}
+        looks = {"drop_updates": updates, "drop_evals": len(early.get(arm, [])), "final_evals": late_evaluations(c.step)}
+        found[arm] = [
+            {"j0": float(j0)} | {x: float(values[k]) for x, values in late.items()} | looks for k, j0 in enumerate(summary.j0)
+        ]
+    return found
+
+
+def recompute(path: Path) -> None:
+    """Compute again, from `NAME-curves.csv`, what `NAME.csv` says of its curves: after a definition has changed."""
+    rows, arms = read(path), stored_curves(path)
+    online = "j0" in next(iter(rows.values()))[0]
+    utd = {arm: int(found[0]["utd"]) if online else 1 for arm, found in rows.items()}
+    new = measures({arm: (arms[arm], utd[arm], found[0]["final"] != "nan") for arm, found in rows.items()})
+    out = []
+    for arm, found in rows.items():
+        for row, mine in zip(found, new[arm], strict=True):
+            out.append(row | {k: v for k, v in mine.items() if online or k in ("final", "best", "final_evals")})
+    write(path, out)
+
+
+def stored_curves(path: Path) -> dict[str, Curve]:
+    """By arm of `NAME.csv` its curve in `NAME-curves.csv`."""
+    rows, found = read(path), read(path.with_name(f"{path.stem}-curves.csv"))
+    out = {}
+    for arm, points in found.items():
+        seeds = sorted({int(p["seed"]) for p in points})
+        values = np.array([[float(p["return"]) for p in points if int(p["seed"]) == k] for k in seeds]).T
+        step = np.array([float(p["step"]) for p in points if int(p["seed"]) == seeds[0]])
+        first = rows[arm][0]
+        out[arm] = Curve(
+            step, values, int(first.get("frozen", 0)), int(first.get("random", 0)),
+            float(first["behaviour"]) if first["behaviour"] else None,
+        )  # fmt: skip
+    return out
+
+
+def draw(path: Path, panels: dict[str, list[str]], phase: str = "online") -> None:
+    """The figure of `NAME.csv` from the files alone: `NAME.png`, and `NAME.svg` beside it, a panel for each set of arms.
+
+    A panel of which fewer than two arms were run is left out, unless none is left.
+    """
+    arms, first = stored_curves(path), next(iter(read(path).values()))[0]
+    shown = {title: {arm: arms[arm] for arm in names if arm in arms} for title, names in panels.items()}
+    drawn = {title: found for title, found in shown.items() if len(found) > 1}
+    if len(drawn) == 1:  # a title tells panels apart
+        drawn = {"": next(iter(drawn.values()))}
+    study, _, data = path.stem.partition("-")
+    subject = first["env"] + (f" · {data}" if data != first["env"] else "") + f" · study {study}"
+    save(compare_panels(drawn or {"": dict(list(arms.items())[: len(PALETTE)])}, subject, phase), path.with_suffix(".png"))
 
 
 def curves(logs: dict[str, RunLog], phase: str = "online") -> list[Row]:

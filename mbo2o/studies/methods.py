@@ -13,12 +13,11 @@ from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.registry import AGENTS
-from mbo2o.report.plots import compare_panels, save
-from mbo2o.report.statistics import bootstrap_interval
+from mbo2o.report.statistics import interval
 from mbo2o.train import Config
 
-from .arms import QUICK_Q, curves, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
-from .claims import Claim, difference
+from .arms import QUICK_Q, curves, draw, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
+from .claims import Claim, apart, difference
 from .offline import sized
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
@@ -86,7 +85,7 @@ def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
 
 PANELS = {
     "From CQL and Cal-QL": ["cql", "cql-sac", "enoto", "wsrl", "balanced", "calql"],
-    "From others, and from nothing": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd", "no-data"],
+    "From other learners, and from data alone": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd", "no-data"],
 }
 
 
@@ -102,19 +101,23 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure."""
     logs = read_arms(out, list(arms(base)))
-    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in online_rows(arm, log)])
+    write(results / f"{name}.csv", [row for rows in online_rows(logs).values() for row in rows])
     write(results / f"{name}-curves.csv", curves(logs))
-    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
-    save(compare_panels({title: runs for title, runs in shown.items() if runs}), results / f"{name}.png")
+    figure(results / f"{name}.csv")
+
+
+def figure(path: Path) -> None:
+    """The figure of a results file."""
+    draw(path, PANELS)
 
 
 CLAIMS = [
-    Claim("W4", "final: WSRL > Cal-QL with half offline", difference("final", "wsrl", "calql")),
-    Claim("W4", "AUC: Cal-QL with half offline > RLPD", difference("auc", "calql", "rlpd")),
-    Claim("W4", "final: RLPD > Cal-QL with half offline", difference("final", "rlpd", "calql")),
+    Claim("W4", "final: WSRL > Cal-QL with half offline", apart("final", "wsrl", "calql")),
+    Claim("W4", "AUC: Cal-QL with half offline > RLPD", apart("auc", "calql", "rlpd")),
+    Claim("W4", "final: RLPD > Cal-QL with half offline", apart("final", "rlpd", "calql")),
     Claim("", "AUC: RLPD > the same without data", difference("auc", "rlpd", "no-data")),
     Claim("", "final: RLPD > the same without data", difference("final", "rlpd", "no-data")),
-    Claim("", "AUC: WSRL > IQL with its data", difference("auc", "wsrl", "iql")),
+    Claim("", "AUC: WSRL > IQL with its data", apart("auc", "wsrl", "iql")),
     Claim("", "AUC: balanced > CQL to SAC", difference("auc", "balanced", "cql-sac")),
     Claim("", "AUC: ENOTO > CQL to SAC", difference("auc", "enoto", "cql-sac")),
     Claim("", "AUC: PEX > IQL with its data", difference("auc", "pex", "iql")),
@@ -163,7 +166,7 @@ METHODS = [
 
 
 def measured(method: Method, results: Path) -> str:
-    """What it came to by dataset, as mean and 95 % interval, after the return at the switch if there is one; "" if unknown."""
+    """What it came to by dataset, as mean and interval, after the return at the switch if there is one; "" if unknown."""
     study, arm, column = method.measured
     found = []
     for path in sorted(results.glob(f"{study}-*.csv")) if study else []:
@@ -174,7 +177,19 @@ def measured(method: Method, results: Path) -> str:
 
 def _figures(rows: list[dict[str, str]], column: str) -> str:
     values = np.array([float(r[column]) for r in rows])
-    low, high = (float(x) for x in bootstrap_interval(values))
     digits = 2 if np.abs(values).max() < 10 else 0  # success rates, against returns
     start = f"{np.mean([float(r['j0']) for r in rows]):.{digits}f} → " if column == "final" and "j0" in rows[0] else ""
-    return f"{start}{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return start + with_interval(values, digits) + (_budget(rows[0]) if column == "final" else "")
+
+
+def _budget(row: dict[str, str]) -> str:
+    """After how much the final was measured: methods of one table have different budgets."""
+    steps = f"{int(row['steps']):,}".replace(",", " ")
+    few = ", one evaluation" if row["final_evals"] == "1" else ""
+    return f" ({steps} {'steps' if 'j0' in row else 'updates'}{few})"
+
+
+def with_interval(values: np.ndarray, digits: int) -> str:
+    """Mean and interval over seeds, or "–" in the interval's place where there are too few."""
+    low, high = (float(x) for x in interval(values))
+    return f"{values.mean():.{digits}f} " + ("–" if np.isnan(low) else f"[{low:.{digits}f}, {high:.{digits}f}]")

@@ -12,13 +12,12 @@ import numpy as np
 from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.moore import MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
-from mbo2o.report.plots import compare_panels, save
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
 from mbo2o.train import Config, read_config, train
 
-from .arms import QUICK_OFFLINE, Row, curves, online_rows, read_arms, run_arm, write
-from .claims import Claim, Measured, difference
+from .arms import QUICK_OFFLINE, Row, curves, draw, online_rows, read_arms, run_arm, write
+from .claims import Claim, Measured, apart, difference
 
 EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
 SMALLEST = [
@@ -75,17 +74,20 @@ def _sized(kind: type[Sized], moore: MOOReConfig) -> Sized:
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure of the arms."""
     logs = read_arms(out, list(arms(base)))
-    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
+    measured = online_rows(logs)
+    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(measured[arm], log)])
     write(results / f"{name}-curves.csv", curves(logs))
-    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
-    alone = [title for title, runs in shown.items() if runs.keys() <= {"priority"}]  # it stands beside others elsewhere
-    save(compare_panels({title: runs for title, runs in shown.items() if title not in alone} or shown), results / f"{name}.png")
+    figure(results / f"{name}.csv")
 
 
-def _rows(arm: str, log: RunLog) -> list[Row]:
+def figure(path: Path) -> None:
+    """The figure of a results file."""
+    draw(path, PANELS)
+
+
+def _rows(rows: list[Row], log: RunLog) -> list[Row]:
     u = {short: log.series("uncertainty", long, "online") for short, long in NAMES.items()}
     share = log.series("model", "share_offline", "online").values
-    rows = online_rows(arm, log)
     for k, row in enumerate(rows):
         row["share_last"] = float(share[-1, k])
         for short, series in u.items():
@@ -121,7 +123,7 @@ CLAIMS = [
     Claim("M1", "drop: online > priority", difference("drop", "online", "priority")),
     Claim("M2", "AUC: priority > uniform", difference("auc", "priority", "uniform")),
     Claim("M2", "final: priority > uniform", difference("final", "priority", "uniform")),
-    Claim("M3", "final: priority > MBPO after as many steps", difference("final", "priority", "mbpo")),
+    Claim("M3", "final: priority > MBPO after as many steps", apart("final", "priority", "mbpo")),
     Claim("M4", "U3 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u3_spearman"]),
     Claim("M4", "U5 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u5_spearman"]),
     Claim("M4", "penalty / reward falls: rank correlation below -0.7", lambda m: -0.7 - m["priority"]["penalty_spearman"]),

@@ -10,10 +10,10 @@ from typing import Any
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.registry import AGENTS, find
-from mbo2o.report.plots import compare_panels, save
+from mbo2o.report.statistics import late_evaluations
 from mbo2o.train import Config
 
-from .arms import QUICK_Q, Row, curves, offline_alone, read_arms, run_offline, write
+from .arms import QUICK_Q, Row, curves, draw, offline_alone, read_arms, run_offline, write
 
 SHARED = ("gamma", "tau", "critic_lr", "alpha_lr", "samples", "clone_steps")
 """Settings of the base agent that the others take over, where they have them; a value network learns at the critics' rate."""
@@ -66,15 +66,19 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     logs = read_arms(out, list(arms(base)), "offline")
     rows: list[Row] = []
     for arm, log in logs.items():
-        ret = log.series("eval", "return", "offline").values
-        end = max(1, round(0.1 * len(ret)))
-        steps = int(log.series("eval", "return", "offline").step[-1])
+        curve = log.series("eval", "return", "offline")
+        ret, end = curve.values, late_evaluations(curve.step)
+        layout = {"env": log.config.get("env"), "steps": int(curve.step[-1]), "behaviour": log.behaviour_return}
+        layout |= {"eval_episodes": log.config["run"]["eval_episodes"]}
         rows += [
-            {"arm": arm, "seed": k, "steps": steps, "behaviour": log.behaviour_return}
-            | {"final": ret[-end:, k].mean(), "best": ret[:, k].max()}
+            {"arm": arm, "seed": k} | layout | {"final": ret[-end:, k].mean(), "best": ret[:, k].max(), "final_evals": end}
             for k in range(ret.shape[1])
         ]
     write(results / f"{name}.csv", rows)
     write(results / f"{name}-curves.csv", curves(logs, "offline"))
-    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
-    save(compare_panels({title: runs for title, runs in shown.items() if runs}, "offline"), results / f"{name}.png")
+    figure(results / f"{name}.csv")
+
+
+def figure(path: Path) -> None:
+    """The figure of a results file."""
+    draw(path, PANELS, "offline")

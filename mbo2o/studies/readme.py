@@ -1,4 +1,9 @@
-"""The tables of README.md and data/results/README.md, from its CSV files: `python -m mbo2o.studies.readme` writes them."""
+"""The tables and verdicts of the README, the results page and the protocol, from the CSV files of data/results.
+
+`python -m mbo2o.studies.readme` writes them; with `--check` it changes nothing, and its exit code is 1 if they are stale.
+With `--recompute` it first computes again, from the stored curves, what the CSV files say of them; with `--figures` it
+draws the figures of the studies again; with `--coverage` it simulates how often intervals hold the truth.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,20 @@ import numpy as np
 
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.registry import AGENTS, RECIPES
-from mbo2o.report.statistics import bootstrap_interval
+from mbo2o.report.statistics import FEWEST, KIND
 from mbo2o.run.scores import sets
 
-from . import enoto, methods, moore, obac, wsrl
-from .arms import read
-from .claims import Claim, verdicts
-from .methods import METHODS, measured
+from . import enoto, methods, moore, obac, offline, protocol, wsrl
+from .arms import read, recompute
+from .claims import Claim, Finding, Measured, figures, verdicts
+from .methods import METHODS, measured, with_interval
 from .offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "data" / "results"
-PAGES = [ROOT / "README.md", RESULTS / "README.md"]
+PAGES = [ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "protocol.md"]
+STUDIES = {"moore": moore, "enoto": enoto, "wsrl": wsrl, "methods": methods, "obac": obac}
+"""Those that test claims."""
 
 
 def render(text: str) -> str:
@@ -41,7 +48,7 @@ def _moore() -> str:
     columns = ["data", "arm", "seeds", "behaviour", "at the switch", "drop", "mean online", "final"]
     columns += ["U3 online", "U5 online", "penalty / reward"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for path in _studies():
+    for path in files_of():
         for arm, mine in read(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
             decay = [
@@ -50,13 +57,13 @@ def _moore() -> str:
             ]
             behaviour = f"{float(mine[0]['behaviour']):.0f}" if mine[0]["behaviour"] else ""
             lines.append(" | ".join([f"| {path.stem[6:]}", arm, str(len(mine)), behaviour, *cells, *decay]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _layout("moore")])
 
 
 def _moore_main() -> str:
     measures = {"drop": "drop", "auc": "mean online", "final": "final"}
     lines = [f"| data (seeds, behaviour) | MOPO, at the switch | | {' | '.join(moore.DEFAULT)} |", "|---|---|---|" + "---|" * 4]
-    for path in _studies():
+    for path in files_of():
         by_arm = read(path)
         first = next(iter(by_arm.values()))
         behaviour = f", {float(first[0]['behaviour']):.0f}" if first[0]["behaviour"] else ""
@@ -66,30 +73,36 @@ def _moore_main() -> str:
             cells = [_interval([float(r[measure]) for r in by_arm[arm]]) if arm in by_arm else "" for arm in moore.DEFAULT]
             lines.append(" | ".join([f"| {data}", switch, text, *cells]) + " |")
             data = switch = ""
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _layout("moore")])
 
 
-def _studies(kind: str = "moore") -> list[Path]:
+def files_of(kind: str = "moore") -> list[Path]:
+    """The results files of a kind of study."""
     return sorted(p for p in RESULTS.glob(f"{kind}-*.csv") if not p.stem.endswith("-curves"))
 
 
 def _offline() -> str:
-    tables = {path.stem.removeprefix("offline-"): read(path) for path in _studies("offline")}
+    tables = {path.stem.removeprefix("offline-"): read(path) for path in files_of("offline")}
     first = {name: next(iter(arms.values()))[0] for name, arms in tables.items()}
     lines = ["| agent | " + " | ".join(tables) + " |", "|---|" + "---|" * len(tables)]
     behaviour = [f"{float(row['behaviour']):.0f}" for row in first.values()]
     lines.append("| *the data's behaviour* | " + " | ".join(behaviour) + " |")
     for agent in LEARNERS:
-        cells = [_interval([float(r["final"]) for r in arms[agent]]) if agent in arms else "" for arms in tables.values()]
+        cells = [_final(arms[agent]) if agent in arms else "" for arms in tables.values()]
         lines.append(f"| `{agent}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _layout("offline")])
+
+
+def _final(rows: list[dict[str, str]]) -> str:
+    few = " (one evaluation)" if rows[0]["final_evals"] == "1" else ""
+    return _interval([float(r["final"]) for r in rows]) + few
 
 
 COLUMNS = {"j0": "at the switch", "drop": "drop", "auc": "mean online", "final": "final", "wobble": "wobble"}
 
 
 def _arms(kind: str) -> str:
-    tables = {path.stem.removeprefix(f"{kind}-"): read(path) for path in _studies(kind)}
+    tables = {path.stem.removeprefix(f"{kind}-"): read(path) for path in files_of(kind)}
     rows = [row for arms in tables.values() for found in arms.values() for row in found]
     columns = {
         x: "at the start" if (x, kind) == ("j0", "obac") else text for x, text in COLUMNS.items() if rows and x in rows[0]
@@ -99,24 +112,115 @@ def _arms(kind: str) -> str:
         for arm, found in arms.items():
             cells = [_interval([float(r[x]) for r in found]) for x in columns]
             lines.append(" | ".join([f"| {name}", f"`{arm}`", str(len(found)), *cells]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _layout(kind)])
+
+
+def studied(kind: str) -> dict[str, Measured]:
+    """What was measured in each study of a kind, by data."""
+    return {path.stem.removeprefix(f"{kind}-"): numbers(path) for path in files_of(kind)}
+
+
+def numbers(path: Path) -> Measured:
+    """What a results file holds, words left out."""
+    words = ("arm", "behaviour", "env")
+    return {
+        arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k not in words} for arm, rows in read(path).items()
+    }
 
 
 def _claims(kind: str, claims: Sequence[Claim]) -> str:
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for path in _studies(kind):
-        measured = {
-            arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k not in ("arm", "behaviour")}
-            for arm, rows in read(path).items()
-        }
-        for claim, mean, low, high, verdict in verdicts(claims, measured):
-            digits = 2 if max(abs(low), abs(high)) < 10 else 0
-            cell = f"{verdict}: {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-            found.setdefault((claim.name, claim.text), {})[path.stem.removeprefix(f"{kind}-")] = cell
-    columns = list(dict.fromkeys(name for cells in found.values() for name in cells))
-    lines = ["| claim | measure, ours - theirs | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
-    lines += [f"| {a} | {b} | " + " | ".join(cells.get(x, "") for x in columns) + " |" for (a, b), cells in found.items()]
+    """A row for each claim and a column for each data; daggers lead to what was tuned on the study's own seeds."""
+    found = verdicts(claims, studied(kind))
+    notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
+    columns = list(dict.fromkeys(f.data for f in found))
+    heads = [data + _dagger(kind, data, ("*",), notes) for data in columns]
+    lines = ["| claim | measure, ours - theirs | seeds | " + " | ".join(heads) + " |", "|---|---|---|" + "---|" * len(columns)]
+    for claim in dict.fromkeys((f.claim.name, f.claim.text) for f in found):
+        cells = {f.data: f for f in found if (f.claim.name, f.claim.text) == claim}
+        how = "paired" if next(iter(cells.values())).paired else "unpaired"
+        texts = {x: f"{f.verdict}: {figures(f)}{_dagger(kind, x, (claim[0],), notes)}" for x, f in cells.items()}
+        lines.append(" | ".join([f"| {claim[0]}", claim[1], how, *(texts.get(x, "") for x in columns)]) + " |")
+    lines += [f"\n†{i + 1}: {note}." for i, note in enumerate(notes)]
     return "\n".join(lines)
+
+
+def _tuned(kind: str) -> list[tuple[tuple[str, str], str]]:
+    """What was tuned on a study's own seeds: the data and the claim that it touches (`*`: all of them), and how."""
+    with open(RESULTS / "tuned.csv", newline="") as f:
+        return [((r["data"], r["claim"]), r["note"]) for r in csv.DictReader(f) if r["study"] == kind]
+
+
+def _dagger(kind: str, data: str, claims: Sequence[str], notes: list[str]) -> str:
+    """A mark for each note on these claims of this data."""
+    return "".join(f" †{notes.index(note) + 1}" for (where, claim), note in _tuned(kind) if where == data and claim in claims)
+
+
+def _verdicts(kind: str, claims: Sequence[Claim]) -> str:
+    """The verdicts of a study in words, those that are certain first."""
+    found = [f for f in verdicts(claims, studied(kind)) if not f.claim.sanity]
+    notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
+    lines = []
+    for word in ("holds", "contrary", "holds before correction", "contrary before correction"):
+        lines += [f"- {_sentence(f, _dagger(kind, f.data, (f.claim.name, '*'), notes))}" for f in found if f.verdict == word]
+    rest = [f for f in found if f.verdict in ("direction only", "not reproduced", "no difference", "undefined")]
+    for word in dict.fromkeys(f.verdict for f in rest):
+        where = [f"{f.claim.name} {f.claim.text} ({f.data})".strip() for f in rest if f.verdict == word]
+        lines.append(f"- *{word}*, {len(where)} of {len(found)}: {'; '.join(where)}.")
+    return "\n".join(lines)
+
+
+def _sentence(f: Finding, dagger: str = "") -> str:
+    return f"{f.claim.name} {f.claim.text} ({f.data}): **{f.verdict}** ({figures(f)}).{dagger}".strip()
+
+
+def _short() -> str:
+    """For the README: how many claims of each study have which verdict, and those that hold or are contrary, corrected."""
+    lines = []
+    for kind, study in STUDIES.items():
+        found = [f for f in verdicts(study.CLAIMS, studied(kind)) if not f.claim.sanity]
+        counts = [f"{n} {word}" for word in WORDS if (n := sum(f.verdict == word for f in found))]
+        notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
+        lines.append(f"- **{TITLES[kind]}** ({len(found)} comparisons: {', '.join(counts)}).")
+        for f in found:
+            if f.verdict in ("holds", "contrary"):
+                tuned = " †" if _dagger(kind, f.data, (f.claim.name, "*"), notes) else ""
+                lines.append(f"  - {_sentence(f, tuned)}")
+    lines.append("\n†: settings were tuned with seeds of this study; the study's table says which.")
+    return "\n".join(lines)
+
+
+WORDS = (
+    *("holds", "holds before correction", "direction only", "no difference", "not reproduced"),
+    *("contrary before correction", "contrary", "undefined"),
+)
+TITLES = {
+    "moore": "MOORe: how should offline data fade?",
+    "enoto": "ENOTO: what makes the switch smooth?",
+    "wsrl": "WSRL: is offline data needed online?",
+    "methods": "Methods side by side",
+    "obac": "OBAC: does an offline learner help the online one?",
+}
+
+
+def _layout(kind: str) -> str:
+    """How a study's numbers were taken, by data; that it is less than the protocol asks for is said."""
+    parts: dict[str, list[str]] = {}
+    for path in files_of(kind):
+        rows = [r for found in read(path).values() for r in found]
+        evals, episodes, seeds = ({int(r[x]) for r in rows} for x in ("final_evals", "eval_episodes", "seed"))
+        text = f"{max(seeds) + 1} seeds, finals of {_span(evals, 'evaluation')} of {_span(episodes, 'episode')}"
+        text += " (fewer than the protocol's three of ten)" if min(evals) < 3 or min(episodes) < 10 else ""
+        if "drop_evals" in rows[0]:
+            window = f"{int(rows[0]['drop_updates']):,}".replace(",", " ")
+            text += f", drop over {window} updates and {rows[0]['drop_evals']} evaluations"
+        parts.setdefault(text, []).append(path.stem.removeprefix(f"{kind}-"))
+    said = "; ".join(f"{', '.join(names)}: {text}" for text, names in parts.items())
+    return f'Cells: mean and {KIND}; "–": fewer than {FEWEST} seeds, no interval. {said}.'
+
+
+def _span(values: set[int], what: str) -> str:
+    most = max(values)
+    return (f"{min(values)} to " if len(values) > 1 else "") + f"{most} {what}{'' if most == 1 else 's'}"
 
 
 def _mean(rows: list[dict[str, str]], key: str) -> float:
@@ -126,9 +230,7 @@ def _mean(rows: list[dict[str, str]], key: str) -> float:
 def _interval(values: list[float]) -> str:
     if np.isnan(values).any():
         return "diverged"
-    low, high = bootstrap_interval(values)
-    digits = 2 if np.abs(values).max() < 10 else 0  # success rates, against returns
-    return f"{np.mean(values):.{digits}f} [{float(low):.{digits}f}, {float(high):.{digits}f}]"
+    return with_interval(np.array(values), 2 if np.abs(values).max() < 10 else 0)  # success rates, against returns
 
 
 def _agents() -> str:
@@ -148,7 +250,7 @@ def _recipes() -> str:
 
 def _methods() -> str:
     lines = [
-        "| method | paper | `mbo2o train` | needs | measured: return at the switch → final [95 %] |",
+        f"| method | paper | `mbo2o train` | needs | measured: return at the switch → final [{KIND}] |",
         "|---|---|---|---|---|",
     ]
     for m in METHODS:
@@ -190,29 +292,49 @@ def _updates() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
     "moore-main": _moore_main,
-    "moore-claims": partial(_claims, "moore", moore.CLAIMS),
+    "short": _short,
     "methods": _methods,
     "recipes": _recipes,
     "agents": _agents,
     "offline": _offline,
     "enoto": partial(_arms, "enoto"),
-    "enoto-claims": partial(_claims, "enoto", enoto.CLAIMS),
     "wsrl": partial(_arms, "wsrl"),
-    "wsrl-claims": partial(_claims, "wsrl", wsrl.CLAIMS),
     "finetuned": partial(_arms, "methods"),
-    "finetuned-claims": partial(_claims, "methods", methods.CLAIMS),
     "obac": partial(_arms, "obac"),
-    "obac-claims": partial(_claims, "obac", obac.CLAIMS),
+    **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
+    **{f"{kind}-verdicts": partial(_verdicts, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     "bench": _bench,
     "promises": _promises,
     "references": _references,
     "updates": _updates,
+    "protocol-measures": protocol.measures,
+    "protocol-coverage": partial(protocol.coverage_table, RESULTS / protocol.COVERAGE),
+    "protocol-claims": partial(protocol.claims_table, {TITLES[kind]: study.CLAIMS for kind, study in STUDIES.items()}),
+    "protocol-stated": partial(protocol.stated_table, {kind: study.CLAIMS for kind, study in STUDIES.items()}),
+    "protocol-studies": partial(protocol.studies_table, RESULTS),
 }
 
 
-if __name__ == "__main__":
+def main(options: Sequence[str]) -> int:
+    """What the module's docstring says; the exit code."""
+    measured_files = [(kind, path) for kind in (*STUDIES, "offline") for path in files_of(kind)]
+    if "--recompute" in options:
+        for _, path in measured_files:
+            recompute(path)
+    if "--figures" in options:
+        for kind, path in measured_files:
+            if not path.with_suffix(".png").exists():
+                continue  # of a study whose figure no page shows
+            (STUDIES | {"offline": offline})[kind].figure(path)
+    if "--coverage" in options:
+        protocol.write_coverage(RESULTS / protocol.COVERAGE)
     fresh = {page: render(page.read_text()) for page in PAGES}
-    if "--check" in sys.argv:
-        sys.exit(any(page.read_text() != text for page, text in fresh.items()))
+    if "--check" in options:
+        return int(any(page.read_text() != text for page, text in fresh.items()))
     for page, text in fresh.items():
         page.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

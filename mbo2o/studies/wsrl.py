@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.report.plots import compare_critics, compare_panels, save
+from mbo2o.report.plots import CRITICS, Curve, compare_critics, save
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
-from .arms import QUICK_Q, Row, curves, offline_alone, online_rows, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, Row, curves, draw, offline_alone, online_rows, read_arms, run_arm, run_offline, write
 from .claims import Claim, Measured, difference
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
@@ -49,7 +49,7 @@ PANELS = {
     "Offline data": ["warm", "mix-5", "mix-50", "kept", "kept-mix"],
     "What crosses the switch": ["warm", "policy", "critics", "none"],
 }
-CRITICS = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
+WATCHED = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
 """Arms whose critics are looked at."""
 
 
@@ -63,20 +63,33 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
     logs = read_arms(out, list(arms(base)))
-    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(arm, log)])
+    measured = online_rows(logs)
+    rows = [row for arm, log in logs.items() for row in _rows(measured[arm], log)]
+    write(results / f"{name}.csv", rows)
     write(results / f"{name}-curves.csv", curves(logs))
-    shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
-    drawn = {title: runs for title, runs in shown.items() if len(runs) > 1} or {"Arms": logs}
-    save(compare_panels(drawn), results / f"{name}.png")
-    save(compare_critics({arm: logs[arm] for arm in CRITICS if arm in logs}), results / f"{name}-critics.png")
+    figure(results / f"{name}.csv")
+    critics = {x: {arm: _watched(logs[arm], x) for arm in WATCHED if arm in logs} for x in CRITICS}
+    subject = f"{rows[0]['env']} · {name.removeprefix('wsrl-')} · study wsrl"
+    save(compare_critics(critics, subject), results / f"{name}-critics.png")
 
 
-def _rows(arm: str, log: RunLog) -> list[Row]:
+def figure(path: Path) -> None:
+    """The figure of a results file."""
+    draw(path, PANELS)
+
+
+def _watched(log: RunLog, metric: str) -> Curve:
+    """What the critics of a run think, over its online phase; their losses are added up over critics."""
+    series = log.series("probe" if metric == "td_error" else "train", metric, "online")
+    critics = log.config["recipe"]["offline"]["critics"] if metric == "critic_loss" else 1
+    return Curve(series.step.astype(float), series.values / critics, frozen=log.frozen_steps)
+
+
+def _rows(rows: list[Row], log: RunLog) -> list[Row]:
     curve, td = log.series("eval", "return", "online"), log.series("probe", "td_error", "online").values
     q, true = log.series("eval", "q", "online").values, log.series("eval", "mc_return", "online").values
     batch_q, loss = (log.series("train", x, "online").values for x in ("q", "critic_loss"))
     critics = log.config["recipe"]["offline"]["critics"]
-    rows = online_rows(arm, log)
     for k, row in enumerate(rows):
         # the first turn at which nine tenths of the return at the switch are there for good
         below = np.flatnonzero(curve.values[:, k] < 0.9 * curve.values[0, k])

@@ -9,12 +9,30 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nbclient import NotebookClient
 
 from mbo2o.report import plots
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.report.statistics import bootstrap_interval, iqm, ks_two_sample, paired_difference, spearman, summarise
+from mbo2o.report.statistics import (
+    Pace,
+    benjamini_hochberg,
+    bootstrap_interval,
+    common_window,
+    interval,
+    iqm,
+    ks_two_sample,
+    late_evaluations,
+    mean_over_seeds,
+    paired_difference,
+    spearman,
+    summarise,
+    t_quantile,
+    t_tail,
+    unpaired_difference,
+)
 from mbo2o.types import UserError
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_uncertainty_decay.ipynb"
@@ -98,12 +116,115 @@ def test_bootstrap_interval_agrees_with_resampling_row_by_row():
 
 def test_paired_difference_ignores_what_seeds_share():
     shared = np.array([0.0, 100, 200, 300, 400])
-    mean, low, high = paired_difference(shared + np.array([1, 2, 3, 2, 2]), shared)
-    assert mean == pytest.approx(2)
-    assert low == pytest.approx(2 - 2.776 * 0.5**0.5 / 5**0.5, abs=1e-3)
-    assert high - mean == pytest.approx(mean - low)
+    found = paired_difference(shared + np.array([1, 2, 3, 2, 2]), shared)
+    assert found.mean == pytest.approx(2)
+    assert found.low == pytest.approx(2 - 2.776 * 0.5**0.5 / 5**0.5, abs=1e-3)
+    assert found.high - found.mean == pytest.approx(found.mean - found.low)
+    assert found.p == pytest.approx(2 * t_tail(2 / (0.5**0.5 / 5**0.5), 4))
     with pytest.raises(ValueError, match="same seeds"):
         paired_difference([1, 2], [1, 2, 3])
+
+
+def test_student_s_tail_and_quantile_are_those_of_the_tables():
+    for df, t, tail in [
+        (1, 12.7062, 0.025),
+        (4, 2.77645, 0.025),
+        (4, 7.17318, 0.001),
+        (10, 1.81246, 0.05),
+        (30, 3.38518, 0.001),
+    ]:
+        assert t_tail(t, df) == pytest.approx(tail, rel=1e-4)
+        assert t_quantile(1 - tail, df) == pytest.approx(t, rel=1e-3)
+    assert t_tail(0, 7) == pytest.approx(0.5)
+    # one degree of freedom is Cauchy's distribution, two have a closed form
+    assert t_tail(1e4, 1) == pytest.approx(0.5 - np.arctan(1e4) / np.pi, rel=1e-6)
+    assert t_tail(3, 2) == pytest.approx(0.5 - 3 / (2 * (2 + 9) ** 0.5), rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.51, 0.999), st.floats(1, 60))
+def test_tail_and_quantile_are_inverses(p, df):
+    assert t_tail(t_quantile(p, df), df) == pytest.approx(1 - p, rel=1e-3)
+
+
+def test_an_interval_needs_five_seeds_and_is_student_s():
+    x = np.array([1.0, 2, 3, 4, 5])
+    low, high = interval(x)
+    assert (low, high) == pytest.approx((3 - 2.776 * 0.5**0.5, 3 + 2.776 * 0.5**0.5), abs=1e-3)
+    assert np.isnan(interval(x[:4])).all()
+    assert np.isnan(mean_over_seeds(x[:4])[1:4]).all()
+    assert mean_over_seeds(x[:4]).mean == 2.5
+    rows = interval(np.stack([x, 10 * x]))
+    np.testing.assert_allclose(rows[0], [low, 10 * low])
+
+
+def test_welch_s_difference_of_unequal_samples():
+    a, b = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1]
+    found = unpaired_difference(a, b)
+    va, vb = np.var(a, ddof=1) / 6, np.var(b, ddof=1) / 12
+    df = (va + vb) ** 2 / (va**2 / 5 + vb**2 / 11)
+    assert found.mean == pytest.approx(np.mean(a) - np.mean(b))
+    assert found.high - found.mean == pytest.approx(t_quantile(0.975, df) * (va + vb) ** 0.5)
+    assert found.p == pytest.approx(2 * t_tail(abs(found.mean) / (va + vb) ** 0.5, df))
+    assert unpaired_difference([1.0] * 5, [1.0] * 5).p == 1
+    assert unpaired_difference([2.0] * 5, [1.0] * 5).p == 0
+
+
+def test_an_unpaired_difference_is_as_often_wrong_as_it_says():
+    rng = np.random.default_rng(3)
+    wrong = [unpaired_difference(rng.normal(0, 3, 5), rng.normal(size=5)).p < 0.05 for _ in range(400)]
+    assert np.mean(wrong) == pytest.approx(0.05, abs=0.035)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_corrected_p_values_by_their_definition(p):
+    q = benjamini_hochberg([*p, np.nan])
+    assert np.isnan(q[-1])
+    n, ordered = len(p), sorted(p)
+    for mine, found in zip(p, q, strict=False):
+        # the smallest level at which Benjamini and Hochberg's step-up rule rejects this one
+        assert found == pytest.approx(min(1, *(n * x / k for k, x in enumerate(ordered, 1) if x >= mine)))
+
+
+def test_the_window_has_as_many_updates_and_evaluations_in_every_arm():
+    grid = np.arange(0, 10_001, 500)
+    warm, cold = Pace(grid, start=1000), Pace(grid)
+    updates, looks = common_window({"warm": warm, "cold": cold})
+    assert updates == 2000  # 20 % of 9000, in whole spacings of 500
+    assert grid[looks["warm"]].tolist() == [1500, 2000, 2500, 3000]
+    assert grid[looks["cold"]].tolist() == [500, 1000, 1500, 2000]
+    # four updates a step: the spacing is 2000 updates, and others are looked at as seldom
+    updates, looks = common_window({"warm": warm._replace(utd=4), "slow": cold})
+    assert updates == 4000
+    assert (grid[looks["warm"]].tolist(), grid[looks["slow"]].tolist()) == ([1500, 2000], [2000, 4000])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 7), st.integers(0, 40), st.integers(1, 5)), min_size=1, max_size=4)
+)
+def test_a_window_s_evaluations_are_distinct_and_follow_the_first_update(arms):
+    paces = {str(i): Pace(np.arange(n + 1) * every, start, utd) for i, (n, every, start, utd) in enumerate(arms)}
+    updates, looks = common_window(paces)
+    assert len({len(x) for x in looks.values()}) == 1
+    for name, found in looks.items():
+        assert len(set(found.tolist())) == len(found)
+        assert (paces[name].step[found] > paces[name].start).all()
+    assert (updates == 0) == (len(looks["0"]) == 0)
+
+
+def test_frozen_steps_are_no_part_of_a_drop():
+    step, ret = np.arange(11) * 100, np.array([9.0, 9, 9, 9, 8, 7, 1, 0, 0, 0, 0])
+    assert summarise(step, ret[:, None], start=300).drop == 2  # looks at steps 400 and 500
+    assert summarise(step, ret[:, None]).drop == 0  # at 100 and 200, were they learning
+
+
+def test_a_final_has_three_evaluations_of_the_second_half():
+    assert late_evaluations(np.arange(8)) == 3
+    assert late_evaluations(np.arange(40)) == 4
+    assert late_evaluations([0, 5000, 10_000]) == 1
+    assert late_evaluations([0]) == 1
 
 
 def test_ks_gap_by_brute_force_and_p_by_permutation():
@@ -144,7 +265,7 @@ def test_summary_of_a_curve_by_hand():
     s = summarise(step, np.stack([seed, np.full(11, 5.0)], -1))
     np.testing.assert_allclose(s.j0, [10, 5])
     np.testing.assert_allclose(s.drop, [4, 0])
-    np.testing.assert_allclose(s.final, [30, 5])
+    np.testing.assert_allclose(s.final, [(18 + 20 + 30) / 3, 5])
     np.testing.assert_allclose(s.best, [30, 5])
     np.testing.assert_allclose(s.auc, [(seed.sum() - (10 + 30) / 2) / 10, 5])
     long = summarise(np.arange(40), np.arange(40.0)[:, None])
@@ -286,15 +407,81 @@ def test_a_switch_that_takes_turns_lies_left_of_its_mark(tmp_path: Path):
 
 
 def test_compare_draws_each_run_and_a_band_only_over_seeds(tmp_path: Path):
-    runs = {f"{s} seeds": read_run(synthesise(tmp_path / str(s), s, model=False)) for s in (1, 3)}
+    runs = {f"{s} seeds": read_run(synthesise(tmp_path / str(s), s, model=False)) for s in (1, 5)}
     runs["still offline"] = read_run(synthesise(tmp_path / "offline", phases=("offline",)))
     (axes,) = plots.compare(runs).axes
     curves = [x for x in axes.lines if len(x.get_xdata()) == 21]
     assert len(curves) == 2
-    np.testing.assert_allclose(curves[1].get_ydata(), runs["3 seeds"].series("eval", "return", "online").values.mean(-1))
+    np.testing.assert_allclose(curves[1].get_ydata(), runs["5 seeds"].series("eval", "return", "online").values.mean(-1))
     assert len(axes.collections) == 1
-    with pytest.raises(ValueError, match="9 runs"):
-        plots.compare({str(i): runs["3 seeds"] for i in range(9)})
+    with pytest.raises(ValueError, match="15 runs"):
+        plots.compare({str(i): runs["5 seeds"] for i in range(15)})
+
+
+def drawn(figure, name):
+    """The solid and the dotted part of a curve, by its label, in the first panel that has it."""
+    for axes in figure.axes:
+        for line in axes.lines:
+            if line.get_label() == name:
+                same = [x for x in axes.lines if x.get_color() == line.get_color() and x.get_linestyle() == ":"]
+                return line, same
+    raise AssertionError(name)
+
+
+def test_a_method_has_one_colour_in_all_panels_and_figures():
+    curve = plots.Curve(np.arange(4.0), np.arange(20.0).reshape(4, 5))
+    first = plots.compare_panels({"a": {"cql": curve, "wsrl": curve}, "b": {"wsrl": curve, "unheard of": curve}}, "x")
+    second = plots.compare_panels({"": {"iql": curve, "wsrl": curve}}, "x")
+    colours = {line.get_color() for f in (first, second) for a in f.axes for line in a.lines if line.get_label() == "wsrl"}
+    assert len(colours) == 1
+    assert len({line.get_color() for a in first.axes for line in a.lines}) == 3
+
+
+def test_names_that_stand_in_one_figure_have_colours_of_their_own():
+    from mbo2o.studies import enoto, methods, moore, obac, offline, wsrl
+
+    for study in (enoto, methods, moore, obac, offline, wsrl):
+        names = list(dict.fromkeys(name for panel in study.PANELS.values() for name in panel))
+        assert set(names) <= set(plots.COLOURS), study.__name__
+        assert len({plots.COLOURS[name] for name in names}) == len(names), study.__name__
+
+
+def test_figures_mark_frozen_steps_and_shade_few_curves():
+    step, values = np.arange(0, 1001, 100.0), np.random.default_rng(0).normal(size=(11, 5))
+    curves = {name: plots.Curve(step, values, frozen=300) for name in ("cql", "wsrl", "iql", "pex", "awac", "rlpd")}
+    figure = plots.compare_panels({"": curves}, "Hopper-v5 · mine")
+    solid, dotted = drawn(figure, "wsrl")
+    assert solid.get_xdata().tolist() == step[3:].tolist()
+    assert dotted[0].get_xdata().tolist() == step[:4].tolist()
+    assert len(figure.axes[0].collections) == plots.BANDS == 4
+    said = " ".join(t.get_text() for t in figure.texts)
+    assert "Hopper-v5 · mine" in said
+    assert "Student's 95 % interval" in said
+    assert "frozen" in " ".join(t.get_text() for t in figure.axes[0].get_legend().get_texts())
+
+
+def test_what_starts_from_nothing_has_no_switch_and_comes_after_its_random_steps():
+    curve = plots.Curve(np.arange(0, 1001, 100.0), np.zeros((11, 5)), random=200)
+    figure = plots.compare_panels({"": {"sac": curve}}, "Hopper-v5")
+    assert figure.axes[0].get_xlabel() == "environment steps"
+    assert drawn(figure, "sac")[0].get_xdata()[0] == 200
+    assert plots.compare_panels({"": {"sac": curve}}, "PointMaze_UMaze-v3").axes[0].get_ylabel() == "success rate"
+
+
+def test_a_figure_is_a_small_png_and_an_svg_with_its_text(tmp_path: Path):
+    curve = plots.Curve(np.arange(0, 1001, 100.0), np.zeros((11, 5)))
+    plots.save(plots.compare_panels({"": {"sac": curve}}, "Hopper-v5 · mine"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 60_000
+    assert "Hopper-v5 · mine</text>" in (tmp_path / "a.svg").read_text()
+
+
+def test_the_report_shows_how_long_the_policy_was_frozen(tmp_path: Path):
+    run = synthesise(tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("{name: moore}", "{name: finetune, start: 1000}"))
+    online = plots.return_curve(read_run(run)).axes[1]
+    (span,) = [x for x in online.patches if x.get_label() == "frozen, no update yet"]
+    assert span.get_x() + span.get_width() == 1000
 
 
 def test_the_uncertainty_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
