@@ -1,7 +1,9 @@
 """A dataset's rows as a record in time: what its flags say of episodes, and what the rows themselves show of them.
 
 A jump, the trace of a reset, is a step that a linear model of in-episode steps misses, and that either lands where the file's
-first row stands, coming from elsewhere, or is both far too long and far too badly missed. In nine files of Hopper, Walker2d,
+first row stands, coming from elsewhere, or is both far too long and far too badly missed. Angles and switches, which leap
+within episodes, are left out of this. Where the known episodes all start alike, a jump has to lead from elsewhere to such
+a start; and no step is a jump of which the file says that the row below followed (`told`). In nine files of Hopper, Walker2d,
 HalfCheetah and PointMaze without their flags all of 3709 resets were found, and nothing in 656 282 steps that are none; the
 thresholds were chosen on these files, so elsewhere it may do worse.
 """
@@ -23,6 +25,8 @@ SAMPLE = 20_000
 """Rows that linear models are fitted to."""
 BLOCK = 100_000
 """Rows that are worked on at a time."""
+FOLDS = 4
+"""Parts of the rows, each of which has to confirm what is read off a linear model."""
 SWITCH = 10
 """Values that a dimension takes at most to count as a switch, such as a contact that is on or off."""
 
@@ -124,27 +128,33 @@ class Record:
 
     @cached_property
     def stray(self) -> np.ndarray:
-        """Pairs: broken because of the next observation: zeros, or much further away than the row below and than other steps."""
+        """Pairs: broken because of the next observation, which is zeros, or much further than the row below.
+
+        It is further than other steps go, too: before a cut a true next observation may be far and the start near.
+        """
         if self.next_obs is None or not self.broken.any():
             return self.nowhere[1:]
-        own = self._distance(self.next_obs[:-1], self.obs[:-1])
+        own = self.distance(self.next_obs[:-1], self.obs[:-1])
         others = own[self.same_below & ~self.flagged[:-1]]
         longest = np.quantile(others, 0.99) if len(others) else 0
         far = (own > 3 * self.steps_below) & (own > 3 * longest) & ~self.returned
         return self.broken & (far | self.zero[:-1])
 
-    def _distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """`(M,)`: how far `x (M, D)` is from `y`, in deviations, mean over dimensions."""
         return np.abs(x - y) @ (1 / self.std) / len(self.std)
 
     @cached_property
     def steps_below(self) -> np.ndarray:
         """Pairs: how far it is to the row below, in deviations, mean over dimensions."""
-        return self._distance(self.obs[1:], self.obs[:-1])
+        return self.distance(self.obs[1:], self.obs[:-1])
 
     @cached_property
     def leaping(self) -> tuple[np.ndarray, np.ndarray]:
-        """Dimensions whose leaps are no resets: angles that leap by their whole range, and switches, which take few values."""
+        """`(D,)` each: angles that leap by their whole range, and switches, which take few values.
+
+        Their leaps are no resets. An angle that has leapt has gone on by an ordinary step.
+        """
         inside = ~self.end[:-1]
         size, whole = np.abs(np.diff(self.obs, axis=0))[inside], np.ptp(self.obs, axis=0)
         angle = np.zeros(len(whole), np.bool_)
@@ -154,7 +164,6 @@ class Record:
             leap = size[:, d] > 0.5 * whole[d]
             if 0 < leap.sum() < 0.1 * len(leap):
                 longest = size[~leap, d].max()
-                # an angle that has leapt has gone on by an ordinary step
                 angle[d] = 0 < longest < 0.3 * whole[d] and (whole[d] - size[leap, d] <= longest).all()
         return angle, switch
 
@@ -167,10 +176,10 @@ class Record:
 
     @cached_property
     def returned(self) -> np.ndarray:
-        """Pairs: the row below stands where episodes start, and this one elsewhere; nowhere if starts are not all alike.
+        """Pairs: the row below stands where episodes start, and this one elsewhere; none if starts differ.
 
-        Starts are row 0 and what follows an episode's end. Where flags stand in wrong rows these are not alike, so that
-        nothing is concluded from them; `starts_alike` says whether they are.
+        Starts are row 0 and what follows an episode's end. Where flags stand in wrong rows these are not alike, so
+        that nothing is concluded from them; `starts_alike` says whether they are.
         """
         away, edge = self._from_start
         return (away[1:] <= edge) & (away[:-1] > edge)
@@ -182,9 +191,9 @@ class Record:
 
     @cached_property
     def _from_start(self) -> tuple[np.ndarray, float]:
-        """`(N,)`: how far rows are from the usual start, and up to which distance a row is one; 0 where this is not known."""
+        """`(N,)`: how far rows are from the usual start; and up to which distance a row is one, 0 if starts differ."""
         starts = np.append(0, np.flatnonzero(self.end[:-1]) + 1)
-        away = self._distance(self.obs, np.median(self.obs[starts], axis=0))
+        away = self.distance(self.obs, np.median(self.obs[starts], axis=0))
         edge = 1.5 * float(np.quantile(away[starts], 0.9))
         alike = len(starts) > 1 and away[0] <= edge < 0.5 * np.median(away)
         return away, edge if alike else 0.0
@@ -199,7 +208,7 @@ class Record:
         missed = _missed(self.obs[:, smooth], self.act, sample, self.std[smooth])
         length = np.abs(np.diff(self.obs[:, smooth], axis=0)) @ (1 / self.std[smooth]) / len(smooth)
         usual, usual_length = np.quantile(missed[sample], 0.9) + 1e-6, np.quantile(length[sample], 0.9)
-        from_start = self._distance(self.obs, self.obs[0])
+        from_start = self.distance(self.obs, self.obs[0])
         back = (missed > 2.5 * usual) & (from_start[1:] < 0.25) & (from_start[:-1] > 0.4)
         far = (missed > 20 * usual) & (length > 5 * usual_length)
         jump = back | far
@@ -210,8 +219,9 @@ class Record:
 
     @cached_property
     def told(self) -> np.ndarray:
-        """Pairs that are known to be of one episode: no flag stands between them, where flags are kept, and the file's next
-        observation is the row below. No statistics are asked about these.
+        """Pairs that are known to be of one episode; statistics have no say about them.
+
+        The file keeps flags, none of them stands between the two, and its next observation is the row below.
         """
         kept = self.timeouts is not None and bool(self.flagged.any())
         return self.same_below & ~self.flagged[:-1] if kept else self.nowhere[1:]
@@ -323,6 +333,22 @@ def unexplained(x: np.ndarray, y: np.ndarray) -> float:
         return 0.0
     x, y = standard(x), standard(y)
     return float(((y - x @ _ridge(x, y)) ** 2).mean())
+
+
+def held_out(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`(FOLDS,)`: the same share in each part of the rows, where the regression is fitted to the other parts."""
+    y = y[:, y.std(0) > 1e-9]
+    if not y.size:
+        return np.zeros(FOLDS)
+    x, y = standard(x), standard(y)
+    parts = np.array_split(np.arange(len(x)), FOLDS)
+    xx, xy = ([x[rows].T @ z[rows] for rows in parts] for z in (x, y))
+    shares = []
+    for rows, own_xx, own_xy in zip(parts, xx, xy, strict=True):
+        ridge = 1e-4 * (len(x) - len(rows)) * np.eye(x.shape[1])
+        weights = np.linalg.solve(sum(xx) - own_xx + ridge, sum(xy) - own_xy)
+        shares.append(((y[rows] - x[rows] @ weights) ** 2).mean())
+    return np.array(shares)
 
 
 def standard(x: np.ndarray) -> np.ndarray:

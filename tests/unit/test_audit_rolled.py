@@ -158,7 +158,6 @@ def shown(report: Report) -> str:
     return "\n".join([f"  {report.dataset} ({report.rows} rows)", *worst])
 
 
-
 # -------------------------------------------------------------------------------------------------------- planted faults
 
 
@@ -256,19 +255,28 @@ def is_real(fault: str, x: schema.Fields, made: Recipe) -> bool:
 
 if __name__ == "__main__":
     import time
+
     suite, n = int(sys.argv[1]), int(sys.argv[2])
     counts, faulty, t0 = Counter(), 0, time.time()
     tr = ta = 0
     real, found = Counter(), Counter()
     for index in range(n):
         made = recipe(suite, index)
-        t = time.time(); x = rolled(made); rolled.cache_clear(); tr += time.time() - t
-        t = time.time(); report = examined(x, made); ta += time.time() - t
+        t = time.time()
+        x = rolled(made)
+        rolled.cache_clear()
+        tr += time.time() - t
+        t = time.time()
+        report = examined(x, made)
+        ta += time.time() - t
         counts.update({(f.severity, f.name) for f in report.findings})
         faulty += any(f.severity == "fault" for f in report.findings)
-        if any(f.severity != "note" and f.name not in ("few_episodes", "terminals_unused", "constant_actions") for f in report.findings):
+        if any(
+            f.severity != "note" and f.name not in ("few_episodes", "terminals_unused", "constant_actions")
+            for f in report.findings
+        ):
             print(shown(report))
-        if len(sys.argv) > 3:
+        if len(sys.argv) > 3 and index % int(sys.argv[3]) == 0:
             full = Recipe(made.suite, made.index, made.env_id, made.policy, made.episodes, made.limit, "full")
             for fault, (plant, names) in FAULTS.items():
                 if is_real(fault, x, full):
@@ -276,7 +284,16 @@ if __name__ == "__main__":
                     real[fault] += 1
                     ok = any(f.name in names for f in report.findings)
                     found[fault] += ok
-                    if not ok: print("MISSED", fault, "|", report.dataset, len(x["rewards"]), {f.name for f in report.findings if f.severity!="note"}, file=sys.stderr)
+                    if not ok:
+                        print(
+                            "MISSED",
+                            fault,
+                            "|",
+                            report.dataset,
+                            len(x["rewards"]),
+                            {f.name for f in report.findings if f.severity != "note"},
+                            file=sys.stderr,
+                        )
     for (severity, name), k in sorted(counts.items()):
         print(f"{severity:<8} {name:<28} {k}")
     for fault in FAULTS:
