@@ -124,7 +124,8 @@ class Record:
     @cached_property
     def disordered(self) -> bool:
         """So many are broken that the rows are no record in time, or that the next observations are another's."""
-        return bool(self.broken.sum() > max(20, 0.3 * (~self.flagged[:-1] & self.known[:-1]).sum()))
+        broken = self.broken & ~self.zero[:-1]  # zeros belong to no row, and are found for themselves
+        return bool(broken.sum() > max(20, 0.3 * (~self.flagged[:-1] & self.known[:-1]).sum()))
 
     @cached_property
     def stray(self) -> np.ndarray:
@@ -234,7 +235,7 @@ class Record:
         on = at & ordinary
         # a reset that looks like a step happens; where that is not rare and the usual case, the flags are what is odd
         usual = on.sum() > max(1, 0.8 * at.sum(), 0.1 * self.flagged[:-1].sum())
-        return np.append(on & usual, False)
+        return np.append(at & ~jump & ~self.returned & usual, False)
 
     @cached_property
     def crossing(self) -> np.ndarray:
