@@ -247,7 +247,7 @@ def _leaps(record: Record) -> Iterator[Finding]:
         column = record.obs[:, d]
         step = np.abs(np.diff(column)[inside])
         rows = inside[step > (0.5 * np.ptp(column) if angle[d] else 0)]
-        if angle[d] and len(rows):
+        if angle[d] and len(rows) > 1:
             share = percent(len(rows), len(inside))
             message = f"dimension {d} leaps by its whole range in {share} of steps: an angle?"
             yield finding("angle_leaps", message, rows, len(inside))
