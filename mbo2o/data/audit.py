@@ -2,7 +2,9 @@
 
 Each check yields `Finding`s; a finding says which families of methods it harms, and how badly; the worst of them is the
 family's verdict. What can be decided exactly is (next observations against the row below, duplicates, the termination rule);
-the rest is read off statistics (`record`, `alignment`) and errs on the side of silence.
+the rest is read off statistics (`record`, `alignment`) and errs on the side of silence. Facts beat statistics: where
+flags are kept and next observations stand in the rows below, no leap is a cut. A file that was made consistent with
+itself, such as one whose next observations were copied from shifted rows, cannot be told from a true one by its facts.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ DUPLICATES = 0.01
 """Share of duplicates from which a row split's holdout error is too good to steer by."""
 HOLDOUT = 0.1
 """The share that such a split holds out (`dynamics.fit`'s default)."""
+RARE = 0.01
+"""Share of steps up to which a switch changes rarely."""
 BINS = 20
 """Of coverage's grid, each way."""
 
@@ -89,6 +93,8 @@ def audit(
     findings = [f for check in CHECKS for f in check(record)]
     findings += [] if units_known else _units(record)
     findings += _precision(record, [*lost, *here])
+    if any(f.name == "few_episodes" for f in findings):
+        findings = [f.lowered() for f in findings]
     certificate = _certificate(record)
     return Report(
         dataset=dataset,
@@ -207,8 +213,13 @@ def _precision(record: Record, lost: Sequence[str]) -> Iterator[Finding]:
 def _rewards(record: Record) -> Iterator[Finding]:
     rew, of = record.rew.astype(np.float64), len(record.rew)
     if np.ptp(rew) == 0:
-        message = f"all rewards are {rew[0]:g}: there is nothing to choose between"
-        yield finding("constant_rewards", message, record.nowhere, of, {"td": "no", "returns": "no"}, count=of)
+        # a pay for each step, or a price of it, chooses between long episodes and short ones
+        by_length = rew[0] > 0 or (rew[0] < 0 and record.terminals.any())
+        message = f"all rewards are {rew[0]:g}: " + (
+            "only an episode's length tells good from bad" if by_length else "there is nothing to choose between"
+        )
+        harms: Harms = {"td": "care", "returns": "care"} if by_length else {"td": "no", "returns": "no"}
+        yield finding("constant_rewards", message, record.nowhere, of, harms, count=of)
         return
     low, middle, high = np.quantile(rew, [0.01, 0.5, 0.99])
     far = np.abs(rew - middle) > 10 * (high - low)
@@ -261,10 +272,28 @@ def _narrow(record: Record) -> Iterator[Finding]:
     if len(constant):
         message = f"{percent(len(constant), dims)} of observation dimensions never change: {listed(constant)}"
         yield finding("constant_observations", message, record.nowhere, dims, count=len(constant))
+    yield from _leaps(record)
     episodes, effective = len(record.lengths), _effective_episodes(record)
     if effective < 5:
         message = f"the rows amount to {effective:.1f} episodes"
         yield finding("few_episodes", message, record.nowhere, episodes, CARE_BUT_CLONING, count=episodes)
+
+
+def _leaps(record: Record) -> Iterator[Finding]:
+    """Dimensions with leaps that a reader, or a model, may take for resets."""
+    angle, switch = record.leaping
+    inside = np.flatnonzero(~record.end[:-1] & ~record.jumps[0])
+    for d in np.flatnonzero(angle | switch):
+        column = record.obs[:, d]
+        step = np.abs(np.diff(column)[inside])
+        rows = inside[step > (0.5 * np.ptp(column) if angle[d] else 0)]
+        if angle[d] and len(rows) > 1:
+            share = percent(len(rows), len(inside))
+            message = f"dimension {d} leaps by its whole range in {share} of steps: an angle?"
+            yield finding("angle_leaps", message, rows, len(inside))
+        elif switch[d] and 0 < len(rows) <= RARE * len(inside):
+            message = f"dimension {d} rarely changes: in {percent(len(rows), len(inside))} of steps"
+            yield finding("rare_switch", message, rows, len(inside))
 
 
 def _environment(record: Record) -> Iterator[Finding]:
@@ -283,12 +312,17 @@ def _environment(record: Record) -> Iterator[Finding]:
             f"and {task.act_dim}"
         )
         yield finding("environment_sizes", message, record.nowhere, 1, ALL_CARE, count=1)
-    if own is not None and own != task.env_id:
+    if own is not None and _bare(own) != _bare(task.env_id):
         message = f"the data are of {own}, not of {task.env_id}"
         yield finding("environment_version", message, record.nowhere, 1, CARE_BUT_CLONING, count=1)
-    elif task.newest not in (None, task.env_id):
+    elif task.newest is not None and _bare(task.newest) != _bare(task.env_id):
         message = f"the data are of {task.env_id}, of which the newest version is {task.newest}"
         yield finding("environment_version", message, record.nowhere, 1, count=1)
+
+
+def _bare(env_id: object) -> str:
+    """An id without the module that registers it: `mytask:Mass-v0` is `Mass-v0`."""
+    return str(env_id).split(":")[-1]
 
 
 CHECKS: list[Callable[[Record], Iterator[Finding]]] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +59,8 @@ ADVICE = {
     "observations_lose_precision": "subtract an offset (the first row, say) before they are stored, or leave them out: a clock "
     "says nothing",
     "constant_rewards": "check what wrote them (goals are lost where last rows are dropped), or relabel",
+    "angle_leaps": "give its sine and cosine in its place: a model of steps takes each leap for a long way",
+    "rare_switch": "nothing, if the task has it so: few rows show what changes it and what it changes",
     "reward_outliers": "check these rows; clip or drop them",
     "constant_observations": "nothing, if the task has them so",
     "few_episodes": "what was seen in so few says little of the task: collect more",
@@ -68,6 +70,17 @@ ADVICE = {
     "environment_version": "rewards and physics differ (in -v5 Hopper's last reward, Walker2d's friction): mind it in scores",
 }
 """Every finding there is, and what to do about it."""
+
+
+GUESSED = {
+    "hidden_cuts",
+    "timeouts_out_of_step",
+    "extra_observations",
+    "limit_as_terminal",
+    "actions_shifted",
+    "rewards_shifted",
+}
+"""Findings that statistics suggest; the others are facts. In few episodes a guess asks for care at most."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,10 @@ class Finding:
     """A few row numbers to look at, from 0."""
     harms: Harms
     """By family; a family that is not named does not mind."""
+
+    def lowered(self) -> Finding:
+        """The same with `care` in place of `no`, if it is a guess."""
+        return replace(self, harms=dict.fromkeys(self.harms, "care")) if self.name in GUESSED else self
 
     @property
     def severity(self) -> str:

@@ -1,7 +1,9 @@
 """A dataset's rows as a record in time: what its flags say of episodes, and what the rows themselves show of them.
 
 A jump, the trace of a reset, is a step that a linear model of in-episode steps misses, and that either lands where the file's
-first row stands, coming from elsewhere, or is both far too long and far too badly missed. In nine files of Hopper, Walker2d,
+first row stands, coming from elsewhere, or is both far too long and far too badly missed. Angles and switches, which leap
+within episodes, are left out of this. Where the known episodes all start alike, a jump has to lead from elsewhere to such
+a start; and no step is a jump of which the file says that the row below followed (`told`). In nine files of Hopper, Walker2d,
 HalfCheetah and PointMaze without their flags all of 3709 resets were found, and nothing in 656 282 steps that are none; the
 thresholds were chosen on these files, so elsewhere it may do worse.
 """
@@ -23,6 +25,10 @@ SAMPLE = 20_000
 """Rows that linear models are fitted to."""
 BLOCK = 100_000
 """Rows that are worked on at a time."""
+FOLDS = 4
+"""Parts of the rows, each of which has to confirm what is read off a linear model."""
+SWITCH = 10
+"""Values that a dimension takes at most to count as a switch, such as a contact that is on or off."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +127,80 @@ class Record:
     @cached_property
     def disordered(self) -> bool:
         """So many are broken that the rows are no record in time, or that the next observations are another's."""
-        return bool(self.broken.sum() > max(20, 0.3 * (~self.flagged[:-1] & self.known[:-1]).sum()))
+        broken = self.broken & ~self.zero[:-1]  # zeros belong to no row, and are found for themselves
+        return bool(broken.sum() > max(20, 0.3 * (~self.flagged[:-1] & self.known[:-1]).sum()))
 
     @cached_property
     def stray(self) -> np.ndarray:
-        """Pairs: broken because of the next observation, which is much further away than the row below, or zeros."""
-        if self.next_obs is None:
+        """Pairs: broken because of the next observation, which is zeros, or much further than the row below.
+
+        It is further than other steps go, too: before a cut a true next observation may be far and the start near.
+        """
+        if self.next_obs is None or not self.broken.any():
             return self.nowhere[1:]
-        own = (np.abs(self.next_obs[:-1] - self.obs[:-1]) / self.std).mean(1)
-        return self.broken & ((own > 3 * self.steps_below) | self.zero[:-1])
+        own = self.distance(self.next_obs[:-1], self.obs[:-1])
+        others = own[self.same_below & ~self.flagged[:-1]]
+        longest = np.quantile(others, 0.99) if len(others) else 0
+        far = (own > 3 * self.steps_below) & (own > 3 * longest) & ~self.returned
+        return self.broken & (far | self.zero[:-1])
+
+    def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """`(M,)`: how far `x (M, D)` is from `y`, in deviations, mean over dimensions."""
+        return np.abs(x - y) @ (1 / self.std) / len(self.std)
 
     @cached_property
     def steps_below(self) -> np.ndarray:
         """Pairs: how far it is to the row below, in deviations, mean over dimensions."""
-        return np.abs(np.diff(self.obs, axis=0)) @ (1 / self.std) / len(self.std)
+        return self.distance(self.obs[1:], self.obs[:-1])
+
+    @cached_property
+    def leaping(self) -> tuple[np.ndarray, np.ndarray]:
+        """`(D,)` each: angles that leap by their whole range, and switches, which take few values.
+
+        Their leaps are no resets. An angle that has leapt has gone on by an ordinary step.
+        """
+        inside = ~self.end[:-1]
+        size, whole = np.abs(np.diff(self.obs, axis=0))[inside], np.ptp(self.obs, axis=0)
+        angle = np.zeros(len(whole), np.bool_)
+        few = np.array([len(np.unique(x)) <= SWITCH for x in self.obs[spread(np.arange(len(self.obs)))].T])
+        switch = few & (whole > 0)
+        for d in np.flatnonzero((whole > 0) & ~switch):
+            leap = size[:, d] > 0.5 * whole[d]
+            if 0 < leap.sum() < 0.1 * len(leap):
+                longest = size[~leap, d].max()
+                angle[d] = 0 < longest < 0.3 * whole[d] and (whole[d] - size[leap, d] <= longest).all()
+        return angle, switch
+
+    @cached_property
+    def smooth(self) -> np.ndarray:
+        """Numbers of the other dimensions; of all, if there are no others."""
+        angle, switch = self.leaping
+        rest = np.flatnonzero(~angle & ~switch & (np.ptp(self.obs, axis=0) > 0))
+        return rest if len(rest) else np.arange(len(self.std))
+
+    @cached_property
+    def returned(self) -> np.ndarray:
+        """Pairs: the row below stands where episodes start, and this one elsewhere; none if starts differ.
+
+        Starts are row 0 and what follows an episode's end. Where flags stand in wrong rows these are not alike, so
+        that nothing is concluded from them; `starts_alike` says whether they are.
+        """
+        away, edge = self._from_start
+        return (away[1:] <= edge) & (away[:-1] > edge)
+
+    @property
+    def starts_alike(self) -> bool:
+        """Whether there are two starts or more, and they tell where an episode starts."""
+        return self._from_start[1] > 0
+
+    @cached_property
+    def _from_start(self) -> tuple[np.ndarray, float]:
+        """`(N,)`: how far rows are from the usual start; and up to which distance a row is one, 0 if starts differ."""
+        starts = np.append(0, np.flatnonzero(self.end[:-1]) + 1)
+        away = self.distance(self.obs, np.median(self.obs[starts], axis=0))
+        edge = 1.5 * float(np.quantile(away[starts], 0.9))
+        alike = len(starts) > 1 and away[0] <= edge < 0.5 * np.median(away)
+        return away, edge if alike else 0.0
 
     @cached_property
     def jumps(self) -> tuple[np.ndarray, np.ndarray]:
@@ -142,13 +208,27 @@ class Record:
         inside = np.flatnonzero(~self.flagged[:-1])
         if len(inside) < 10:
             return self.nowhere[1:], self.nowhere[1:]
-        sample = spread(inside)
-        missed = _missed(self.obs, self.act, sample, self.std)
-        usual, usual_length = np.quantile(missed[sample], 0.9) + 1e-6, np.quantile(self.steps_below[sample], 0.9)
-        from_start = np.abs(self.obs - self.obs[0]) @ (1 / self.std) / len(self.std)
+        sample, smooth = spread(inside), self.smooth
+        missed = _missed(self.obs[:, smooth], self.act, sample, self.std[smooth])
+        length = np.abs(np.diff(self.obs[:, smooth], axis=0)) @ (1 / self.std[smooth]) / len(smooth)
+        usual, usual_length = np.quantile(missed[sample], 0.9) + 1e-6, np.quantile(length[sample], 0.9)
+        from_start = self.distance(self.obs, self.obs[0])
         back = (missed > 2.5 * usual) & (from_start[1:] < 0.25) & (from_start[:-1] > 0.4)
-        far = (missed > 20 * usual) & (self.steps_below > 5 * usual_length)
-        return back | far, missed <= 1.5 * usual
+        far = (missed > 20 * usual) & (length > 5 * usual_length)
+        jump = back | far
+        if self.starts_alike:  # a reset leads to a start
+            jump &= self.returned
+        ordinary = (missed <= 1.5 * usual) & ~self.returned
+        return jump & ~self.told, ordinary
+
+    @cached_property
+    def told(self) -> np.ndarray:
+        """Pairs that are known to be of one episode; statistics have no say about them.
+
+        The file keeps flags, none of them stands between the two, and its next observation is the row below.
+        """
+        kept = self.timeouts is not None and bool(self.flagged.any())
+        return self.same_below & ~self.flagged[:-1] if kept else self.nowhere[1:]
 
     @cached_property
     def goes_on(self) -> np.ndarray:
@@ -158,7 +238,7 @@ class Record:
         on = at & ordinary
         # a reset that looks like a step happens; where that is not rare and the usual case, the flags are what is odd
         usual = on.sum() > max(1, 0.8 * at.sum(), 0.1 * self.flagged[:-1].sum())
-        return np.append(on & usual, False)
+        return np.append(at & ~jump & ~self.returned & usual, False)
 
     @cached_property
     def crossing(self) -> np.ndarray:
@@ -257,6 +337,22 @@ def unexplained(x: np.ndarray, y: np.ndarray) -> float:
         return 0.0
     x, y = standard(x), standard(y)
     return float(((y - x @ _ridge(x, y)) ** 2).mean())
+
+
+def held_out(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`(FOLDS,)`: the same share in each part of the rows, where the regression is fitted to the other parts."""
+    y = y[:, y.std(0) > 1e-9]
+    if not y.size:
+        return np.zeros(FOLDS)
+    x, y = standard(x), standard(y)
+    parts = np.array_split(np.arange(len(x)), FOLDS)
+    xx, xy = ([x[rows].T @ z[rows] for rows in parts] for z in (x, y))
+    shares = []
+    for rows, own_xx, own_xy in zip(parts, xx, xy, strict=True):
+        ridge = 1e-4 * (len(x) - len(rows)) * np.eye(x.shape[1])
+        weights = np.linalg.solve(sum(xx) - own_xx + ridge, sum(xy) - own_xy)
+        shares.append(((y[rows] - x[rows] @ weights) ** 2).mean())
+    return np.array(shares)
 
 
 def standard(x: np.ndarray) -> np.ndarray:

@@ -253,7 +253,8 @@ def test_the_catalogue_is_complete():
     environment = {"environment_unknown", "environment_missing", "environment_sizes", "environment_version"}
     elsewhere = {"actions_shifted", "rewards_shifted"}  # on Hopper, below
     read = {"actions_in_env_units", "observations_lose_precision"}  # in test_actions, test_precision
-    assert {name for name, *_ in CASES.values()} | environment | elsewhere | read == set(ADVICE)
+    joint = {"angle_leaps", "rare_switch"}  # on a spinning joint, below
+    assert {name for name, *_ in CASES.values()} | environment | elsewhere | read | joint == set(ADVICE)
 
 
 def only(report, name):
@@ -352,6 +353,101 @@ def test_resets_of_a_runner_are_found_though_its_steps_are_as_long():
     assert names(audit(x | {"timeouts": np.arange(2000) % 50 == 49}), ("fault", "warning")) == set()
 
 
+# ------------------------------------------------------------------------------------------------- facts beat statistics
+
+
+def spinning(switch: bool, rows: int = 4000) -> schema.Fields:
+    """A joint that spins, observed as an angle in (-π, π] and a speed; or without leaps, with a switch that is on in two rows.
+
+    Every next observation is the row below, and episodes of 200 steps go on where the last one stopped.
+    """
+    rng = np.random.default_rng(1)
+    act, speed, angle = rng.uniform(-1, 1, (rows, 1)), np.zeros(rows + 1), np.zeros(rows + 1)
+    speed[0] = 2
+    for t in range(rows):
+        speed[t + 1] = np.clip(speed[t] + 0.1 * act[t, 0], -4, 4)
+        angle[t + 1] = angle[t] + 0.05 * speed[t + 1]
+    on = np.isin(np.arange(rows + 1), [500, 1250])
+    wrapped = [(angle + np.pi) % (2 * np.pi) - np.pi, speed]
+    obs = np.stack([np.sin(angle), np.cos(angle), speed, on] if switch else wrapped, 1).astype(np.float32)
+    return {
+        "observations": obs[:-1],
+        "actions": act.astype(np.float32),
+        "rewards": -np.abs(speed[1:]).astype(np.float32),
+        "terminals": np.zeros(rows, bool),
+        "timeouts": np.arange(rows) % 200 == 199,
+        "next_observations": obs[1:],
+    }
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["next stored", "next not stored"])
+@pytest.mark.parametrize(
+    ("switch", "name", "message", "cure"),
+    [
+        (False, "angle_leaps", "dimension 0 leaps by its whole range", "sine and cosine"),
+        (True, "rare_switch", "dimension 3 rarely changes: in 0.10 % (4) of steps", "nothing, if the task has it so"),
+    ],
+)
+def test_an_angle_that_wraps_and_a_rare_switch_are_notes_with_a_cure(switch, name, message, cure, stored):
+    x = spinning(switch)
+    report = audit(x if stored else drop(x, "next_observations"))
+    found = only(report, name)
+    assert found.severity == "note"
+    assert message in found.message
+    assert cure in ADVICE[name]
+    assert report.verdict("td")[0] == report.verdict("dynamics")[0] == "yes"
+    assert names(report, ("fault",)) == set()
+    assert not names(report) & {"hidden_cuts", "next_is_next_start"}
+
+
+def test_a_leap_between_rows_that_the_file_says_follow_each_other_is_no_cut():
+    """The same leap is one where the file does not say so."""
+    x = counter()
+    obs = x["observations"].copy()
+    obs[110:] += 200.0  # in the midst of an episode
+    after = np.where((x["terminals"] | x["timeouts"])[:, None], obs + np.float32([0, 1, 0]), np.roll(obs, -1, 0))
+    x |= {"observations": obs, "next_observations": after}
+    assert "hidden_cuts" not in names(audit(x))
+    assert only(audit(drop(x, "next_observations")), "hidden_cuts").rows == [109]
+
+
+def test_a_wrap_does_not_hide_a_cut():
+    x = spinning(False)
+    obs = np.concatenate([x["observations"][:3000], x["observations"][200:800]])
+    x = {key: v[:3600] for key, v in x.items()} | {"observations": obs}
+    report = audit(drop(x, "next_observations") | {"timeouts": np.zeros(3600, bool)})
+    assert {"angle_leaps"} <= names(report)
+
+
+def test_in_few_episodes_a_guess_asks_for_care_and_a_fact_for_more(real):
+    few = {key: v[:1500] for key, v in real.items()}
+    few |= {"terminals": np.zeros(1500, bool), "timeouts": np.arange(1500) % 500 == 499}
+    report = audit(drop(rolled(few, "actions", -1), "next_observations"), task=HOPPER)
+    assert {"few_episodes", "actions_shifted"} <= names(report)
+    assert "no" not in verdicts(report).values()
+    stale = few | {"next_observations": np.zeros_like(few["observations"])}
+    assert "few_episodes" in names(audit(stale, task=HOPPER))
+    assert verdicts(audit(stale, task=HOPPER))["td"] == "no"
+
+
+def test_next_observations_of_another_row_are_told_from_rows_of_several_environments(real):
+    assert "next_observations_shifted" in names(audit(rolled(real, "next_observations", -1), task=HOPPER))
+    assert "rows_out_of_order" in names(audit(lanes(real), task=HOPPER))
+
+
+@pytest.mark.parametrize(
+    ("reward", "dies", "verdict"), [(0, True, "no"), (-1, False, "no"), (-1, True, "with care"), (1, False, "with care")]
+)
+def test_a_constant_reward_chooses_between_long_episodes_and_short_ones(reward, dies, verdict):
+    x = counter()
+    x |= {"rewards": np.full_like(x["rewards"], reward)}
+    if not dies:
+        x |= {"terminals": x["terminals"] & False, "timeouts": x["terminals"] | x["timeouts"]}
+    report = audit(x)
+    assert report.verdict("td")[0] == report.verdict("returns")[0] == verdict
+    assert "constant_rewards" in names(report)
+
+
 @pytest.mark.parametrize("rows", [-1, 1])
 def test_shifted_actions_and_rewards(real, rows):
     assert "actions_shifted" in names(audit(rolled(real, "actions", rows), task=HOPPER), ("fault",))
@@ -385,6 +481,15 @@ def test_the_environment(real):
         "environment_version",
     }
     assert say(Task("Hopper-v5", 12, 3, 1000, "Hopper-v5")) == {"environment_sizes"}
+
+
+def test_an_environment_is_the_same_with_and_without_its_module(real):
+    say = lambda task, own: names(audit(real, {"env_id": own}, task=task))  # noqa: E731
+    for own in ("Mass-v0", "mytask:Mass-v0", "other:Mass-v0"):
+        assert say(Task("mytask:Mass-v0", 11, 3, 1000, "Mass-v0"), own) == set()
+        assert say(Task("Mass-v0", 11, 3, 1000, "Mass-v0"), own) == set()
+    assert say(Task("mytask:Mass-v0", 11, 3, 1000, "Mass-v1"), "Mass-v0") == {"environment_version"}
+    assert say(Task("mytask:Mass-v0", 11, 3, 1000, "Mass-v0"), "Load-v0") == {"environment_version"}
 
 
 # --------------------------------------------------------------------------------------------------------- command line
