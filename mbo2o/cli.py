@@ -7,11 +7,9 @@ that was stopped by a signal and goes on when asked again; 130 Ctrl-C anywhere e
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import json
 import os
-import re
 import sys
 import textwrap
 import warnings
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from .overrides import check_overrides, conf_folder, literal, literals, one_line
 from .types import Diverged, UserError, at_least_one
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 ENVIRONMENT, INTERRUPTED, STOPPED = 4, 130, 143
 STUDIES = ("moore", "enoto", "offline", "wsrl", "methods", "obac")
-HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,12 +77,6 @@ def _dispatch(args: list[str]) -> int:
 # ---------------------------------------------------------------------------------------------------------------- train
 
 
-def conf_folder() -> Path:
-    """The YAML tree: in the repository, or inside an installed package."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
-
-
 def store_schemas() -> None:
     """Tell Hydra of the dataclasses behind the YAML."""
     from hydra.core.config_store import ConfigStore
@@ -108,7 +100,7 @@ def to_config(node: Any) -> Any:
     try:
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as e:
-        raise UserError(_first_line(e)) from e
+        raise UserError(one_line(str(e))) from e
 
 
 def compose_config(overrides: list[str]) -> Config:
@@ -116,7 +108,8 @@ def compose_config(overrides: list[str]) -> Config:
     from hydra import compose, initialize_config_dir
 
     store_schemas()
-    _check_overrides(overrides)
+    overrides = [literal(x) for x in overrides]
+    check_overrides(overrides)
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return to_config(compose("config", overrides=overrides))
 
@@ -127,7 +120,8 @@ def _train(args: list[str]) -> int:
     from .train import train
 
     store_schemas()
-    _check_overrides(args)
+    args = literals(args)
+    check_overrides(args)
     codes: list[int] = []
 
     def job(node: Any) -> None:
@@ -142,70 +136,6 @@ def _train(args: list[str]) -> int:
     sys.argv = ["mbo2o train", *args]
     hydra.main(config_path=str(conf_folder()), config_name="config", version_base="1.3")(job)()
     return max(codes, default=0)
-
-
-def _check_overrides(args: list[str]) -> None:
-    """Compose once, so that a mistake is one line that names the nearest key, instead of Hydra's page."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    flags = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
-    overrides = [a for i, a in enumerate(args) if not a.startswith("-") and (i == 0 or args[i - 1] not in flags)]
-    for a in args:
-        if a.startswith("-") and a not in HYDRA_FLAGS.split():
-            raise UserError(f"train: unknown option {a!r}; settings are given as KEY=VALUE, e.g. recipe.horizon=1")
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        try:
-            parsed = OverridesParser.create().parse_overrides(overrides)
-            compose("config", overrides=[_first(p) for p in parsed])
-        except (HydraException, OmegaConfBaseException) as e:
-            raise UserError(_explain(e, _groups_only(overrides))) from e
-
-
-def _first(override: Any) -> str:
-    """An override as it was given; of a sweep a=1,2 the first choice stands for all."""
-    line = str(override.input_line)
-    return f"{line.split('=')[0]}={next(iter(override.sweep_string_iterator()))}" if override.is_sweep_override() else line
-
-
-def _groups_only(overrides: list[str]) -> Any:
-    """The config with the chosen recipe and nothing else, to look up what settings there are."""
-    from hydra import compose
-    from hydra.errors import HydraException
-
-    try:
-        return compose("config", overrides=[o for o in overrides if re.fullmatch(r"(recipe|agent@[\w.]+|switch)=[\w-]+", o)])
-    except HydraException:
-        return compose("config")
-
-
-def _explain(error: Exception, base: Any) -> str:
-    from omegaconf import OmegaConf
-
-    causes = [str(e) for e in (error, error.__cause__, error.__cause__ and error.__cause__.__cause__) if e]
-    text = " ".join(causes)
-    if m := re.search(r"Could not override '([\w.@/]+)'", text):
-        *path, leaf = m[1].split(".")
-        node = OmegaConf.select(base, ".".join(path)) if path else base
-        known = [str(k) for k in node] if OmegaConf.is_dict(node) else []
-        if leaf not in known:
-            near = difflib.get_close_matches(leaf, known, 1, 0.5)
-            where = ".".join(path) or "the config"
-            hint = f"did you mean {'.'.join([*path, near[0]])!r}? " if near else ""
-            return f"{m[1]!r} is not a setting; {hint}{where} has: {', '.join(k for k in known if k != 'hydra')}"
-    if m := re.search(r"Could not find '([\w-]+)/([\w-]+)'", text):
-        folder = conf_folder() / m[1]
-        choices = sorted(p.stem for p in folder.glob("*.yaml"))
-        near = difflib.get_close_matches(m[2], choices, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"no {m[1]} is called {m[2]!r}; {hint}choices: {', '.join(choices)}"
-    return " ".join(causes[-1].split())
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 # ------------------------------------------------------------------------------------------------------- other commands

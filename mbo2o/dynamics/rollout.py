@@ -42,8 +42,8 @@ def rollout(
     all.
 
     Returns means over the kept transitions, `(*S,)`: `penalty`, `reward` (before the penalty), `penalty_share`
-    = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and `largest`, the largest |reward| that went into
-    the buffer, after the penalty.
+    = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and as `largest` the largest |reward| that
+    went into the buffer, after the penalty.
     """
     obs, alive = starts, torch.ones(starts.shape[:-1], dtype=torch.bool, device=starts.device)
     ended = torch.zeros_like(alive)

@@ -45,8 +45,8 @@ class RunConfig:
     checkpoint_every: int = 5000  # turns between checkpoints; entering a loop is one, too
     reference: Any = "mbo2o-v5"  # what scores 0 and 100: that set, d4rl-v2, or two returns [LOW,HIGH]
     allow_mismatch: bool = False  # let a set of other versions of the task stand, as d4rl-v2 for a -v5
-    q_limit: float | None = None  # a mean |Q| beyond it counts as divergence; None: ten times what the rewards met so far allow,
-    # max(1, |r|) / (1 - γ), of the dataset, the environment and the model; it grows with them
+    q_limit: float | None = None  # a mean |Q| beyond it counts as divergence; None: ten times what the rewards met so far
+    # allow, max(1, |r|) / (1 - γ), in the dataset, the environment and the model; it grows with them
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
     tensorboard: bool = False
     reward_scale: float = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
