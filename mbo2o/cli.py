@@ -49,6 +49,9 @@ def _guarded(work: Callable[[], int]) -> int:
     except UserError as e:
         print(f"mbo2o: {e}", file=sys.stderr)
         return 2
+    except PermissionError as e:  # of what was asked to be read
+        print(f"mbo2o: {e.filename or 'a file'}: {e.strerror}; check who may read or write it", file=sys.stderr)
+        return 2
     except Diverged as e:
         print(f"mbo2o: diverged: {e}", file=sys.stderr)
         return 3
@@ -166,8 +169,10 @@ def _eval(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from .report.page import write_report
+    from .run.disk import writing
 
-    print(write_report(Path(options.run_dir)))
+    with writing(Path(options.run_dir)):
+        print(write_report(Path(options.run_dir)))
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -253,15 +258,18 @@ def _data_reference(options: argparse.Namespace) -> None:
 
 def _data_collect(options: argparse.Namespace) -> None:
     from . import collect
+    from .run.disk import writing
 
-    if options.policy is None:
-        collect.collect_with_training(options)
-    else:
-        collect.collect_with_policy(options)
+    with writing(options.out):
+        if options.policy is None:
+            collect.collect_with_training(options)
+        else:
+            collect.collect_with_policy(options)
 
 
 def _study(options: argparse.Namespace) -> None:
     from .registry import RECIPES, find
+    from .run.disk import writing
 
     what, results = options.what, Path(options.results)
     study = importlib.import_module(f"mbo2o.studies.{what}")
@@ -277,7 +285,8 @@ def _study(options: argparse.Namespace) -> None:
     for arm in options.arms or ():
         find(arms, arm, "arm")
     study.run(base, out, options.arms or getattr(study, "DEFAULT", list(arms)))
-    study.collect(base, out, results, name)
+    with writing(results):
+        study.collect(base, out, results, name)
     print(results / f"{name}.csv")
 
 

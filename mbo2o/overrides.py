@@ -98,7 +98,11 @@ def _parse(override: str) -> Any:
 
 def _quoted(text: str) -> str:
     """The text between quotes in Hydra's grammar, where backslashes count as such in front of a quote alone."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
+
+    def escape(m: re.Match[str]) -> str:
+        return m[1] + m[1] + ("\\'" if m[2] else "")
+
+    return "'" + re.sub(r"(\\*)('|\Z)", escape, text) + "'"
 
 
 def _check_one(parsed: Any, given: Sequence[str]) -> None:

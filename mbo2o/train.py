@@ -68,24 +68,22 @@ def train(cfg: Config) -> Path:
         _check_start(cfg, str(env_id))
     resolved = _resolve(cfg, str(env_id))
     directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
-    with disk.writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        with disk.hold(directory):
-            _claim(directory, resolved, cfg.resume)
-            if dataset is not None:
-                returns = dataset.episode_returns()[0]
-                resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
-            disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-            run = _open(directory, cfg, recipe, str(env_id), dataset)
-            run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
-            try:
-                with run.stopping_on_signals(), run.diverging():
-                    recipe(run)
-                    run.finish()
-            finally:
-                run.close()
-            if cfg.report:
-                run.say(f"report: {write_report(directory)}")
+    with disk.writing(directory), disk.occupy(directory):
+        _claim(directory, resolved, cfg.resume)
+        if dataset is not None:
+            returns = dataset.episode_returns()[0]
+            resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
+        disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        run = _open(directory, cfg, recipe, str(env_id), dataset)
+        run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
+        try:
+            with run.stopping_on_signals(), run.diverging():
+                recipe(run)
+                run.finish()
+        finally:
+            run.close()
+        if cfg.report:
+            run.say(f"report: {write_report(directory)}")
     return directory
 
 
@@ -133,16 +131,18 @@ OFFLINE = [
 def _check_start(cfg: Config, env_id: str) -> None:
     """An offline phase is taken over whole: task, data, seeds, networks and what it was learned with have to be the same."""
     other, other_env = read_config(Path(str(cfg.start_from)))
-    pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in ("seed", "seeds")}
-    pairs["env"] = (other_env, env_id)
-    pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
-    rewards = ("reward_scale", "reward_shift", "failure_reward")
-    pairs |= {f"run.{x}": (getattr(other.run, x), getattr(cfg.run, x)) for x in rewards}
-    # callables were stored by name
-    pairs |= {f"recipe.{x}": (_plain(getattr(other.recipe, x, None)), _plain(getattr(cfg.recipe, x, None))) for x in OFFLINE}
-    for name, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise UserError(f"start_from={cfg.start_from}: was run with {name}={theirs}, not {ours}")
+    theirs, ours = (_offline_part(x, e) for x, e in ((other, other_env), (cfg, env_id)))
+    if theirs != ours:
+        raise UserError(f"start_from={cfg.start_from}: was run with {_differences(theirs, ours)}")
+
+
+def _offline_part(cfg: Config, env_id: str) -> dict[str, Any]:
+    """The settings that decide what an offline phase learns, by dotted name."""
+    plain = _resolve(cfg, env_id)
+    rewards = {x: plain["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
+    recipe = {x: plain["recipe"].get(x) for x in OFFLINE}
+    task = {x: plain[x] for x in ("seed", "seeds", "env")} | {"dataset": Path(str(cfg.dataset)).stem}
+    return _flat(task | {"run": rewards, "recipe": recipe})
 
 
 def restore(directory: Path) -> tuple[Run, Any]:
@@ -204,6 +204,8 @@ def find_dataset(name: str | None, storage: str = "ram") -> TransitionDataset:
     if not os.path.exists(name) and not name.startswith("minari:") and "/" not in name:
         near = [x for x in remote.registry() if x.endswith(f"/{name}")] or difflib.get_close_matches(name, shipped, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        if "\\" in name or name.endswith((".hdf5", ".h5")):
+            raise UserError(f"{schema.shown(name)}: no such file; {hint or 'check the path'}".rstrip())
         raise UserError(f"no dataset is called {name!r}; {hint}known by name: {', '.join(sorted(shipped)) or 'none'}")
     return TransitionDataset.load(name, storage)
 
@@ -238,11 +240,11 @@ def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
     return {**plain, "env": env_id, "recipe": {"name": name, **plain["recipe"]}}
 
 
-def _plain(x: Any) -> Any:
-    """Callables by the dotted path that finds them again."""
+def _plain(x: Any, option: str = "") -> Any:
+    """Callables by the dotted path that finds them again; UserError for one that nothing finds."""
     if isinstance(x, dict):
-        return {k: _plain(v) for k, v in x.items()}
-    return name_of(x) if callable(x) else x
+        return {k: _plain(v, k) for k, v in x.items()}
+    return name_of(x, option) if callable(x) else x
 
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
@@ -270,13 +272,23 @@ def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> None:
         raise UserError(f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it")
     # read as a config: settings that an older version did not have yet are as they were then, at their defaults
     old, new = _flat(_relevant(_resolve(*read_config(directory)))), _flat(_relevant(resolved))
-    if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
-        key = changed[0]
-        text = f"{directory}: holds a run with {key}={old.get(key)}, not {new.get(key)}"
-        same = (
-            f"give {key}={old.get(key)} run.allow_mismatch=true to go on with it, or " if changed == ["run.reference"] else ""
-        )
-        raise UserError(f"{text} ({len(changed)} settings differ); {same}choose another dir=")
+    if changed := _changed(old, new):
+        back = f"give run.reference={old.get('run.reference')} run.allow_mismatch=true to go on with it, or "
+        same = back if changed == ["run.reference"] else ""
+        raise UserError(f"{directory}: holds a run with {_differences(old, new)}; {same}choose another dir=")
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys of the settings that differ, sorted; one that is missing counts as null."""
+    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What differs between two sets of settings: the first five, and how many there are."""
+    changed = _changed(old, new)
+    shown = "; ".join(f"{key}={old.get(key)}, not {new.get(key)}" for key in changed[:5])
+    rest = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+    return f"{shown}{rest} ({len(changed)} setting{'s' if len(changed) > 1 else ''} differ{'' if len(changed) > 1 else 's'})"
 
 
 def _flat(x: dict[str, Any], prefix: str = "") -> dict[str, Any]:
