@@ -149,6 +149,8 @@ def _eval(options: argparse.Namespace) -> None:
 
     episodes, seed = options.episodes, options.seed
     at_least_one("eval", episodes=episodes)
+    if seed < 0:
+        raise UserError(f"eval: --seed {seed} must not be negative")
     run, recipe = restore(Path(options.run_dir))
     result = run.evaluate_with(run.evaluator(episodes, seed, recipe.gamma))
     rows = {name: x.tolist() for name, x in result.items()}
@@ -260,6 +262,10 @@ def _data_collect(options: argparse.Namespace) -> None:
     from . import collect
     from .run.disk import writing
 
+    sizes = {x: getattr(options, x) for x in ("rows", "steps", "hidden", "batch")}
+    at_least_one("data collect", **sizes)
+    if options.seed < 0:
+        raise UserError(f"data collect: --seed {options.seed} must not be negative")
     with writing(options.out):
         if options.policy is None:
             collect.collect_with_training(options)
@@ -294,6 +300,7 @@ def _bench(options: argparse.Namespace) -> None:
     from .bench.agents import print_agents
     from .bench.dynamics import print_bench
 
+    at_least_one("bench", rounds=options.rounds)
     if options.what == "dynamics":
         print_bench(rounds=options.rounds, out=options.out)
     else:

@@ -30,16 +30,14 @@ def literal(override: str, sweep: bool = False) -> str:
 
     Values of `WORDS` are quoted, so that commas, blanks, brackets and backslashes in a path are characters like others; a
     leading `~/` is the home directory. What is quoted already, `null`, and with `sweep` what Hydra reads as several values stay
-    as they are. `${...}` is an interpolation, except in the name of a file that is there.
+    as they are, and `${...}` is an interpolation.
     """
     m = re.fullmatch(rf"(\+{{0,2}}({'|'.join(WORDS)})=)(.+)", override, re.DOTALL)
     if not m or m[3].lower() == "null" or _stays(override, sweep):
         return override
     value = m[3]
-    if m[2] != "env":
-        there = os.path.lexists(value)
-        value = value if there else os.path.expanduser(value)
-        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if there else value
+    if m[2] != "env" and not os.path.lexists(value):
+        value = os.path.expanduser(value)
     return m[1] + _quoted(value)
 
 
@@ -147,7 +145,7 @@ def one_line(text: str) -> str:
     line = " ".join(text.split())
     if m := re.fullmatch(r"(.*?) full_key: (\S+)( reference_type=\S+)?( object_type=\S+)?", line):
         line = f"{m[2]}: {m[1]}"
-    return rf"{line}; a ${{ that is part of a text is written \${{" if "${" in line or "nterpolation" in line else line
+    return f"{line}; ${{KEY}} stands for another setting's value" if "${" in line or "nterpolation" in line else line
 
 
 def _chosen(given: Sequence[str]) -> Any:

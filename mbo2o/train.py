@@ -7,14 +7,16 @@ import ctypes
 import difflib
 import hashlib
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml  # type: ignore[import-untyped]  # what OmegaConf reads with
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import mbo2o
 
@@ -96,6 +98,11 @@ def _keep_memory() -> None:
             mallopt(option, value)
 
 
+MAX_THREADS = 1024
+WORDS = ("dataset", "dir", "start_from", "env")
+"""Settings whose values are names and paths of the user's."""
+
+
 def _check(cfg: Config) -> None:
     """Refuse numbers that would fail only later, and a device that is not there."""
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
@@ -105,6 +112,16 @@ def _check(cfg: Config) -> None:
     of_recipe += ["probe_every"]
     counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
     at_least_one("settings", **counts)
+    if not 0 <= cfg.seed < 2**64 - cfg.seeds:
+        raise UserError(f"seed={cfg.seed} must lie in [0, 2^64 - seeds)")
+    for name in WORDS:
+        if "${" in str(getattr(cfg, name)):
+            raise UserError(f"{name}={getattr(cfg, name)}: a name that holds ${{ cannot be kept in config.yaml; rename it")
+    if cfg.threads > MAX_THREADS:
+        raise UserError(f"threads={cfg.threads} must be at most {MAX_THREADS}")
+    for key, value in _flat(_plain(asdict(cfg))).items():
+        if isinstance(value, float):
+            _check_number(key, value)
     for name in ("offline_steps", "online_steps", "start", "distill_rows", "anneal_steps"):
         if getattr(cfg.recipe, name, 0) < 0:
             raise UserError(f"recipe.{name}={getattr(cfg.recipe, name)} must not be negative")
@@ -116,9 +133,20 @@ def _check(cfg: Config) -> None:
         if not 0 <= getattr(cfg.recipe, share, 0) <= 1:
             raise UserError(f"recipe.{share}={getattr(cfg.recipe, share)} is a share: it must lie in [0, 1]")
     try:
-        torch.zeros(1, device=cfg.device)
+        torch.zeros(1, device=cfg.device).item()
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device={cfg.device} is not to be had here ({str(e).splitlines()[0]})") from e
+
+
+def _check_number(key: str, value: float) -> None:
+    """Refuse what is not a number, infinities that nothing could learn under, and rates and discounts out of their range."""
+    name = key.rpartition(".")[2]
+    if math.isnan(value) or (math.isinf(value) and key.startswith("run.") and name != "q_limit"):
+        raise UserError(f"{key}={value} is not a finite number")
+    if name in ("gamma", "tau") and not 0 <= value <= 1:
+        raise UserError(f"{key}={value} must lie in [0, 1]")
+    if (name == "lr" or name.endswith("_lr")) and value < 0:
+        raise UserError(f"{key}={value} must not be negative")
 
 
 OFFLINE = [
@@ -166,7 +194,8 @@ def read_config(directory: Path) -> tuple[Config, str]:
         stored = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
         raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
-    if not isinstance(stored, dict) or not {"recipe", "run"} <= set(stored):
+    parts = [stored.get(x) for x in ("recipe", "run")] if isinstance(stored, dict) else []
+    if not isinstance(stored, dict) or not all(isinstance(x, dict) for x in parts) or "name" not in stored["recipe"]:
         raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
     recipe, settings = stored.pop("recipe"), {"allow_mismatch": True} | stored.pop("run")  # older runs were allowed it
     entry = find(RECIPES, recipe.pop("name"), "recipe")
@@ -175,7 +204,12 @@ def read_config(directory: Path) -> tuple[Config, str]:
             recipe[key] = _typed(agent.config, {k: v for k, v in value.items() if k != "name"})
     known = {f.name for f in fields(Config)}
     plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
-    cfg = Config(**plain, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
+    try:
+        words = {k: v for k, v in plain.items() if k in WORDS}
+        typed = _typed(Config, {k: v for k, v in plain.items() if k not in WORDS} | {"recipe": {}})
+        cfg = replace(typed, **words, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
+    except OmegaConfBaseException as e:
+        raise UserError(f"{path}: does not fit this version, or was changed by hand ({' '.join(str(e).split())})") from e
     return cfg, str(cfg.env)
 
 

@@ -71,7 +71,8 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;paddin
 body{color:var(--ink);background:var(--back)}
 h1,.sub{overflow-wrap:anywhere} h1{margin-bottom:0} h2{margin-top:2.5rem} .sub,figcaption,.note{color:var(--dim)}
 figure{margin:0} img{width:100%;background:#fff}
-table{display:block;max-width:100%;overflow-x:auto;border-collapse:collapse;font-variant-numeric:tabular-nums} td,th{padding:.3rem .8rem;text-align:right}
+table{display:block;max-width:100%;overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums} td,th{padding:.3rem .8rem;text-align:right}
 td:first-child,th:first-child{text-align:left} tr{border-bottom:1px solid var(--line)}
 pre{background:var(--code);padding:1rem;overflow:auto}
 @media (max-width:600px){h1{font-size:1.3rem} td,th{padding:.3rem .4rem}}

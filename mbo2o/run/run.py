@@ -117,11 +117,11 @@ class Run:
         look_only: bool = False,
     ):
         torch.manual_seed(seed)
-        self.reference = find_reference(cfg.reference, env_id, cfg.allow_mismatch)
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._faults = Faults(cfg.env_faults, cfg.env_seconds, self._warn)
         self._lanes = Lanes(env_id, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device)
+        self.reference = find_reference(cfg.reference, env_id, cfg.allow_mismatch)
         if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
             here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
             raise UserError(f"the dataset has {sizes[0]} observations and {sizes[1]} actions per step, {env_id} has {here}")
@@ -131,7 +131,10 @@ class Run:
             shaped = dataset.to(device).with_reward(cfg.reward_scale, cfg.reward_shift)
             self._dataset = shaped.with_returns(gamma, cfg.failure_reward).with_seeds(self.spec.seeds)
             self._meet(max(float(shaped.rew.max()), -float(shaped.rew.min())), "in the dataset")
-        self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
+        try:
+            self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
+        except RuntimeError as e:  # torch's, when there is not as much memory
+            raise UserError(f"run.online_capacity={cfg.online_capacity} rows do not fit into memory; give less") from e
         self._evaluate = self.evaluator(cfg.eval_episodes, seed, gamma)
         self.phase, self._order = "", 0
         self._tracked: dict[str, tuple[str, Stateful]] = {"online": ("online", self.online)}

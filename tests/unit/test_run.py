@@ -191,21 +191,33 @@ def test_without_a_discount_the_limit_follows_the_rewards_too(tmp_path, dataset)
     claim(run, agent, 9e7)
 
 
+def interact(path, stop, says, **options):
+    """Take up to 30 turns, leave without a word before turn `stop`; `says` maps a turn to what a critic says."""
+    run, agent = make(path, **options)
+    for t in run.interact(agent, 30):
+        if t == stop:
+            break
+        run.log({"q": torch.tensor([0.0, says(t)])})
+    run.close()
+
+
 def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
-    options = {"env_id": "Jackpot-v0", "dataset": poor(), "log_every": 10, "online_capacity": 12}
-    for path, breaks in ((tmp_path / "whole", ()), (tmp_path / "broken", (15,))):
+    """The buffer forgets the rewards, the run does not; from an older checkpoint it takes what the buffer still holds."""
+    options = {"env_id": "Jackpot-v0", "dataset": poor(), "log_every": 10, "online_capacity": 12, "checkpoint_every": 10}
+
+    def says(t):
+        return 9_000.0 if t < 20 else 11_000.0
+
+    texts = []
+    for path, stops in ((tmp_path / "whole", (None,)), (tmp_path / "broken", (15, None))):
+        for stop in stops[:-1]:
+            interact(path, stop, says, **options)
         with pytest.raises(Diverged) as caught:
-            for stop in (*breaks, 30):
-                run, agent = make(path, **options, checkpoint_every=10)
-                for t in run.interact(agent, 30):
-                    if t == stop:
-                        break
-                    run.log({"q": torch.tensor([0.0, 9_000.0 if t < 20 else 11_000.0])})
-                run.close()
-        last = str(caught.value)
-        assert "turn 30" in last
-        assert "100 at online turn 8;" in last
-    # a checkpoint from before the limit was kept: what is in the buffer counts
+            interact(path, None, says, **options)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+    assert "turn 30, beyond run.q_limit=1e+04 " in texts[0]
+    assert "100 at online turn 8;" in texts[0]
     latest = checkpoint.latest
 
     def older(folder, device):
@@ -213,7 +225,5 @@ def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
         return tensors, {k: v for k, v in state.items() if k != "largest"}
 
     monkeypatch.setattr(checkpoint, "latest", older)
-    run, agent = make(tmp_path / "broken", **options)
     with pytest.raises(Diverged, match=r"run\.q_limit=1e\+04 .*met so far, 100 online; "):
-        for _ in run.interact(agent, 40):
-            run.log({"q": torch.tensor([0.0, 11_000.0])})
+        interact(tmp_path / "broken", None, says, **options)
