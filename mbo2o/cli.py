@@ -7,11 +7,9 @@ that was stopped by a signal and goes on when asked again; 130 Ctrl-C anywhere e
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import json
 import os
-import re
 import sys
 import textwrap
 import warnings
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from .overrides import check_overrides, conf_folder, literal, literals, one_line
 from .types import Diverged, UserError, at_least_one
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ ENVIRONMENT, INTERRUPTED, STOPPED = 4, 130, 143
 STUDIES = ("moore", "enoto", "offline", "wsrl", "methods", "obac")
 MODES = ("unit", "env", "clip", "env-clip")
 UNITS = "units of its actions: [-1, 1], the environment's box, or a policy's outputs in these that are to be clipped"
-HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,6 +50,9 @@ def _guarded(work: Callable[[], int]) -> int:
         return ENVIRONMENT
     except UserError as e:
         print(f"mbo2o: {e}", file=sys.stderr)
+        return 2
+    except PermissionError as e:  # of what was asked to be read
+        print(f"mbo2o: {e.filename or 'a file'}: {e.strerror}; check who may read or write it", file=sys.stderr)
         return 2
     except Diverged as e:
         print(f"mbo2o: diverged: {e}", file=sys.stderr)
@@ -81,12 +82,6 @@ def _dispatch(args: list[str]) -> int:
 # ---------------------------------------------------------------------------------------------------------------- train
 
 
-def conf_folder() -> Path:
-    """The YAML tree: in the repository, or inside an installed package."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
-
-
 def store_schemas() -> None:
     """Tell Hydra of the dataclasses behind the YAML."""
     from hydra.core.config_store import ConfigStore
@@ -110,7 +105,7 @@ def to_config(node: Any) -> Any:
     try:
         return OmegaConf.to_object(node)
     except OmegaConfBaseException as e:
-        raise UserError(_first_line(e)) from e
+        raise UserError(one_line(str(e))) from e
 
 
 def compose_config(overrides: list[str]) -> Config:
@@ -118,7 +113,8 @@ def compose_config(overrides: list[str]) -> Config:
     from hydra import compose, initialize_config_dir
 
     store_schemas()
-    _check_overrides(overrides)
+    overrides = [literal(x) for x in overrides]
+    check_overrides(overrides)
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return to_config(compose("config", overrides=overrides))
 
@@ -129,7 +125,8 @@ def _train(args: list[str]) -> int:
     from .train import train
 
     store_schemas()
-    _check_overrides(args)
+    args = literals(args)
+    check_overrides(args)
     codes: list[int] = []
 
     def job(node: Any) -> None:
@@ -146,72 +143,6 @@ def _train(args: list[str]) -> int:
     return max(codes, default=0)
 
 
-def _check_overrides(args: list[str]) -> None:
-    """Compose once, so that a mistake is one line that names the nearest key, instead of Hydra's page."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    flags = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
-    overrides = [a for i, a in enumerate(args) if not a.startswith("-") and (i == 0 or args[i - 1] not in flags)]
-    for a in args:
-        if a.startswith("-") and a not in HYDRA_FLAGS.split():
-            raise UserError(f"train: unknown option {a!r}; settings are given as KEY=VALUE, e.g. recipe.horizon=1")
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        try:
-            parsed = OverridesParser.create().parse_overrides(overrides)
-            compose("config", overrides=[_first(p) for p in parsed])
-        except (HydraException, OmegaConfBaseException) as e:
-            raise UserError(_explain(e, _groups_only(overrides))) from e
-
-
-def _first(override: Any) -> str:
-    """An override as it was given; of a sweep a=1,2 the first choice stands for all."""
-    line = str(override.input_line)
-    return f"{line.split('=')[0]}={next(iter(override.sweep_string_iterator()))}" if override.is_sweep_override() else line
-
-
-def _groups_only(overrides: list[str]) -> Any:
-    """The config with the chosen recipe and nothing else, to look up what settings there are."""
-    from hydra import compose
-    from hydra.errors import HydraException
-
-    try:
-        return compose("config", overrides=[o for o in overrides if re.fullmatch(r"(recipe|agent@[\w.]+|switch)=[\w-]+", o)])
-    except HydraException:
-        return compose("config")
-
-
-def _explain(error: Exception, base: Any) -> str:
-    from omegaconf import OmegaConf
-
-    causes = [str(e) for e in (error, error.__cause__, error.__cause__ and error.__cause__.__cause__) if e]
-    text = " ".join(causes)
-    if m := re.search(r"Could not override '([\w.@/]+)'", text):
-        if m[1].startswith("env_kwargs."):
-            return f"{m[1]!r} is an argument that is not there yet: add it with a plus, +{m[1]}=VALUE"
-        *path, leaf = m[1].split(".")
-        node = OmegaConf.select(base, ".".join(path)) if path else base
-        known = [str(k) for k in node] if OmegaConf.is_dict(node) else []
-        if leaf not in known:
-            near = difflib.get_close_matches(leaf, known, 1, 0.5)
-            where = ".".join(path) or "the config"
-            hint = f"did you mean {'.'.join([*path, near[0]])!r}? " if near else ""
-            return f"{m[1]!r} is not a setting; {hint}{where} has: {', '.join(k for k in known if k != 'hydra')}"
-    if m := re.search(r"Could not find '([\w-]+)/([\w-]+)'", text):
-        folder = conf_folder() / m[1]
-        choices = sorted(p.stem for p in folder.glob("*.yaml"))
-        near = difflib.get_close_matches(m[2], choices, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"no {m[1]} is called {m[2]!r}; {hint}choices: {', '.join(choices)}"
-    return " ".join(causes[-1].split())
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-
-
 # ------------------------------------------------------------------------------------------------------- other commands
 
 
@@ -220,6 +151,8 @@ def _eval(options: argparse.Namespace) -> None:
 
     episodes, seed = options.episodes, options.seed
     at_least_one("eval", episodes=episodes)
+    if seed < 0:
+        raise UserError(f"eval: --seed {seed} must not be negative")
     run, recipe = restore(Path(options.run_dir))
     result = run.evaluate_with(run.evaluator(episodes, seed, recipe.gamma))
     rows = {name: x.tolist() for name, x in result.items()}
@@ -240,8 +173,10 @@ def _eval(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from .report.page import write_report
+    from .run.disk import writing
 
-    print(write_report(Path(options.run_dir)))
+    with writing(Path(options.run_dir)):
+        print(write_report(Path(options.run_dir)))
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -340,15 +275,22 @@ def _data_reference(options: argparse.Namespace) -> None:
 
 def _data_collect(options: argparse.Namespace) -> None:
     from . import collect
+    from .run.disk import writing
 
-    if options.policy is None:
-        collect.collect_with_training(options)
-    else:
-        collect.collect_with_policy(options)
+    sizes = {x: getattr(options, x) for x in ("rows", "steps", "hidden", "batch")}
+    at_least_one("data collect", **sizes)
+    if options.seed < 0:
+        raise UserError(f"data collect: --seed {options.seed} must not be negative")
+    with writing(options.out):
+        if options.policy is None:
+            collect.collect_with_training(options)
+        else:
+            collect.collect_with_policy(options)
 
 
 def _study(options: argparse.Namespace) -> None:
     from .registry import RECIPES, find
+    from .run.disk import writing
 
     what, results = options.what, Path(options.results)
     study = importlib.import_module(f"mbo2o.studies.{what}")
@@ -364,7 +306,8 @@ def _study(options: argparse.Namespace) -> None:
     for arm in options.arms or ():
         find(arms, arm, "arm")
     study.run(base, out, options.arms or getattr(study, "DEFAULT", list(arms)))
-    study.collect(base, out, results, name)
+    with writing(results):
+        study.collect(base, out, results, name)
     print(results / f"{name}.csv")
 
 
@@ -372,6 +315,7 @@ def _bench(options: argparse.Namespace) -> None:
     from .bench.agents import print_agents
     from .bench.dynamics import print_bench
 
+    at_least_one("bench", rounds=options.rounds)
     if options.what == "dynamics":
         print_bench(rounds=options.rounds, out=options.out)
     else:

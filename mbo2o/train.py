@@ -7,6 +7,7 @@ import copy
 import ctypes
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped]  # what OmegaConf reads with
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .data import named, schema
 from .data.actions import Actions
@@ -76,30 +78,27 @@ def train(cfg: Config) -> Path:
     if cfg.start_from:
         _check_start(cfg, resolved)
     directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
-    with disk.writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        with disk.hold(directory):
-            resumed = _claim(directory, resolved, cfg.resume)
-            if resumed:  # what was found out of its dataset when it began stays as it was
-                resolved = {k: v for k, v in resolved.items() if k not in FACTS} | {
-                    k: resumed[k] for k in FACTS if k in resumed
-                }
-            elif dataset is not None:
-                returns = dataset.episode_returns()[0]
-                resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
-            disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-            run = _open(directory, cfg, recipe, str(env_id), dataset)
-            for line in said:
-                run.say(line)
-            run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
-            try:
-                with run.stopping_on_signals(), run.diverging():
-                    recipe(run)
-                    run.finish()
-            finally:
-                run.close()
-            if cfg.report:
-                run.say(f"report: {write_report(directory)}")
+    with disk.writing(directory), disk.occupy(directory):
+        resumed = _claim(directory, resolved, cfg.resume)
+        if resumed:  # what was found out of its dataset when it began stays as it was
+            began = {k: resumed[k] for k in FACTS if k in resumed}
+            resolved = {k: v for k, v in resolved.items() if k not in FACTS} | began
+        elif dataset is not None:
+            returns = dataset.episode_returns()[0]
+            resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
+        disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        run = _open(directory, cfg, recipe, str(env_id), dataset)
+        for line in said:
+            run.say(line)
+        run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
+        try:
+            with run.stopping_on_signals(), run.diverging():
+                recipe(run)
+                run.finish()
+        finally:
+            run.close()
+        if cfg.report:
+            run.say(f"report: {write_report(directory)}")
     return directory
 
 
@@ -165,6 +164,11 @@ def _keep_memory() -> None:
             mallopt(option, value)
 
 
+MAX_THREADS = 1024
+WORDS = ("dataset", "dir", "start_from", "env")
+"""Settings whose values are names and paths of the user's."""
+
+
 def _check(cfg: Config) -> None:
     """Refuse numbers and words that would fail only later, and a device that is not there."""
     Actions(cfg.dataset_actions, option="dataset_actions=")
@@ -175,6 +179,16 @@ def _check(cfg: Config) -> None:
     of_recipe += ["probe_every"]
     counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
     at_least_one("settings", **counts)
+    if not 0 <= cfg.seed < 2**64 - cfg.seeds:
+        raise UserError(f"seed={cfg.seed} must lie in [0, 2^64 - seeds)")
+    for name in WORDS:
+        if "${" in str(getattr(cfg, name)):
+            raise UserError(f"{name}={getattr(cfg, name)}: a name that holds ${{ cannot be kept in config.yaml; rename it")
+    if cfg.threads > MAX_THREADS:
+        raise UserError(f"threads={cfg.threads} must be at most {MAX_THREADS}")
+    for key, value in _flat(_plain(asdict(cfg))).items():
+        if isinstance(value, float):
+            _check_number(key, value)
     for name in ("offline_steps", "online_steps", "start", "distill_rows", "anneal_steps"):
         if getattr(cfg.recipe, name, 0) < 0:
             raise UserError(f"recipe.{name}={getattr(cfg.recipe, name)} must not be negative")
@@ -186,11 +200,20 @@ def _check(cfg: Config) -> None:
         if not 0 <= getattr(cfg.recipe, share, 0) <= 1:
             raise UserError(f"recipe.{share}={getattr(cfg.recipe, share)} is a share: it must lie in [0, 1]")
     try:
-        torch.zeros(1, device=cfg.device)
+        torch.zeros(1, device=cfg.device).item()
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device={cfg.device} is not to be had here ({str(e).splitlines()[0]})") from e
 
 
+def _check_number(key: str, value: float) -> None:
+    """Refuse what is not a number, infinities that nothing could learn under, and rates and discounts out of their range."""
+    name = key.rpartition(".")[2]
+    if math.isnan(value) or (math.isinf(value) and key.startswith("run.") and name != "q_limit"):
+        raise UserError(f"{key}={value} is not a finite number")
+    if name in ("gamma", "tau") and not 0 <= value <= 1:
+        raise UserError(f"{key}={value} must lie in [0, 1]")
+    if (name == "lr" or name.endswith("_lr")) and value < 0:
+        raise UserError(f"{key}={value} must not be negative")
 SUM = "dataset_sha256"
 FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
@@ -233,21 +256,25 @@ def _check_start(cfg: Config, resolved: dict[str, Any]) -> None:
     The data are the same if their content is, whatever the files are called; older runs know nothing but the name.
     """
     other, other_env = read_config(Path(str(cfg.start_from)))
-    same = ("seed", "seeds", "dataset_actions", "env_kwargs", "env_layout")
-    pairs = {x: (getattr(other, x), getattr(cfg, x)) for x in same}
-    pairs["env"] = (other_env, resolved["env"])
-    theirs, ours = _stored(Path(str(cfg.start_from))).get(SUM), resolved.get(SUM)
-    pairs["dataset"] = (Path(str(other.dataset)).stem, Path(str(cfg.dataset)).stem)
-    if theirs and ours:
-        same = theirs == ours
-        pairs["dataset"] = ("", "") if same else (f"{other.dataset} (sha256 {theirs})", f"{cfg.dataset} (sha256 {ours})")
-    rewards = ("reward_scale", "reward_shift", "failure_reward")
-    pairs |= {f"run.{x}": (getattr(other.run, x), getattr(cfg.run, x)) for x in rewards}
-    # callables were stored by name
-    pairs |= {f"recipe.{x}": (_plain(getattr(other.recipe, x, None)), _plain(getattr(cfg.recipe, x, None))) for x in OFFLINE}
-    for name, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise UserError(f"start_from={cfg.start_from}: was run with {name}={theirs}, not {ours}")
+    start = Path(str(cfg.start_from))
+    other, other_env = read_config(start)
+    theirs, ours = _offline_part(other, other_env), _offline_part(cfg, resolved["env"])
+    then, now = _stored(start).get(SUM), resolved.get(SUM)
+    if then and now:
+        same = then == now
+        theirs["dataset"] = "" if same else f"{other.dataset} (sha256 {then})"
+        ours["dataset"] = "" if same else f"{cfg.dataset} (sha256 {now})"
+    if theirs != ours:
+        raise UserError(f"start_from={cfg.start_from}: was run with {_differences(theirs, ours)}")
+
+
+def _offline_part(cfg: Config, env_id: str) -> dict[str, Any]:
+    """The settings that decide what an offline phase learns, by dotted name."""
+    plain = _resolve(cfg, env_id)
+    rewards = {x: plain["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
+    recipe = {x: plain["recipe"].get(x) for x in OFFLINE}
+    task = {x: plain[x] for x in ("seed", "seeds", "env", "dataset_actions", "env_kwargs", "env_layout")}
+    return _flat(task | {"dataset": Path(str(cfg.dataset)).stem, "run": rewards, "recipe": recipe})
 
 
 def restore(directory: Path) -> tuple[Run, Any]:
@@ -278,7 +305,13 @@ def read_config(directory: Path) -> tuple[Config, str]:
             recipe[key] = _typed(agent.config, {k: v for k, v in value.items() if k != "name"})
     known = {f.name for f in fields(Config)}
     plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
-    cfg = Config(**plain, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
+    try:
+        words = {k: v for k, v in plain.items() if k in WORDS}
+        typed = _typed(Config, {k: v for k, v in plain.items() if k not in WORDS} | {"recipe": {}})
+        cfg = replace(typed, **words, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
+    except OmegaConfBaseException as e:
+        path = directory / "config.yaml"
+        raise UserError(f"{path}: does not fit this version, or was changed by hand ({' '.join(str(e).split())})") from e
     return cfg, str(cfg.env)
 
 
@@ -306,7 +339,8 @@ def _stored(directory: Path) -> dict[str, Any]:
         stored = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
         raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
-    if not isinstance(stored, dict) or not {"recipe", "run"} <= set(stored):
+    parts = [stored.get(x) for x in ("recipe", "run")] if isinstance(stored, dict) else []
+    if not isinstance(stored, dict) or not all(isinstance(x, dict) for x in parts) or "name" not in stored["recipe"]:
         raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
     return {str(k): v for k, v in stored.items()}
 
@@ -372,11 +406,11 @@ def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
     return {**plain, "env": env_id, "recipe": {"name": name, **plain["recipe"]}}
 
 
-def _plain(x: Any) -> Any:
-    """Callables by the dotted path that finds them again."""
+def _plain(x: Any, option: str = "") -> Any:
+    """Callables by the dotted path that finds them again; UserError for one that nothing finds."""
     if isinstance(x, dict):
-        return {k: _plain(v) for k, v in x.items()}
-    return name_of(x) if callable(x) else x
+        return {k: _plain(v, k) for k, v in x.items()}
+    return name_of(x, option) if callable(x) else x
 
 
 ADDED: dict[str, Any] = {
@@ -422,16 +456,26 @@ def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> dict[str,
         raise UserError(f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it")
     # read as a config: settings that an older version did not have yet are as they were then, at their defaults
     old, new = _flat(_relevant(_resolve(*read_config(directory)))), _flat(_relevant(resolved))
-    if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
-        key = changed[0]
-        text = f"{directory}: holds a run with {key}={old.get(key)}, not {new.get(key)}"
-        same = (
-            f"give {key}={old.get(key)} run.allow_mismatch=true to go on with it, or " if changed == ["run.reference"] else ""
-        )
-        raise UserError(f"{text} ({len(changed)} settings differ); {same}choose another dir=")
+    if changed := _changed(old, new):
+        back = f"give run.reference={old.get('run.reference')} run.allow_mismatch=true to go on with it, or "
+        same = back if changed == ["run.reference"] else ""
+        raise UserError(f"{directory}: holds a run with {_differences(old, new)}; {same}choose another dir=")
     stored = _stored(directory)
     _check_content(directory, resolved["dataset"], stored.get(SUM), resolved.get(SUM))
     return stored
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys of the settings that differ, sorted; one that is missing counts as null."""
+    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What differs between two sets of settings: the first five, and how many there are."""
+    changed = _changed(old, new)
+    shown = "; ".join(f"{key}={old.get(key)}, not {new.get(key)}" for key in changed[:5])
+    rest = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+    return f"{shown}{rest} ({len(changed)} setting{'s' if len(changed) > 1 else ''} differ{'' if len(changed) > 1 else 's'})"
 
 
 def _check_content(directory: Path, path: object, then: str | None, now: str | None) -> None:

@@ -35,6 +35,13 @@ def at_least_one(where: str, **counts: float) -> None:
             raise UserError(f"{where}: {name}={value} must be at least 1")
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that suits its size: `7 s`, `2.5 min`, `3.1 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
 class Diverged(Exception):
     """Training left the realm of numbers: shown as one line, exit code 3; the last checkpoint stays."""
 

@@ -109,6 +109,10 @@ class ReplayBuffer:
         obs, act, rew, next_obs, done, _, *mc = rows.split(self._widths, -1)
         return Batch(obs, act, rew.squeeze(-1), next_obs, done.squeeze(-1), *(x.squeeze(-1) for x in mc))
 
+    def largest_reward(self) -> float:
+        """The largest |reward| of all its rows; 0 while it has none."""
+        return float(self._rows[..., self.spec.obs_dim + self.spec.act_dim].abs().max())
+
     def state_dict(self) -> dict[str, Tensor]:
         """The rows written so far and how many there were."""
         used = int(self._written.max().clamp(max=self.capacity))

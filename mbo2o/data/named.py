@@ -84,5 +84,7 @@ def find(name: str | None) -> Named:
     if not os.path.exists(name) and not name.startswith("minari:") and "/" not in name and not name.endswith(SUFFIXES):
         near = [x for x in remote.registry() if x.endswith(f"/{name}")] or difflib.get_close_matches(name, shipped, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        if "\\" in name:
+            raise UserError(f"{schema.shown(name)}: no such file; {hint or 'check the path'}".rstrip())
         raise UserError(f"no dataset is called {name!r}; {hint}known by name: {', '.join(sorted(shipped)) or 'none'}")
     return Named(name)

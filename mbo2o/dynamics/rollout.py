@@ -42,12 +42,13 @@ def rollout(
     all.
 
     Returns means over the kept transitions, `(*S,)`: `penalty`, `reward` (before the penalty), `penalty_share`
-    = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated.
+    = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and as `largest` the largest |reward| that
+    went into the buffer, after the penalty.
     """
     obs, alive = starts, torch.ones(starts.shape[:-1], dtype=torch.bool, device=starts.device)
     ended = torch.zeros_like(alive)
     count = torch.zeros(starts.shape[:-2], device=starts.device)
-    u_sum, r_sum, r_abs = torch.zeros_like(count), torch.zeros_like(count), torch.zeros_like(count)
+    u_sum, r_sum, r_abs, largest = (torch.zeros_like(count) for _ in range(4))
     for _ in range(horizon):
         act = policy(obs)
         if coef:
@@ -65,6 +66,7 @@ def rollout(
         into.add(Batch(obs, act, penalised, next_obs, done.to(obs.dtype)), keep=alive)
         for total, x in ((count, torch.ones_like(u)), (u_sum, u), (r_sum, rew), (r_abs, rew.abs())):
             total += torch.where(alive, x, 0.0).sum(-1)
+        largest = torch.maximum(largest, torch.where(alive, penalised.abs(), 0.0).amax(-1))
         ended = ended | (alive & done)
         alive = alive & ~done
         obs = torch.where(alive.unsqueeze(-1), next_obs, obs)  # a finished branch stands still, away from infinities
@@ -74,6 +76,7 @@ def rollout(
         "reward": r_sum / n,
         "penalty_share": coef * u_sum / r_abs.clamp(min=1e-8),
         "ended": ended.to(count.dtype).mean(-1),
+        "largest": largest,
     }
 
 

@@ -216,9 +216,29 @@ def resolve_reward(name: str | RewardFn | None) -> RewardFn | None:
     return load_callable(name, "reward") if isinstance(name, str) else name
 
 
-def name_of(rule: str | TerminationFn | RewardFn) -> str:
-    """What `resolve` finds the rule by again: its name, or a function's dotted path."""
-    return rule if isinstance(rule, str) else f"{rule.__module__}:{rule.__qualname__}"
+def name_of(rule: str | TerminationFn | RewardFn, option: str = "termination") -> str:
+    """What `resolve` finds the rule by again, in another process: its name, or a function's dotted path.
+
+    Raises:
+        UserError: The rule, given as `option`, is a lambda, a local function, one of the main script or notebook, or an
+            object: no path leads to it.
+    """
+    if isinstance(rule, str):
+        return rule
+    path = f"{getattr(rule, '__module__', '?')}:{getattr(rule, '__qualname__', type(rule).__qualname__)}"
+    if path.startswith("__main__:") or _at(path) is not rule:
+        advice = "put it into a module and give package.module:function"
+        raise UserError(f"{option}={path} cannot be found again by `mbo2o eval`; {advice}")
+    return path
+
+
+def _at(path: str) -> Any:
+    """What is at `package.module:function`; None if nothing is."""
+    module, _, attribute = path.partition(":")
+    try:
+        return attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def load_callable(path: str, option: str) -> Callable[..., Any]:

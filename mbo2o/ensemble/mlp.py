@@ -67,6 +67,8 @@ class EnsembleMLP(nn.Module):
 
     def __init__(self, members: tuple[int, ...], n_in: int, n_out: int, cfg: MLPConfig):
         super().__init__()
+        if min(cfg.hidden, default=1) < 1:
+            raise UserError(f"hidden={list(cfg.hidden)}: every hidden layer needs at least one unit")
         if cfg.activation not in ACTIVATIONS:
             raise UserError(f"activation {cfg.activation!r} is not one of {sorted(ACTIVATIONS)}")
         self.members, self.cfg = members, cfg

@@ -101,9 +101,10 @@ class ModelBased(Recipe):
             head.load_state_dict(LearnedTermination.fit(b.obs, b.act, b.next_obs, b.done).state_dict())
         return head
 
-    def imagine(self, starts: Source, n: int, coef: float) -> Metrics:
+    def imagine(self, run: Run, starts: Source, n: int, coef: float) -> Metrics:
         """Roll `n` branches out of real states into the imagined buffer."""
         result = self._roll(starts.sample(n).obs, self.imagined, coef)
+        run.imagined(result.pop("largest"))
         return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
 
     def _roll(self, starts: Tensor, into: Sink, coef: float) -> Metrics:
@@ -152,7 +153,7 @@ class ModelBased(Recipe):
                 fitted = fit(self.model, real.parts, cfg.refit if known else cfg.fit)
                 share = sum(p for rows, p in real.parts if rows is not run.online)
                 run.write("model", {**fitted, "share_offline": torch.full(run.spec.seeds, share)})
-                run.write("uncertainty", before | self.imagine(real, cfg.online_rollouts, coef))
+                run.write("uncertainty", before | self.imagine(run, real, cfg.online_rollouts, coef))
             if len(self.imagined):
                 batches = Mix((real, cfg.real), (self.imagined, 1 - cfg.real))
                 for _ in range(cfg.utd):

@@ -49,6 +49,6 @@ class MOPO(ModelBased):
         for t in run.steps(cfg.offline_steps):
             if t % cfg.rollout_every == 0:
                 before = self.probe(run)
-                run.write("uncertainty", before | self.imagine(run.dataset, cfg.rollouts, cfg.coef))
+                run.write("uncertainty", before | self.imagine(run, run.dataset, cfg.rollouts, cfg.coef))
             run.log(self.agent.update(batches.sample(cfg.batch)))
         self.keep_model(run)

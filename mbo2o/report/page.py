@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from mbo2o.report import plots
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import FEWEST, KIND, Array, interval, late_evaluations, summarise
+from mbo2o.types import duration
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,19 @@ SECTIONS = [
 ]  # fmt: skip
 
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1000px;margin:2rem auto;padding:0 1rem}
-h1{margin-bottom:0} h2{margin-top:2.5rem} .sub,figcaption,.note{color:#666} figure{margin:0} img{width:100%}
+:root{color-scheme:light dark;--ink:#222;--dim:#666;--line:#ddd;--back:#fff;--code:#f3f5f7}
+@media (prefers-color-scheme:dark){:root{--ink:#ddd;--dim:#999;--line:#444;--back:#16181b;--code:#22262b}}
+body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem}
+body{color:var(--ink);background:var(--back)}
+h1,.sub{overflow-wrap:anywhere} h1{margin-bottom:0} h2{margin-top:2.5rem} .sub,figcaption,.note{color:var(--dim)}
+figure{margin:0} img{width:100%;background:#fff}
+table{display:block;max-width:100%;overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums} td,th{padding:.3rem .8rem;text-align:right}
-td:first-child,th:first-child{text-align:left} tr{border-bottom:1px solid #ddd}
-pre{background:#f3f5f7;padding:1rem;overflow:auto}
+td:first-child,th:first-child{text-align:left} tr{border-bottom:1px solid var(--line)}
+pre{background:var(--code);padding:1rem;overflow:auto}
+@media (max-width:600px){h1{font-size:1.3rem} td,th{padding:.3rem .4rem}}
 """
+HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -98,7 +106,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     config = escape(OmegaConf.to_yaml(OmegaConf.create(log.config)))
     body.append(f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>')
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(log.title)}</title>'
+        f'<!doctype html><html lang="en"><head>{HEAD}<title>{escape(log.title)}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
     (out / "index.html").write_text(page, encoding="utf-8")
@@ -116,10 +124,10 @@ def _progress(log: RunLog) -> str:
     steps: dict[str, int] = {}
     for line in log.lines:
         steps[line["phase"]] = max(line["step"], steps.get(line["phase"], 0))
-    hours = max((line.get("time") or 0 for line in log.lines), default=0) / 3600
+    time = duration(max((line.get("time") or 0 for line in log.lines), default=0))
     done = ", ".join(f"{phase} {n:,} steps" for phase, n in steps.items()) or "nothing logged yet"
     seeds = log.config.get("seeds", "?")
-    return f"{done} · {seeds} seed{'' if seeds == 1 else 's'} from {log.config.get('seed', '?')} · {hours:.2f} h"
+    return f"{done} · {seeds} seed{'' if seeds == 1 else 's'} from {log.config.get('seed', '?')} · {time}"
 
 
 def _table(log: RunLog) -> str:

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import time
 import warnings
@@ -31,6 +32,9 @@ NAMES = (
     "EEXIST",
     "ENAMETOOLONG",
     "ESTALE",
+    "ENOENT",
+    "ELOOP",
+    "EINVAL",
 )
 REFUSALS = {getattr(errno, x) for x in NAMES}
 """Errors of the disk's; others are the program's and keep their traceback."""
@@ -52,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _refused(path: object, reason: str) -> str:
-    return f"{path}: cannot be written ({reason}); what was saved before is intact, and the same command goes on from there"
+    return f"{path}: cannot be written ({reason}); make room there or name another place; what was saved before is intact"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -90,6 +94,35 @@ def hold(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+OWN = (".lock", "config.yaml", "metrics.jsonl", "tensorboard")
+"""What a run writes before its first line of log."""
+
+
+@contextlib.contextmanager
+def occupy(directory: Path) -> Iterator[None]:
+    """Make `directory` if need be and `hold` it; after a `UserError` nothing is left of one that was made for nothing.
+
+    Nothing means: made here, no line in its log, no checkpoint, and no file of another's.
+    """
+    made = [p for p in (directory, *directory.parents) if not os.path.lexists(p)]
+    directory.mkdir(parents=True, exist_ok=True)
+    with hold(directory):
+        try:
+            yield
+        except UserError:
+            if made and _empty(directory):
+                shutil.rmtree(directory)
+                for parent in made[1:]:
+                    with contextlib.suppress(OSError):  # something else has come to lie there
+                        parent.rmdir()
+            raise
+
+
+def _empty(directory: Path) -> bool:
+    log = directory / "metrics.jsonl"
+    return {x.name for x in directory.iterdir()} <= set(OWN) and not (log.exists() and log.stat().st_size)
 
 
 def _holder(path: Path) -> str:

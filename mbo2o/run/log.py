@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mbo2o.types import Metrics, UserError
+from mbo2o.types import Metrics, UserError, duration
 
 from .disk import writing
 
@@ -131,7 +131,7 @@ class Progress:
             return
         done = self._done - self._start
         left = (time.monotonic() - self._since) / done * (self._total - self._done) if done else math.nan
-        eta = f"  {left / 60:4.1f} min left" if math.isfinite(left) else ""
+        eta = f"  {duration(left)} left" if math.isfinite(left) else ""
         tell(f"{self._name:>8} {self._done:>7}/{self._total}  {text}{eta}")
 
     def close(self) -> None:
@@ -154,8 +154,13 @@ def describe(values: dict[str, Any], names: tuple[str, ...]) -> str:
 def _spread(x: Any) -> str:
     numbers = torch.tensor([math.nan if v is None else v for v in (x if isinstance(x, list) else [x])])
     if len(numbers) == 1:
-        return f"{float(numbers):.1f}"
-    return f"{float(numbers.mean()):.1f} ± {float(numbers.std()):.1f}"
+        return _short(float(numbers))
+    return f"{_short(float(numbers.mean()))} ± {_short(float(numbers.std()))}"
+
+
+def _short(x: float) -> str:
+    """One digit after the point, and three that count where the number is small."""
+    return f"{x:.1f}" if abs(x) >= 10 or x == 0 else f"{x:.3g}"
 
 
 def _plain(x: Any) -> Any:

@@ -35,6 +35,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
 PATIENCE = 8.0
 """Seconds that a turn has to come to its end after a signal."""
+LONGEST = 1e5
+"""Steps that a value sums at most when the limit on |Q| is guessed: a discount of 1 sets no bound."""
 
 
 @dataclass
@@ -47,8 +49,8 @@ class RunConfig:
     checkpoint_every: int = 5000  # turns between checkpoints; entering a loop is one, too
     reference: Any = "mbo2o-v5"  # what scores 0 and 100: that set, d4rl-v2, or two returns [LOW,HIGH]
     allow_mismatch: bool = False  # let a set of other versions of the task stand, as d4rl-v2 for a -v5
-    q_limit: float | None = None  # a mean |Q| beyond it counts as divergence; None: ten times what the dataset's rewards allow,
-    # max(1, |r|) / (1 - γ), and 1e6 without a dataset
+    q_limit: float | None = None  # a mean |Q| beyond it counts as divergence; None: ten times what the rewards met so far
+    # allow, max(1, |r|) / (1 - γ), in the dataset, the environment and the model; it grows with them
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
     tensorboard: bool = False
     reward_scale: Any = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
@@ -67,6 +69,8 @@ class RunConfig:
             raise UserError(f"run.env_faults={self.env_faults} must not be negative")
         if self.env_seconds is not None and not self.env_seconds > 0:
             raise UserError(f"run.env_seconds={self.env_seconds} must be above 0, or null for no limit")
+        if self.q_limit is not None and not self.q_limit > 0:
+            raise UserError(f"run.q_limit={self.q_limit} must be above 0, or null for a limit guessed from the rewards")
         if self.max_episode_steps is not None:
             at_least_one("run", max_episode_steps=self.max_episode_steps)
 
@@ -138,23 +142,25 @@ class Run:
     ):
         streams.seed_all(seed)
         self.env = EnvChoice(env_id, env_kwargs or {}, env_layout, cfg.max_episode_steps)
-        self.reference = self._reference(cfg)
         self.directory, self.cfg, self.env_id = directory, cfg, env_id
         self._faults = Faults(cfg.env_faults, cfg.env_seconds, self._warn)
         self._lanes = Lanes(self.env, (seeds,), seed, cfg.disturb, self._faults, lambda k: self.online.cut(k))
         inits = tuple(torch.Generator().manual_seed(seed + k) for k in range(seeds))
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device, inits)
+        self.reference = self._reference(cfg)
         if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
             here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
             raise UserError(f"the dataset has {sizes[0]} observations and {sizes[1]} actions per step, {env_id} has {here}")
-        self._dataset = None
+        self._dataset, self._gamma = None, gamma
+        self._largest = (0.0, "")  # |reward| among those that the agent may have learned from, and where it was met
         if dataset is not None:
             shaped = dataset.to(device).with_reward(cfg.reward_scale, cfg.reward_shift)
             self._dataset = shaped.with_returns(gamma, cfg.failure_reward).with_seeds(self.spec.seeds)
-        self._q_limit = cfg.q_limit or 1e6
-        if dataset is not None and cfg.q_limit is None and gamma < 1:
-            self._q_limit = 10 * max(1.0, max(float(shaped.rew.max()), -float(shaped.rew.min()))) / (1 - gamma)
-        self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
+            self._meet(max(float(shaped.rew.max()), -float(shaped.rew.min())), "in the dataset")
+        try:
+            self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
+        except RuntimeError as e:  # torch's, when there is not as much memory
+            raise UserError(f"run.online_capacity={cfg.online_capacity} rows do not fit into memory; give less") from e
         self._evaluate = self.evaluator(cfg.eval_episodes, seed, gamma)
         if text := self._evaluate.unrepeatable():
             warnings.warn(text, stacklevel=2)
@@ -180,6 +186,8 @@ class Run:
         if self._saved is not None:
             self._done = dict(self._saved[1]["done"])
             self.online.load_state_dict(_under("online/", self._saved[0]))
+            # checkpoints of older versions do not say it
+            self._meet(*(self._saved[1].get("largest") or (self.online.largest_reward(), "online")))
         elif self._file is not None:
             self._file.truncate(0)  # lines of a run that never reached a checkpoint
 
@@ -236,6 +244,7 @@ class Run:
                 self._save()
                 raise EnvironmentFault(f"{e} at {self._where()}; saved, the same command goes on from here") from e
             transition.rew = self.cfg.reward_scale * transition.rew + self.cfg.reward_shift
+            self._meet(float(transition.rew.abs().max()), f"at {self.phase} turn {self.turn + 1}")
             self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
             returns, lengths = self._log_episodes(ended)
             if agent is not None:
@@ -270,6 +279,10 @@ class Run:
         """Count metrics into the next line; they stay on their device until it is due."""
         for m in metrics:
             self._means.add(m)
+
+    def imagined(self, largest: Tensor) -> None:
+        """Note the largest |reward| `(*S,)` of what a recipe has just made up for the agent to learn from."""
+        self._meet(float(largest.max()), f"imagined at {self.phase} turn {self.turn + 1}")
 
     def write(self, kind: str, metrics: Metrics) -> None:
         """Write a line of its own, now."""
@@ -440,9 +453,27 @@ class Run:
         """Raise `Diverged` if these are not what learning gives, or a network's parameters are not."""
         if name := self._not_finite(means):
             raise Diverged(f"{name} is not finite at {self._where()}; the last checkpoint is kept")
-        if "q" in means and (worst := float(means["q"].abs().max())) > self._q_limit:
-            limit = f"beyond run.q_limit={self._q_limit:.3g}"
-            raise Diverged(f"|Q| reached {worst:.3g} at {self._where()}, {limit}; the last checkpoint is kept")
+        if "q" in means and (worst := float(means["q"].abs().max())) > (limit := self._q_limit()):
+            text = f"|Q| reached {worst:.3g} at {self._where()}, beyond run.q_limit={limit:.3g}{self._q_source()}"
+            raise Diverged(f"{text}; the last checkpoint is kept")
+
+    def _meet(self, reward: float, where: str) -> None:
+        """The agent may learn from a |reward| of this size from now on."""
+        if reward > self._largest[0]:
+            self._largest = (reward, where)
+
+    def _q_limit(self) -> float:
+        """The |Q| that counts as divergence: as configured, or ten times what the largest reward so far can add up to."""
+        return self.cfg.q_limit or 10 * max(1.0, self._largest[0]) / max(1 - self._gamma, 1 / LONGEST)
+
+    def _q_source(self) -> str:
+        """Where the limit comes from; nothing for one that was configured."""
+        if self.cfg.q_limit is not None:
+            return ""
+        reward, where = self._largest
+        small = ", counted as 1" if reward < 1 else ""
+        guess = f"guessed from the largest |reward| met so far, {f'{reward:.3g} {where}'.rstrip()}{small}"
+        return f" ({guess}; set run.q_limit=NUMBER to choose)"
 
     def _not_finite(self, means: Metrics | None = None) -> str | None:
         """The first metric or parameter that holds a number which is none; by default of the metrics since the last line."""
@@ -518,6 +549,7 @@ class Run:
             "lanes": lane_rngs,
             "globals": streams.dumps(streams.globals_state()),
             "owed": self._owed,
+            "largest": self._largest,
             "metrics_bytes": self._file.size(),
             "elapsed": self._elapsed + time.monotonic() - self._since,
         }

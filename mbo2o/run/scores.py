@@ -63,7 +63,8 @@ def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Re
     """The reference behind a task's scores: a set by its name, or two returns `[low, high]`, called `own`.
 
     A set of other versions of the task (-v2's constants for -v5: rewards and physics differ) is refused unless
-    `allow_mismatch`. UserError for that, for an unknown set, and for a pair that spans nothing.
+    `allow_mismatch`. UserError for that, for an unknown set, and for a pair that spans nothing. A set that does not know the
+    task gives a reference without scores, and a warning.
     """
     if isinstance(choice, list | tuple):
         return _pair(choice)
@@ -80,8 +81,9 @@ def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Re
             )
     if task not in found["tasks"]:
         names = {VERSION.sub("", x) for every in sets().values() for x in every["tasks"]}
-        if VERSION.sub("", task) in names:  # other sets, or other versions: one might have expected a score
-            warnings.warn(f"run.reference={choice} knows no returns of {env_id}: no scores; give [LOW,HIGH]", stacklevel=2)
+        elsewhere = VERSION.sub("", task) in names  # in other sets, or other versions
+        who = f"run.reference={choice} does not know" if elsewhere else "no reference set knows"
+        warnings.warn(f"{who} {env_id}: there are no scores; give run.reference=[LOW,HIGH]", stacklevel=2)
         return Reference(str(choice), math.nan, math.nan)
     entry = found["tasks"][task]
     return Reference(str(choice), entry["low"]["return"], entry["high"]["return"])

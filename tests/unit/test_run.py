@@ -1,13 +1,18 @@
 """The run's promises that the contract suite does not reach: what a log line holds, TensorBoard, divergence."""
 
 import json
+import re
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 
 from mbo2o.agents.sac import SAC, SACConfig
+from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.run import checkpoint
 from mbo2o.run.log import Means
 from mbo2o.run.run import Run, RunConfig
 from mbo2o.types import Diverged, UserError
@@ -15,10 +20,10 @@ from mbo2o.types import Diverged, UserError
 NET = MLPConfig(hidden=[8])
 
 
-def make(path, **cfg):
+def make(path, env_id="Pendulum-v1", gamma=0.9, dataset=None, **cfg):
     path.mkdir(exist_ok=True)
     settings = RunConfig(**{"log_every": 5, "eval_every": 100, "eval_episodes": 1, "online_capacity": 500, **cfg})
-    run = Run(path, settings, env_id="Pendulum-v1", seed=0, seeds=2, gamma=0.9)
+    run = Run(path, settings, env_id=env_id, seed=0, seeds=2, gamma=gamma, dataset=dataset)
     run.enter("online")
     agent = SAC(run.spec, SACConfig(actor=NET, critic=NET))
     run.track(agent=agent)
@@ -56,7 +61,7 @@ def test_interact_stores_one_transition_per_seed_and_turn_before_the_body(tmp_pa
     assert torch.equal(b.obs[:, 1:], b.next_obs[:, :-1])
 
 
-@pytest.mark.parametrize(("value", "text"), [(float("nan"), "q is not finite"), (2e6, "reached 2e")])
+@pytest.mark.parametrize(("value", "text"), [(float("nan"), "q is not finite"), (2e6, r"reached 2e\+06")])
 def test_divergence_names_what_and_where(tmp_path, value, text):
     run, _ = make(tmp_path)
 
@@ -87,3 +92,138 @@ def test_means_survive_a_checkpoint():
     for m in (a, b):
         m.add({"x": torch.tensor([4.0])})
     assert a.pop()["x"].tolist() == b.pop()["x"].tolist() == [2.5]
+
+
+# ------------------------------------------------------------------------------------------------------- the limit on |Q|
+
+
+class Jackpot(gymnasium.Env):
+    """Pays nothing for 7 steps, then 100 a step."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.full(2, 0.01 * self.steps), 100.0 if self.steps > 7 else 0.0, False, False, {}
+
+
+gymnasium.register("Jackpot-v0", entry_point=Jackpot, max_episode_steps=40)
+
+
+def poor(reward=0.0):
+    """Five steps that each earned this."""
+    flags = np.zeros(5, bool)
+    return TransitionDataset.from_arrays(
+        np.zeros((5, 2)), np.zeros((5, 1)), np.full(5, reward), flags, flags | (np.arange(5) == 4), np.zeros((5, 2))
+    )
+
+
+def claim(run, agent, q, turns=10):
+    """Take turns in the environment whose critics say `q`."""
+    for _ in run.interact(agent, turns):
+        run.log({"q": torch.tensor([0.0, q])})
+
+
+def said(path, agent_says, **options):
+    """What the run says when its critics say so, in the first ten turns."""
+    run, agent = make(path, **options)
+    with pytest.raises(Diverged) as caught:
+        claim(run, agent, agent_says)
+    run.close()
+    return str(caught.value)
+
+
+def test_the_limit_follows_the_rewards_met_online(tmp_path):
+    """Nothing in the dataset ever earned anything: |Q| may not exceed 100 then, and 10 000 once 100 has been paid."""
+    late = {"env_id": "Jackpot-v0", "dataset": poor(), "log_every": 10}
+    run, agent = make(tmp_path / "a", **late)
+    claim(run, agent, 9_000.0)
+    run.close()
+    guess = r"beyond run\.q_limit=1e\+04 \(guessed from the largest \|reward\| met so far, 100 at online turn 8; "
+    text = said(tmp_path / "b", 11_000.0, **late)
+    assert re.search(guess + r"set run\.q_limit=NUMBER to choose\)", text), text
+    early = said(tmp_path / "c", 9_000.0, **late | {"log_every": 5})
+    assert "at online turn 5, beyond run.q_limit=100 " in early
+    assert "met so far, 0, counted as 1; set run.q_limit" in early
+
+
+def test_the_limit_starts_with_the_rewards_of_the_dataset(tmp_path):
+    text = said(tmp_path, 3_001.0, env_id="Jackpot-v0", dataset=poor(-30.0), log_every=5)
+    assert "beyond run.q_limit=3e+03 (guessed from the largest |reward| met so far, 30 in the dataset; set" in text
+
+
+def test_the_limit_counts_rewards_as_the_agent_learns_from_them(tmp_path):
+    shaped = {"reward_scale": 0.5, "reward_shift": 1.0, "log_every": 10}
+    assert "met so far, 51 at online turn 8;" in said(tmp_path, 1e6, env_id="Jackpot-v0", dataset=poor(), **shaped)
+
+
+def test_the_limit_follows_imagined_rewards_and_never_falls(tmp_path):
+    run, _ = make(tmp_path)
+
+    def turns():
+        for t in run.steps(20):
+            run.imagined(torch.tensor([3.0, 700.0 if t == 2 else 2.0]))
+            run.log({"q": torch.tensor([0.0, 60_000.0 if t < 10 else 80_000.0])})
+
+    with pytest.raises(Diverged, match=r"turn 15, beyond run.q_limit=7e\+04 .*met so far, 700 imagined at online turn 3;"):
+        turns()
+
+
+def test_a_chosen_limit_holds(tmp_path):
+    text = said(tmp_path, 60.0, env_id="Jackpot-v0", q_limit=50.0, log_every=10)
+    assert text == "|Q| reached 60 at online turn 10, beyond run.q_limit=50; the last checkpoint is kept"
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match=r"run\.q_limit=.* must be above 0"):
+            RunConfig(q_limit=wrong)
+
+
+@pytest.mark.parametrize("dataset", [None, poor(1.0)])
+def test_without_a_discount_the_limit_follows_the_rewards_too(tmp_path, dataset):
+    options = {"env_id": "Jackpot-v0", "gamma": 1.0, "dataset": dataset}
+    assert "turn 5, beyond run.q_limit=1e+06 " in said(tmp_path / "a", 1.1e6, **options, log_every=5)
+    run, agent = make(tmp_path / "b", **options, log_every=10)
+    claim(run, agent, 9e7)
+
+
+def interact(path, stop, says, **options):
+    """Take up to 30 turns, leave without a word before turn `stop`; `says` maps a turn to what a critic says."""
+    run, agent = make(path, **options)
+    for t in run.interact(agent, 30):
+        if t == stop:
+            break
+        run.log({"q": torch.tensor([0.0, says(t)])})
+    run.close()
+
+
+def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
+    """The buffer forgets the rewards, the run does not; from an older checkpoint it takes what the buffer still holds."""
+    options = {"env_id": "Jackpot-v0", "dataset": poor(), "log_every": 10, "online_capacity": 12, "checkpoint_every": 10}
+
+    def says(t):
+        return 9_000.0 if t < 20 else 11_000.0
+
+    texts = []
+    for path, stops in ((tmp_path / "whole", (None,)), (tmp_path / "broken", (15, None))):
+        for stop in stops[:-1]:
+            interact(path, stop, says, **options)
+        with pytest.raises(Diverged) as caught:
+            interact(path, None, says, **options)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+    assert "turn 30, beyond run.q_limit=1e+04 " in texts[0]
+    assert "100 at online turn 8;" in texts[0]
+    latest = checkpoint.latest
+
+    def older(folder, device):
+        tensors, state = latest(folder, device)
+        return tensors, {k: v for k, v in state.items() if k != "largest"}
+
+    monkeypatch.setattr(checkpoint, "latest", older)
+    with pytest.raises(Diverged, match=r"run\.q_limit=1e\+04 .*met so far, 100 online; "):
+        interact(tmp_path / "broken", None, says, **options)

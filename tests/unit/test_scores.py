@@ -159,12 +159,18 @@ def test_an_agent_that_acts_on_scores_says_how_to_go_on(tmp_path):
         scored(tmp_path, *steered)
 
 
-def test_a_task_that_only_another_set_knows_is_said_to_have_no_score():
-    with pytest.warns(UserWarning, match=r"mbo2o-v5 knows no returns of Ant-v5: no scores"):
+def test_a_task_without_a_score_is_said_to_have_none():
+    with pytest.warns(
+        UserWarning, match=r"mbo2o-v5 does not know Ant-v5: there are no scores; give run\.reference=\[LOW,HIGH\]"
+    ):
         assert not find_reference("mbo2o-v5", "Ant-v5").known
+    for choice in sets():
+        with pytest.warns(UserWarning, match=r"^no reference set knows Swimmer-v5: there are no scores; give run\.reference="):
+            assert not find_reference(choice, "Swimmer-v5").known
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not find_reference("mbo2o-v5", "MyOwn-v0").known
+        assert find_reference([0, 1], "Swimmer-v5").known
+        assert find_reference("mbo2o-v5", "Hopper-v5").known
 
 
 def test_a_report_shows_the_latest_score_alone(tmp_path):
