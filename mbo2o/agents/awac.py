@@ -26,6 +26,7 @@ class AWACConfig(QConfig):
     weights: str = "exp"  # exp: min(exp(A/λ), clip); softmax: of A/λ over the batch, times its size (d3rlpy)
     weight_clip: float = 100.0  # the largest weight of exp
     actor_lr: float = 3e-4
+    normalize: bool = True
     critic: MLPConfig = field(default_factory=lambda: MLPConfig(hidden=[256, 256, 256]))
     actor: MLPConfig = field(default_factory=lambda: MLPConfig(hidden=[256, 256, 256]))
 

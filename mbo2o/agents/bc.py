@@ -22,7 +22,7 @@ class BCConfig:
 
     gamma: float = 0.99  # of the returns in reports only: BC sees no rewards
     actor_lr: float = 3e-4
-    normalize: bool = False  # scale observations by the dataset's mean and deviation, frozen afterwards (CORL: true)
+    normalize: bool = True  # scale observations by the dataset's mean and deviation, frozen afterwards
     actor: MLPConfig = field(default_factory=MLPConfig)
 
     def online(self) -> BCConfig:

@@ -19,12 +19,16 @@ from .qensemble import QConfig, QEnsemble
 
 @dataclass
 class IQLConfig(QConfig):
-    """Defaults: the paper's on MuJoCo, as CORL has them, unless said. Antmaze wants rewards of -1 and 0 besides."""
+    """Defaults: the paper's on MuJoCo, as CORL has them, unless said. Antmaze wants rewards of -1 and 0 besides.
+
+    The authors also divide MuJoCo's rewards by a thousandth of the spread of the data's returns (`run.reward_scale=auto`).
+    """
 
     expectile: float = 0.7  # κ (antmaze 0.9, adroit 0.8; CORL on hopper-medium-expert 0.5)
     beta: float = 3.0  # inverse temperature of the actor's weights (antmaze 10; CORL on hopper-medium-expert 6)
     weight_clip: float = 100.0  # the largest weight
     deterministic: bool = False  # squared error instead of -log π (CORL on hopper-medium and -medium-replay, with tau 1e-3)
+    normalize: bool = True  # CORL; the authors' own code leaves observations as they are
     noise: float = 0.03  # std of a deterministic actor's exploration (CORL, whose clip at 0.5 is 17 of them away)
     value_lr: float = 3e-4
     actor_lr: float = 3e-4

@@ -46,6 +46,7 @@ def arms(base: Config) -> dict[str, Config]:
     sac = SACConfig(**{f.name: getattr(obac, f.name) for f in fields(SACConfig)})
     rates = {"critic_lr": obac.critic_lr, "value_lr": obac.critic_lr, "actor_lr": obac.actor_lr}
     iql = replace(sized("iql", obac), critics=obac.critics, expectile=obac.expectile, **rates)
+    iql.normalize = False  # without a dataset there is no scale to take
     agents: dict[str, OBACConfig | SACConfig | IQLConfig] = {
         "sac": sac,
         "iql": iql,

@@ -15,7 +15,7 @@ from mbo2o.train import Config
 
 from .arms import QUICK_Q, Row, curves, offline_alone, read_arms, run_offline, write
 
-SHARED = ("gamma", "tau", "samples", "normalize", "clone_steps")
+SHARED = ("gamma", "tau", "samples", "clone_steps")
 """Settings of the base agent that the others take over, where they have them."""
 PANELS = {
     "Held to the data's actions": ["bc", "td3bc", "iql", "awac", "lapo"],
@@ -25,14 +25,18 @@ LEARNERS = tuple(x for names in PANELS.values() for x in names)
 
 
 def sized(name: str, like: Any) -> Any:
-    """`like` if it is this agent's; else the agent's own defaults with the nets of `like` and what they SHARE."""
+    """`like` if it is this agent's; else the agent's own defaults with the nets of `like` and what they SHARE.
+
+    Observations are standardised where `like` does it, and also where the agent's own source does it.
+    """
     config = find(AGENTS, name, "agent").config
     if config is type(like):
         return like
     own = config()
     known = {f.name for f in fields(config)}
     nets = {x: like.critic if x in ("critic", "value_net") else like.actor for x in known if _is_net(getattr(own, x))}
-    return replace(own, **nets | {x: getattr(like, x) for x in SHARED if x in known and hasattr(like, x)})
+    shared = {x: getattr(like, x) for x in SHARED if x in known and hasattr(like, x)}
+    return replace(own, **nets | shared, normalize=own.normalize or like.normalize)
 
 
 def _is_net(value: Any) -> bool:
