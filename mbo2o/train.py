@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def train(cfg: Config) -> Path:
         raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
     if not cfg.env and schema.imports(env_id):
         raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
+    cfg, said = _with_reward_scale(cfg, dataset)
     if cfg.start_from:
         _check_start(cfg, str(env_id))
     resolved = _resolve(cfg, str(env_id))
@@ -77,6 +78,8 @@ def train(cfg: Config) -> Path:
                 resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
             disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
             run = _open(directory, cfg, recipe, str(env_id), dataset)
+            if said:
+                run.say(said)
             run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
             try:
                 with run.stopping_on_signals(), run.diverging():
@@ -87,6 +90,29 @@ def train(cfg: Config) -> Path:
             if cfg.report:
                 run.say(f"report: {write_report(directory)}")
     return directory
+
+
+def _with_reward_scale(cfg: Config, dataset: TransitionDataset | None) -> tuple[Config, str]:
+    """The config with run.reward_scale=auto resolved to its number, and a line that says so ("" if it was a number).
+
+    The number is stored with the run, so that a resumed run and `mbo2o eval` use the same one.
+    """
+    if cfg.run.reward_scale != "auto":
+        return cfg, ""
+    if dataset is None:
+        raise UserError("run.reward_scale=auto needs a dataset, whose returns it looks at; give a number for this recipe")
+    returns = dataset.episode_returns()[0]
+    if len(returns) == 0:
+        raise UserError("run.reward_scale=auto: the dataset holds no whole episode to take a return from; give a number")
+    worst, best = float(returns.min()), float(returns.max())
+    if not best > worst:
+        raise UserError(
+            f"run.reward_scale=auto: every whole episode of the dataset returns {best:g}, so there is no spread to divide by; "
+            "give a number"
+        )
+    scale = 1000 / (best - worst)
+    said = f"run.reward_scale=auto is {scale:.6g}: 1000 / ({best:.6g} - {worst:.6g}), the best and the worst return of the data"
+    return replace(cfg, run=replace(cfg.run, reward_scale=scale)), said
 
 
 def _keep_memory() -> None:

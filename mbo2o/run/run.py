@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -47,7 +48,8 @@ class RunConfig:
     # max(1, |r|) / (1 - γ), and 1e6 without a dataset
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
     tensorboard: bool = False
-    reward_scale: float = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
+    reward_scale: Any = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
+    # auto: 1000 / (best - worst return of the dataset's whole episodes), as IQL's authors do on MuJoCo; stored as the number
     reward_shift: float = 0.0  # antmaze: -1 (IQL), or 10 and -5 (CQL, Cal-QL)
     failure_reward: float | None = None  # transformed reward of failing: episodes of nothing else fail for ever (Cal-QL: -5)
     disturb: DisturbConfig = field(default_factory=DisturbConfig)
@@ -55,10 +57,20 @@ class RunConfig:
     env_seconds: float | None = 300.0  # a step or reset that takes longer is such a fault; None: wait for ever
 
     def __post_init__(self) -> None:
+        self.reward_scale = _reward_scale(self.reward_scale)
         if self.env_faults < 0:
             raise UserError(f"run.env_faults={self.env_faults} must not be negative")
         if self.env_seconds is not None and not self.env_seconds > 0:
             raise UserError(f"run.env_seconds={self.env_seconds} must be above 0, or null for no limit")
+
+
+def _reward_scale(value: Any) -> float | str:
+    """What run.reward_scale may be: `auto`, or a finite number, as a float."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"run.reward_scale={value} must be a finite number, or auto")
+    return float(value)
 
 
 class Stateful(Protocol):
