@@ -194,7 +194,7 @@ def read_config(directory: Path) -> tuple[Config, str]:
         raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
     if not isinstance(stored, dict) or not {"recipe", "run"} <= set(stored):
         raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
-    recipe, settings = stored.pop("recipe"), {"allow_mismatch": True} | stored.pop("run")  # older runs were allowed it
+    recipe, settings = _modern(stored.pop("recipe")), {"allow_mismatch": True} | stored.pop("run")  # older runs were allowed it
     entry = find(RECIPES, recipe.pop("name"), "recipe")
     for key, value in recipe.items():
         if isinstance(value, dict) and (agent := AGENTS.get(value.get("name", ""))):
@@ -203,6 +203,21 @@ def read_config(directory: Path) -> tuple[Config, str]:
     plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
     cfg = Config(**plain, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
     return cfg, str(cfg.env)
+
+
+REMOVED = {"finetune": {"carry_rates": True}, "enoto": {"carry_rates": True}}
+"""Settings that recipes no longer have, by recipe, with the value that directories are still named by."""
+
+
+def _modern(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe without the settings that no longer exist, which says in today's words what they meant.
+
+    With carry_rates a named online agent learned at the offline agent's rates, whatever its own config said.
+    """
+    offline, online = recipe.get("offline"), recipe.get("online")
+    if recipe.pop("carry_rates", False) and isinstance(offline, dict) and isinstance(online, dict):
+        online |= {key: offline[key] for key in online if key.endswith("_lr") and key in offline}
+    return recipe
 
 
 def _typed(schema: type, values: dict[str, Any]) -> Any:
@@ -278,7 +293,8 @@ def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")}
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
         run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
-    return {k: v for k, v in resolved.items() if k not in leave} | {"run": run}
+    recipe = resolved["recipe"] | REMOVED.get(resolved["recipe"]["name"], {})
+    return {k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run}
 
 
 def _name(resolved: dict[str, Any]) -> str:

@@ -73,14 +73,12 @@ class Agent(nn.Module, ABC):
         score: its return, 0 for random play's and 1 for an expert's, NaN where no reference is known; length: its steps.
         """
 
-    def adopt(
-        self, other: Agent, *, moments: bool = True, rates: bool = True, only: Collection[str] | None = None
-    ) -> list[Change]:
+    def adopt(self, other: Agent, *, moments: bool = True, only: Collection[str] | None = None) -> list[Change]:
         """Take over whatever both have: networks, targets, temperature, scales, optimisers; says what became of what.
 
         A part is taken over if it has the same name and shapes. moments: an optimiser's moments come along with its network.
-        rates: its learning rate too, whatever the config says (ENOTO's code carries the offline ones). only: no other parts
-        than these and their optimisers. Schedules and delays count from 0 again.
+        only: no other parts than these and their optimisers. Learning rates are those of this agent's own config, and a rate
+        that differs from the other's is a changed setting. Schedules and delays count from 0 again.
         """
         mine, theirs, table = _parts(self), _parts(other), []
         afresh = {name for name in mine if name not in theirs or _shapes(mine[name]) != _shapes(theirs[name])}
@@ -97,11 +95,6 @@ class Agent(nn.Module, ABC):
             else:
                 _copy(theirs[name], part)
                 table.append(Change(name, "kept"))
-            if rates and isinstance(part, Adam) and name not in afresh:
-                own, part.lr = part.lr, theirs[name].lr
-                if own != part.lr:
-                    note = f"learning rate {part.lr:g} carried, not {own:g}"
-                    table[-1] = Change(name, table[-1].what, ", ".join(x for x in (table[-1].note, note) if x))
         table += [Change(name, "dropped") for name in theirs if name not in mine]
         return table + _settings(other.cfg, self.cfg)
 

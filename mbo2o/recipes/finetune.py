@@ -35,7 +35,7 @@ class FinetuneConfig:
     """Defaults: ENOTO's protocol (arXiv 2306.06871 and its authors' E2O code) unless said."""
 
     offline: Any = MISSING  # an agent of `mbo2o methods`
-    online: Any = None  # None: what the offline agent becomes (its config's `online()`), or with
+    online: Any = None  # None: what the offline agent becomes (its config's `online()`, learning rates included), or with
     keep: bool = False  # that agent as it is, its pessimism included
     offline_steps: int = 1_000_000  # gradient steps
     online_steps: int = 250_000  # environment steps per seed
@@ -53,7 +53,6 @@ class FinetuneConfig:
     inherit: str = "all"  # what crosses the switch: all, policy, critics or none of the networks (WSRL, section 5.6)
     carry_moments: bool = True  # the optimisers' moments cross the switch
     probe_every: int = 1000  # turns between looks at Q and actions on fixed rows of the dataset
-    carry_rates: bool = True  # learning rates cross it, too, over what the online agent's config says
     carry_temperature: bool = True  # and so does the entropy temperature (balanced replay starts it at 1 again)
 
 
@@ -103,7 +102,7 @@ class Finetune(Recipe):
         cfg, before = self.cfg, self.agent
         self.agent = make_agent(self.configs()[1], run.spec)
         only = self.agent.inner(cfg.inherit) - (set() if cfg.carry_temperature else {"log_alpha"})
-        table = self.agent.adopt(before, moments=cfg.carry_moments, rates=cfg.carry_rates, only=only)
+        table = self.agent.adopt(before, moments=cfg.carry_moments, only=only)
         run.track(agent=self.agent)
         if cfg.buffer == "balanced":
             self.replay = BalancedReplay(run.spec, run.dataset, run.online, cfg.start, cfg.balanced)

@@ -1,10 +1,12 @@
 """The switch: each published pair is a preset whose table is what its row says, and which changes nothing by itself."""
 
+import hashlib
 import json
 from dataclasses import fields, replace
 
 import pytest
 import torch
+import yaml
 
 from mbo2o.agents import make_agent
 from mbo2o.agents.cql import CQLConfig
@@ -13,11 +15,12 @@ from mbo2o.cli import compose_config, conf_folder
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Aged, Mix
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.nn.optim import Adam
 from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
-from mbo2o.train import Config, find_dataset, restore, train
+from mbo2o.train import Config, _name, find_dataset, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])
@@ -79,6 +82,9 @@ def small(preset, dataset, directory, **change):
     sizes = {"offline_steps": 20, "online_steps": 30, "batch": 8, "offline": offline, "online": online, "distill_rows": 50}
     run = RunConfig(log_every=10, eval_every=10, eval_episodes=1, checkpoint_every=1000, online_capacity=1000)
     return replace(cfg, recipe=replace(cfg.recipe, **sizes | change), run=run, dir=str(directory), seeds=2, report=False)
+
+
+PRESETS = sorted(p.stem for p in (conf_folder() / "switch").glob("*.yaml"))
 
 
 def test_every_row_is_a_preset():
@@ -207,15 +213,76 @@ def test_every_buffer_trains(buffer, pendulum, tmp_path):
     assert read_run(tmp_path / "run").has("train", "critic_loss")
 
 
-def test_offline_updates_are_carried_or_reset(pendulum, tmp_path):
-    """Learning rates and moments cross the switch, unless told otherwise."""
+def test_offline_moments_are_carried_or_reset(pendulum, tmp_path):
+    """Moments cross the switch, unless told otherwise."""
     notes = {}
     for carry in (True, False):
-        train(small("cql-sac", pendulum, tmp_path / str(carry), carry_moments=carry, carry_rates=carry))
+        train(small("cql-sac", pendulum, tmp_path / str(carry), carry_moments=carry))
         table = json.loads((tmp_path / str(carry) / "switch.json").read_text())
         notes[carry] = {x["part"]: (x["what"], x["note"]) for x in table if x["part"].endswith("_optim")}
-    assert notes[True]["actor_optim"] == ("kept", "")  # SAC's config was given CQL's rates
+    assert notes[True]["actor_optim"] == ("kept", "")
     assert notes[False]["actor_optim"] == ("reset", "moments")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_rates_after_the_switch_are_those_of_the_resolved_config(preset, pendulum, tmp_path):
+    """Also a rate that the user gives: nothing overwrites it."""
+    cfg = small(preset, pendulum, tmp_path / "run", start=40, online_steps=10)
+    given = cfg.recipe.online or cfg.recipe.offline.online()
+    rates = {f.name: 1.5 * getattr(given, f.name) for f in fields(given) if f.name.endswith("_lr")}
+    for online in (cfg.recipe.online, replace(given, **rates)):
+        directory = tmp_path / ("named" if online is not cfg.recipe.online else "derived")
+        recipe = replace(cfg.recipe, online=online, keep=cfg.recipe.keep and online is cfg.recipe.online)
+        train(replace(cfg, recipe=recipe, dir=str(directory)))
+        _, done = restore(directory)
+        after = done.configs()[1]
+        for part, optim in done.agent.named_children():
+            if isinstance(optim, Adam):
+                assert optim.lr == rate_of(after, part.removesuffix("_optim")), part
+        if online is not cfg.recipe.online:
+            changed = {x["part"] for x in json.loads((directory / "switch.json").read_text()) if x["what"] == "changed"}
+            assert set(rates) - {"lagrange_lr"} <= changed | {"second_lr"}
+
+
+def rate_of(cfg, part):
+    """What a config says of a part's learning rate."""
+    own = {"log_alpha": "alpha_lr", "log_lagrange": "lagrange_lr", "value_net": "value_lr", "second": "actor_lr"}
+    name = own.get(part, f"{part}_lr")
+    return getattr(cfg, name) if hasattr(cfg, name) else cfg.critic_lr
+
+
+def test_a_run_from_when_rates_were_carried_goes_on_or_is_refused(pendulum, tmp_path):
+    """Its config.yaml has carry_rates: with a derived online agent that meant what is done now."""
+
+    def stored(directory):
+        path = directory / "config.yaml"
+        tree = yaml.safe_load(path.read_text())
+        tree["recipe"]["carry_rates"] = True
+        path.write_text(yaml.safe_dump(tree))
+        return path.read_text()
+
+    derived = small("cql-sac", pendulum, tmp_path / "derived")
+    train(derived)
+    stored(tmp_path / "derived")
+    train(derived)
+    named = small("wsrl", pendulum, tmp_path / "named")
+    train(named)
+    stored(tmp_path / "named")
+    train(named)  # its online rates are its offline ones: the same run
+    online = replace(named.recipe.online, alpha_lr=0.5)
+    other = replace(named, recipe=replace(named.recipe, online=online), dir=str(tmp_path / "other"))
+    train(other)
+    stored(tmp_path / "other")
+    assert read_config(tmp_path / "other")[0].recipe.online.alpha_lr == named.recipe.offline.alpha_lr  # as it learned
+    with pytest.raises(UserError, match=r"recipe\.online\.alpha_lr=0\.0001, not 0\.5 \(1 settings differ\)"):
+        train(other)
+
+
+def test_directories_keep_the_names_they_had_with_carry_rates(monkeypatch):
+    resolved = {"recipe": {"name": "finetune", "utd": 1}, "run": {}, "dataset": "a.hdf5", "env": "E"}
+    old = {"recipe": {"name": "finetune", "utd": 1, "carry_rates": True}, "run": {"reference": "d4rl-v2"}}
+    digest = hashlib.sha256(json.dumps(old | {"dataset": "a.hdf5", "env": "E"}, sort_keys=True).encode()).hexdigest()[:8]
+    assert _name(resolved) == f"finetune-a-{digest}"
 
 
 def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):

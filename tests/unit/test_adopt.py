@@ -135,19 +135,26 @@ def test_moments_come_along_or_start_afresh(moments):
     assert same(after, before, "actor")
 
 
-@pytest.mark.parametrize("rates", [True, False])
 @pytest.mark.parametrize("moments", [True, False])
-def test_rates_come_along_or_are_ones_own(rates, moments):
+def test_the_rates_of_ones_own_config_count_and_the_table_says_that_they_changed(moments):
     before = pretrained(actor_lr=1e-5)
     after = sac(actor_lr=1e-2)
-    table = {x.part: x for x in after.adopt(before, moments=moments, rates=rates)}
-    note = "learning rate 1e-05 carried, not 0.01" if rates else ""
-    assert table["actor_optim"].note == ", ".join(x for x in ("" if moments else "moments", note) if x)
-    assert table["critic_optim"].note == ("" if moments else "moments")  # the rates are the same
+    table = {x.part: x for x in after.adopt(before, moments=moments)}
+    assert table["actor_optim"].note == ("" if moments else "moments")
+    assert table["actor_lr"] == Change("actor_lr", "changed", "1e-05 → 0.01")
+    assert "critic_lr" not in table  # the rates are the same
     actor = after.actor.net.layers[0].weight.detach().clone()
     after.update(batch())
     step = (after.actor.net.layers[0].weight.detach() - actor).abs().max()
-    assert (step < 1e-4) == rates  # and it is the rate that counts
+    assert step > 1e-4  # and it is the rate that counts
+
+
+def test_what_an_agent_becomes_has_its_rates():
+    """ENOTO's code carries the offline rates: a derived config holds them."""
+    before = pretrained(actor_lr=1e-5, critic_lr=2e-5, alpha_lr=3e-5)
+    after = sac(before.cfg.online())
+    after.adopt(before)
+    assert (after.actor_optim.lr, after.critic_optim.lr, after.log_alpha_optim.lr) == (1e-5, 2e-5, 3e-5)
 
 
 def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
@@ -164,7 +171,6 @@ def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
     for part in ("observe", "actor", "log_alpha", "actor_optim", "log_alpha_optim"):
         assert table[part].what == "kept"
         assert same(after, before, part)
-    assert after.critic_optim.lr == 3e-4  # a rate goes with the moments it was made for
     obs = torch.randn(2, 5, 3)
     assert torch.equal(after.act(obs), before.act(obs))
     after.update(batch())
