@@ -261,3 +261,15 @@ def test_each_method_is_run_as_it_says(method):
 def test_each_published_switch_is_a_method():
     named = {m.command.removeprefix("switch=") for m in methods.METHODS}
     assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} - named == {"calql-corl"}  # Cal-QL as CORL has it
+
+
+def test_what_imitates_by_advantage_sees_scaled_rewards_and_standardised_observations():
+    """Else their rows are artefacts of settings: AWAC's return doubles with the scale of its observations."""
+    arms = methods.arms(compose_config(["experiment=wsrl-small", "dataset=x"]))
+    for name in ("iql", "pex", "awac", "adaptive-bc"):
+        assert arms[name].run.reward_scale == "auto", name
+        assert arms[name].recipe.offline.normalize, name
+    others = {name for name, arm in arms.items() if arm.run.reward_scale != "auto"}
+    assert others == set(arms) - {"iql", "pex", "awac", "adaptive-bc"}
+    sparse = methods.arms(compose_config(["experiment=wsrl-small", "dataset=x", "run.reward_shift=-1"]))
+    assert {(arm.run.reward_scale, arm.run.reward_shift) for arm in sparse.values()} == {(1, -1)}

@@ -25,17 +25,31 @@ EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
 SMALLEST = QUICK_Q
 
 
-def arms(base: Config) -> dict[str, FinetuneConfig]:
+def arms(base: Config) -> dict[str, Config]:
     """Methods by name, at the sizes of `base`, whose offline agent is CQL, and whose online one is WSRL's SAC.
 
-    `no-data` is RLPD without them. Where a paper makes several updates per step, here it is as many as the base's `utd`.
+    `no-data` is RLPD without them. Where a paper makes several updates per step, here it is as many as the base's `utd`. What
+    learns from weighted imitation sees standardised observations and rewards in thousandths of the spread of the data's
+    returns, as IQL's authors and CORL have it between them; where `base` shapes rewards itself (a sparse task), they are as it
+    says.
     """
-    wsrl: FinetuneConfig = base.recipe
+    raw = (base.run.reward_scale, base.run.reward_shift) == (1, 0)
+    scaled = replace(base.run, reward_scale="auto") if raw else base.run
+    recipes = _recipes(base.recipe)
+    return {name: replace(base, recipe=x, run=scaled if name in IMITATING else base.run) for name, x in recipes.items()}
+
+
+IMITATING = ("iql", "pex", "awac", "adaptive-bc")
+"""Methods whose temperature is in units of return."""
+
+
+def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
+    """The recipe of each arm."""
     cql, sac, n = wsrl.offline, wsrl.online, wsrl.offline.critics
     enoto = ENOTOConfig()
     plain = replace(wsrl, online=None, utd=1)
     append = replace(plain, buffer="append", start=0)
-    freed = replace(sac, target="min_q", backup_entropy=True, policy_delay=1)
+    freed = replace(cql.online(), target="min_q")
     rlpd = replace(sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5)
     pessimism = {"weight": cql.weight, "ensemble": cql.ensemble, "gap": None, "actor_lr": cql.actor_lr, "backup": cql.backup}
     loosened = replace(freed, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
@@ -47,7 +61,7 @@ def arms(base: Config) -> dict[str, FinetuneConfig]:
         "wsrl": wsrl,
         "balanced": replace(
             plain,
-            online=freed,
+            online=replace(sac, target="min_q", backup_entropy=True, policy_delay=1),
             buffer="balanced",
             balanced=BalancedConfig(first_updates=10 * wsrl.start, ratio=cql.critic),
             carry_moments=False,
@@ -57,11 +71,17 @@ def arms(base: Config) -> dict[str, FinetuneConfig]:
         "iql": replace(append, offline=sized("iql", cql)),
         "pex": replace(plain, offline=sized("iql", cql), online=sized("pex", cql), buffer="mix"),
         "awac": replace(append, offline=sized("awac", cql)),
-        "adaptive-bc": replace(plain, offline=replace(sized("adaptive_bc", cql), critics=n), buffer="distill", utd=wsrl.utd,
-                               distill_share=0.05, distill_rows=0),
+        "adaptive-bc": replace(
+            plain,
+            offline=replace(sized("adaptive_bc", cql), critics=n, normalize=True),
+            buffer="distill",
+            utd=wsrl.utd,
+            distill_share=0.05,
+            distill_rows=0,
+        ),
         "rlpd": demonstrated,
         "no-data": replace(demonstrated, buffer="empty"),
-    }  # fmt: skip
+    }
 
 
 PANELS = {
@@ -73,10 +93,10 @@ PANELS = {
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
     for name in chosen:
-        recipe = arms(base)[name]
-        agent = next(entry.name for entry in AGENTS.values() if entry.config is type(recipe.offline))
-        run_offline(replace(base, recipe=offline_alone(recipe)), out / f"offline-{agent}")
-        run_arm(replace(base, recipe=recipe), out / name, out / f"offline-{agent}")
+        arm = arms(base)[name]
+        agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
+        run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
+        run_arm(arm, out / name, out / f"offline-{agent}")
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
