@@ -45,6 +45,7 @@ class Config:
     start_from: str | None = None  # a run that ended after its offline phase (online_steps=0): go on from there
     resume: bool = True  # go on where the directory's checkpoint is; false: refuse a directory that has one
     report: bool = True  # write DIR/report at the end
+    provenance: str | None = None  # where the preset's numbers come from: KIND: SOURCE (see KINDS); None: no preset
     run: RunConfig = field(default_factory=RunConfig)
 
 
