@@ -118,11 +118,28 @@ def compose_config(overrides: list[str]) -> Config:
     store_schemas()
     _check_overrides(overrides)
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return to_config(compose("config", overrides=overrides))
+        return _declare(to_config(compose("config", overrides=overrides)), overrides)
+
+
+def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
+    """The config whose provenance names the preset, and the settings that were given on top of it.
+
+    Where a run happens and on what (dataset, seed, device, dir) is no setting of the method.
+    """
+    presets = {o.split("=")[0]: o for o in overrides if o.startswith(("switch=", "experiment="))}
+    preset = presets.get("experiment") or presets.get("switch")
+    if preset is None or cfg.provenance is None:
+        return cfg
+    others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|switch)\b", o) and o != preset]
+    kind, _, source = cfg.provenance.partition(": ")
+    count = f", with {len(others)} setting{'s' * (len(others) > 1)} overridden ({', '.join(others)})" if others else ""
+    cfg.provenance = f"{preset}: {kind}{count}: {source}"
+    return cfg
 
 
 def _train(args: list[str]) -> int:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from .train import train
 
@@ -132,7 +149,7 @@ def _train(args: list[str]) -> int:
 
     def job(node: Any) -> None:
         def work() -> int:
-            train(to_config(node))
+            train(_declare(to_config(node), HydraConfig.get().overrides.task))
             return 0
 
         codes.append(_guarded(work))

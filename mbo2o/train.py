@@ -29,6 +29,14 @@ from .run.run import Restored, Run, RunConfig
 from .types import UserError, at_least_one
 
 
+KINDS = {
+    "official": "the numbers of the authors' paper or code, or of the named reproduction",
+    "adapted": "those, except for what the source says beside them",
+    "small": "sized for a CPU",
+}
+"""What a preset's provenance begins with."""
+
+
 @dataclass
 class Config:
     """A run. The dataclasses beside the classes hold all defaults; YAML chooses and overrides."""
@@ -45,7 +53,7 @@ class Config:
     start_from: str | None = None  # a run that ended after its offline phase (online_steps=0): go on from there
     resume: bool = True  # go on where the directory's checkpoint is; false: refuse a directory that has one
     report: bool = True  # write DIR/report at the end
-    provenance: str | None = None  # where the preset's numbers come from: KIND: SOURCE (see KINDS); None: no preset
+    provenance: str | None = None  # where the preset's numbers come from, KIND: SOURCE (see KINDS); None without a preset
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -289,7 +297,7 @@ def _plain(x: Any) -> Any:
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
-    leave = {"dir", "resume", "report", "threads", "storage", "behaviour_return"}
+    leave = {"dir", "resume", "report", "threads", "storage", "behaviour_return", "provenance"}
     names = {x["name"] for x in resolved["recipe"].values() if isinstance(x, dict) and "name" in x}
     run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")}
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words

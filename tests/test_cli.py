@@ -131,7 +131,9 @@ def test_yaml_composes_and_restates_no_default(path):
     assert isinstance(config, Config)
     tree = OmegaConf.to_container(OmegaConf.load(path))
     tree = {"recipe": tree} if group == "recipe" else {} if group == "agent" else tree
-    parents = [x for x in OmegaConf.load(path).get("defaults", []) if isinstance(x, str) and (path.parent / f"{x}.yaml").exists()]
+    parents = [
+        x for x in OmegaConf.load(path).get("defaults", []) if isinstance(x, str) and (path.parent / f"{x}.yaml").exists()
+    ]
     recipe = type(config.recipe)()
     for key, chosen in vars(config.recipe).items():
         if getattr(recipe, key) in ("???", None) and is_dataclass(chosen):
