@@ -212,6 +212,8 @@ def _explain(error: Exception, base: Any) -> str:
             where = ".".join(path) or "the config"
             hint = f"did you mean {'.'.join([*path, near[0]])!r}? " if near else ""
             return f"{m[1]!r} is not a setting; {hint}{where} has: {', '.join(k for k in known if k != 'hydra')}"
+    if m := re.search(r"(\w+)Config is not a subclass of (\w+)Config", text):
+        return f"{m[1].lower()} does not fit there: this recipe takes {m[2].lower()} and its variants"
     if m := re.search(r"Could not find '([\w-]+)/([\w-]+)'", text):
         folder = conf_folder() / m[1]
         choices = sorted(p.stem for p in folder.glob("*.yaml"))

@@ -28,7 +28,6 @@ from .run import disk
 from .run.run import Restored, Run, RunConfig
 from .types import UserError, at_least_one
 
-
 KINDS = {
     "official": "the numbers of the authors' paper or code, or of the named reproduction",
     "adapted": "those, except for what the source says beside them",
@@ -138,7 +137,7 @@ def _check(cfg: Config) -> None:
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
     of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
     counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
-    of_recipe = ["rollout_every", "model_every", "batch", "horizon", "epoch", "rollouts", "online_rollouts", "utd", "critics"]
+    of_recipe = ["rollout_every", "model_every", "batch", "epoch", "rollouts", "online_rollouts", "utd", "critics"]
     of_recipe += ["probe_every"]
     counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
     at_least_one("settings", **counts)
@@ -213,6 +212,9 @@ def read_config(directory: Path) -> tuple[Config, str]:
     cfg = Config(**plain, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
     return cfg, str(cfg.env)
 
+
+ADDED: dict[str, Any] = {"recipe.online_horizon": None}
+"""Settings that older versions did not have, by their dotted names: at these defaults directories are not named by them."""
 
 REMOVED = {"finetune": {"carry_rates": True}, "enoto": {"carry_rates": True}}
 """Settings that recipes no longer have, by recipe, with the value that directories are still named by."""
@@ -303,6 +305,7 @@ def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
         run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
     recipe = resolved["recipe"] | REMOVED.get(resolved["recipe"]["name"], {})
+    recipe = {k: v for k, v in recipe.items() if (f"recipe.{k}", v) not in ADDED.items()}
     return {k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run}
 
 
