@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from .registry import conf_folder
 from .types import Diverged, UserError, at_least_one
 
 if TYPE_CHECKING:
@@ -77,12 +78,6 @@ def _dispatch(args: list[str]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------- train
-
-
-def conf_folder() -> Path:
-    """The YAML tree: in the repository, or inside an installed package."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 def store_schemas() -> None:
@@ -262,15 +257,19 @@ def _report(options: argparse.Namespace) -> None:
 def _methods(options: argparse.Namespace) -> None:
     from . import recipes  # noqa: F401  registers
     from .registry import AGENTS, RECIPES
-    from .studies.methods import METHODS, measured
+    from .studies.methods import METHODS, declared, measured, measured_by
     from .train import data_folders
 
     results = data_folders()[0] / "results" if data_folders() else Path("data/results")
-    print("methods (mbo2o train ...), and the returns that this repository's studies measured:")
+    indent = " " * 19
+    print("methods: the command with the paper's numbers, where these are from, and what studies at small sizes measured:")
     for method in METHODS:
-        figures = measured(method, results)
-        print(f"  {method.name:<16} {method.paper}; needs: {method.needs}\n{'':19}{method.command}")
-        print(textwrap.fill(figures or "not measured yet", 120, initial_indent=" " * 19, subsequent_indent=" " * 19))
+        print(f"  {method.name:<16} {method.paper}; needs: {method.needs}\n{indent}mbo2o train {method.command}")
+        lines = [declared(method.command), f"measured: {measured(method, results) or 'not yet'}"]
+        if by := measured_by(method, results):
+            lines.append(f"by: {by}")
+        for line in lines:
+            print(textwrap.fill(line, 120, initial_indent=indent, subsequent_indent=f"{indent}  "))
     print("recipes (recipe=NAME):")
     for entry in RECIPES.values():
         print(f"  {entry.name:<16} {_idea(entry.cls)}")

@@ -161,7 +161,9 @@ def test_methods_names_every_recipe(capsys):
     code, out, _ = run(capsys, "methods")
     assert code == 0
     assert all(name in out for name in RECIPES)
-    assert re.search(r"MOORe .*\n.*recipe=moore\n.*hopper-medium-replay-v5 \d+ → \d+ \[", out)
+    text = " ".join(out.split())
+    assert re.search(r"MOORe arXiv.*mbo2o train experiment=moore-full adapted: .*hopper-medium-replay-v5 \d+ → \d+ \[", text)
+    assert "by: mbo2o study moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small --arms mbpo" in text
 
 
 def test_whoever_stops_reading_gets_no_traceback():

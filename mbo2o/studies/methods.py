@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.registry import AGENTS
+from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.plots import compare_panels, save
 from mbo2o.report.statistics import bootstrap_interval
 from mbo2o.train import Config
@@ -122,12 +123,12 @@ CLAIMS = [
 
 
 class Method(NamedTuple):
-    """A published method as it is run here."""
+    """A published method: the command that has its paper's numbers, and the study that measured it at small sizes."""
 
     name: str
     paper: str
     command: str
-    """What `mbo2o train` takes."""
+    """What `mbo2o train` takes for the numbers of the paper; where these are from is the preset's to say."""
     needs: str
     measured: tuple[str, str, str]
     """The study whose figures it has, by its files' prefix, its arm there, and the column."""
@@ -135,9 +136,9 @@ class Method(NamedTuple):
 
 BOTH, DATA, TASK = "dataset, then environment", "dataset", "environment"
 METHODS = [
-    Method("MOPO", "arXiv 2005.13239", "recipe=mopo", DATA, ("moore", "priority", "j0")),
-    Method("MOORe", "arXiv 2201.10070", "recipe=moore", BOTH, ("moore", "priority", "final")),
-    Method("MBPO", "arXiv 1906.08253", "recipe=mbpo", TASK, ("moore", "mbpo", "final")),
+    Method("MOPO", "arXiv 2005.13239", "experiment=mopo-paper", DATA, ("moore", "priority", "j0")),
+    Method("MOORe", "arXiv 2201.10070", "experiment=moore-full", BOTH, ("moore", "priority", "final")),
+    Method("MBPO", "arXiv 1906.08253", "experiment=mbpo-paper", TASK, ("moore", "mbpo", "final")),
     Method("ENOTO-CQL", "arXiv 2306.06871", "switch=cql-enoto", BOTH, ("enoto-hopper", "sunrise", "final")),
     Method("ENOTO-LAPO", "arXiv 2306.06871", "switch=lapo-enoto", BOTH, ("enoto-lapo", "sunrise", "final")),
     Method("ENOTO on TD3+BC", "arXiv 2306.06871", "switch=td3bc-enoto", BOTH, ("enoto-td3bc", "sunrise", "final")),
@@ -154,22 +155,68 @@ METHODS = [
     Method("AWAC", "arXiv 2006.09359", "switch=awac", BOTH, ("methods", "awac", "final")),
     Method("SAC-N", "arXiv 2110.01548", "switch=sacn", BOTH, ("offline", "sacn", "final")),
     Method("EDAC", "arXiv 2110.01548", "switch=edac", BOTH, ("offline", "edac", "final")),
-    Method("TD3+BC", "arXiv 2106.06860", "recipe=finetune agent@recipe.offline=td3bc", BOTH, ("offline", "td3bc", "final")),
-    Method("LAPO", "arXiv 2203.08949", "recipe=finetune agent@recipe.offline=lapo", BOTH, ("offline", "lapo", "final")),
-    Method("BC", "", "recipe=finetune agent@recipe.offline=bc recipe.online_steps=0", DATA, ("offline", "bc", "final")),
-    Method("SAC", "arXiv 1812.05905", "recipe=scratch", TASK, ("obac", "sac", "final")),
+    Method("TD3+BC", "arXiv 2106.06860", "switch=td3bc", BOTH, ("offline", "td3bc", "final")),
+    Method("LAPO", "arXiv 2203.08949", "switch=lapo", BOTH, ("offline", "lapo", "final")),
+    Method("BC", "", "switch=bc", DATA, ("offline", "bc", "final")),
+    Method("SAC", "arXiv 1812.05905", "experiment=sac-paper", TASK, ("obac", "sac", "final")),
     Method("REDQ", "arXiv 2101.05982", "experiment=redq-paper", TASK, ("obac", "redq", "final")),
 ]
+
+_OFFLINE = " --seeds 3 --set recipe.offline.normalize=true"
+_MAZE = " --set run.reward_shift=-1 run.eval_episodes=10 recipe.start=500"
+MEASURED_BY = {
+    "enoto-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5",
+    "enoto-lapo-pointmaze-umaze": "enoto pointmaze-umaze.hdf5 --seeds 5 --experiment lapo-small --name lapo-pointmaze-umaze",
+    "enoto-td3bc-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5 --experiment td3bc-small"
+    " --name td3bc-hopper-medium-100k",
+    "methods-hopper-medium-100k": "methods hopper-medium-100k.hdf5 --seeds 5",
+    "methods-pointmaze-umaze": f"methods pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
+    "methods-pointmaze-umaze-demos": f"methods pointmaze-umaze-demos.hdf5 --seeds 5{_MAZE}",
+    "moore-halfcheetah-medium-replay-v5": "moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small",
+    "moore-hopper-medium-replay-v5": "moore hopper-medium-replay-v5 --seeds 5",
+    "moore-zoo-hopper-replay-like": "moore zoo-hopper-replay-like.hdf5 --seeds 3",
+    "obac-HalfCheetah-v5": "obac HalfCheetah-v5 --seeds 5",
+    "obac-Hopper-v5": "obac Hopper-v5 --seeds 5",
+    **{
+        f"offline-{name}": f"offline {name}.hdf5{_OFFLINE}"
+        for name in (
+            "halfcheetah-medium",
+            "halfcheetah-medium-replay",
+            "hopper-medium",
+            "hopper-medium-replay",
+            "zoo-hopper-medium-expert",
+            "zoo-walker2d-medium",
+        )
+    },
+    "wsrl-hopper-medium-100k": "wsrl hopper-medium-100k.hdf5 --seeds 5",
+    "wsrl-pointmaze-umaze": f"wsrl pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
+}
+"""What `mbo2o study` takes for each of data/results' files, by the file's name; --arms says for which arm."""
+
+
+def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]]]]:
+    """The files under `results` that have the method's arm, by name, with its rows."""
+    study, arm, _ = method.measured
+    paths = [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith("-curves")] if study else []
+    return [(path.stem, rows) for path in paths if (rows := read(path).get(arm, []))]
+
+
+def declared(command: str) -> str:
+    """What the preset that `command` is, as switch=NAME, says of its numbers: KIND: SOURCE."""
+    return str(OmegaConf.load(conf_folder() / f"{command.replace('=', '/')}.yaml")["provenance"])
 
 
 def measured(method: Method, results: Path) -> str:
     """What it came to by dataset, as mean and 95 % interval, after the return at the switch if there is one; "" if unknown."""
-    study, arm, column = method.measured
-    found = []
-    for path in sorted(results.glob(f"{study}-*.csv")) if study else []:
-        if rows := [] if path.stem.endswith("-curves") else read(path).get(arm, []):
-            found.append(f"{path.stem.split('-', 1)[1]} {_figures(rows, column)}")
-    return "; ".join(found)
+    column = method.measured[2]
+    return "; ".join(f"{stem.split('-', 1)[1]} {_figures(rows, column)}" for stem, rows in _found(method, results))
+
+
+def measured_by(method: Method, results: Path) -> str:
+    """The commands behind what `measured` says, in the same order."""
+    arm = method.measured[1]
+    found = [stem for stem, _ in _found(method, results) if stem in MEASURED_BY]
+    return "; ".join(f"mbo2o study {MEASURED_BY[stem]} --arms {arm}" for stem in found)
 
 
 def _figures(rows: list[dict[str, str]], column: str) -> str:
