@@ -190,7 +190,7 @@ def test_moore_spreads_count_each_seed_for_itself():
 def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     study("wsrl", pendulum, *where)
     rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
-    assert list(rows) == list(wsrl.arms(compose_config(["experiment=wsrl-small", "dataset=x"])))
+    assert list(rows) == list(wsrl.DEFAULT)
     whole = {arm: found for arm, found in rows.items() if arm not in ("policy", "critics", "none")}
     assert len({tuple(r["j0"] for r in found) for found in whole.values()}) == 1
     assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
@@ -198,6 +198,21 @@ def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     assert len(verdicts(wsrl.CLAIMS, measured)) == len(wsrl.CLAIMS)
     starts = json.loads((tmp_path / "runs" / f"wsrl-{pendulum.stem}" / "none" / "switch.json").read_text())
     assert {x["part"] for x in starts if x["what"] == "kept"} == {"observe"}
+
+
+def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, where):
+    arms = ["iql-keep-0", "iql-keep-25", "calql-keep-50"]
+    study("wsrl", pendulum, *where, "--arms", *arms)
+    rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
+    assert list(rows) == arms
+    start = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
+    assert start["iql-keep-0"] == start["iql-keep-25"] != start["calql-keep-50"]
+    assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
+    runs = tmp_path / "runs" / f"wsrl-{pendulum.stem}"
+    found = {arm: read_config(runs / arm)[0].recipe for arm in arms}
+    assert [(x.buffer, x.offline_share) for x in found.values()] == [("empty", 0.5), ("mix", 0.25), ("mix", 0.5)]
+    known = wsrl.arms(compose_config(["experiment=wsrl-small", "dataset=x"]))
+    assert {x for x in known if "-keep-" in x} == {f"{a}-keep-{n}" for a in ("iql", "calql") for n in (0, 5, 10, 25, 50)}
 
 
 def test_obac_compares_agents_from_nothing(tmp_path, where):
@@ -286,6 +301,25 @@ def test_each_measured_file_has_a_command_that_can_be_given(stem):
     subject = f"env={options.on}" if options.what == "obac" else f"dataset={options.on}"
     base = compose_config([f"experiment={options.experiment or study.EXPERIMENT}", subject, *options.overrides])
     assert set(options.arms or ()) <= set(study.arms(base))
+
+
+def test_methods_with_and_without_a_model_and_data_stand_in_one_table(pendulum, tmp_path, where):
+    """From one dataset, over as many environment steps; MOPO takes none, and its return stays what it was."""
+    arms = ["cql-sac", "sac", "scratch", "mopo", "moore", "mbpo"]
+    study("methods", pendulum, *where, "--arms", *arms)
+    rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
+    assert set(rows) == set(arms)
+    assert all(r["final"] == r["j0"] == r["auc"] for r in rows["mopo"])
+    assert [r["j0"] for r in rows["mopo"]] == [r["j0"] for r in rows["moore"]]
+    runs = tmp_path / "runs" / f"methods-{pendulum.stem}"
+    configs = {arm: read_config(runs / arm)[0] for arm in arms}
+    steps = {arm: getattr(x.recipe, "online_steps", 0) for arm, x in configs.items()}
+    begun = {arm: configs[arm].recipe.start for arm in ("sac", "scratch", "mbpo")}  # acting at random counts
+    assert {steps[arm] + begun.get(arm, 0) for arm in arms if arm != "mopo"} == {150}
+    assert {configs[arm].dataset for arm in begun} == {None}
+    scratch = configs["scratch"].recipe.agent
+    assert (scratch.target, scratch.explore.name, scratch.sunrise.weight) == ("weighted_min_pair", "ucb", "per_sample")
+    assert scratch.critics == configs["cql-sac"].recipe.offline.critics == 5
 
 
 def test_what_imitates_by_advantage_sees_scaled_rewards_and_standardised_observations():

@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import OmegaConf
 
+from mbo2o.dynamics.fit import FitConfig
+from mbo2o.dynamics.model import DynamicsConfig
+from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.recipes.moore import MOOReConfig
+from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.plots import compare_panels, save
+from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import bootstrap_interval
-from mbo2o.train import Config
+from mbo2o.train import Config, find_dataset
+from mbo2o.types import UserError
 
+from . import moore as moore_study
 from .arms import QUICK_Q, curves, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
 from .claims import Claim, difference
 from .offline import sized
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
-SMALLEST = QUICK_Q
+SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
 
 
 def arms(base: Config) -> dict[str, Config]:
@@ -36,7 +44,7 @@ def arms(base: Config) -> dict[str, Config]:
     """
     raw = (base.run.reward_scale, base.run.reward_shift) == (1, 0)
     scaled = replace(base.run, reward_scale="auto") if raw else base.run
-    recipes = _recipes(base.recipe)
+    recipes: dict[str, Any] = {**_recipes(base.recipe), **_from_nothing(base.recipe), **_model_based(base.recipe)}
     return {name: replace(base, recipe=x, run=scaled if name in IMITATING else base.run) for name, x in recipes.items()}
 
 
@@ -85,9 +93,45 @@ def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
     }
 
 
+def _from_nothing(wsrl: FinetuneConfig) -> dict[str, ScratchConfig]:
+    """SAC, and ENOTO's online part (SAC-N, the weighted minimum of pairs, SUNRISE), without an offline phase."""
+    cql, enoto = wsrl.offline, ENOTOConfig()
+    sac = sized("sac", cql)
+    sac_n = replace(sized("sacn", cql), critics=cql.critics)
+    loosened = replace(sac_n, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
+    steps = {"online_steps": wsrl.online_steps - wsrl.start, "start": wsrl.start, "batch": wsrl.batch}
+    return {"sac": ScratchConfig(agent=sac, **steps), "scratch": ScratchConfig(agent=loosened, **steps)}
+
+
+def _model_based(wsrl: FinetuneConfig) -> dict[str, Any]:
+    """MOPO, which learns offline alone, MOORe, which goes on from it, and MBPO from nothing.
+
+    The agent's nets, batches and budgets are the base's; the model and its rollouts are those of experiment=hopper-small.
+    """
+    cql, epoch = wsrl.offline, max(50, wsrl.online_steps // 10)
+    agent = replace(sized("sac", cql), init_alpha=0.2)
+    moore = MOOReConfig(
+        agent=agent,
+        dynamics=DynamicsConfig(members=5, elites=4, net=MLPConfig(hidden=[128, 128, 128])),
+        fit=FitConfig(max_updates=min(6000, wsrl.offline_steps)),
+        refit=FitConfig(min_updates=200, max_updates=min(400, wsrl.offline_steps), epoch_updates=100, patience=3),
+        batch=wsrl.batch,
+        offline_steps=wsrl.offline_steps,
+        rollouts=2000,
+        online_steps=wsrl.online_steps,
+        epoch=epoch,
+        model_every=epoch,
+        online_rollouts=min(10_000, wsrl.offline_steps),
+        alpha=0.65,
+    )
+    return {"mopo": moore_study.as_mopo(moore), "moore": moore, "mbpo": moore_study.mbpo(moore)}
+
+
 PANELS = {
     "From CQL and Cal-QL": ["cql", "cql-sac", "enoto", "wsrl", "balanced", "calql"],
-    "From others, and from nothing": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd", "no-data"],
+    "From others": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd"],
+    "From nothing": ["wsrl", "rlpd", "no-data", "sac", "scratch", "mbpo"],
+    "With a model": ["wsrl", "moore", "mbpo", "mopo"],
 }
 
 
@@ -95,18 +139,47 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
     for name in chosen:
         arm = arms(base)[name]
+        if name in ("sac", "scratch", "mbpo"):
+            run_arm(replace(arm, dataset=None, env=_task(base)), out / name)
+            continue
+        if name in ("mopo", "moore"):
+            run_arm(arms(base)["mopo"], out / "mopo")
+            if name == "moore":
+                run_arm(arm, out / name, out / "mopo")
+            continue
         agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
         run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
         run_arm(arm, out / name, out / f"offline-{agent}")
 
 
+def _task(base: Config) -> str:
+    """The environment that what starts from nothing learns in: the dataset's, if no other is named."""
+    env_id = base.env or find_dataset(base.dataset).attrs.get("env_id")
+    if not env_id:
+        raise UserError("no environment is named: give --set env=ID (the dataset does not say which it was collected in)")
+    return str(env_id)
+
+
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
-    """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base)))
+    """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure.
+
+    MOPO has no online phase: its row is a curve that stays at the return that its offline phase ends with, over the same steps.
+    """
+    known = list(arms(base))
+    logs = read_arms(out, [x for x in known if x != "mopo"])
+    logs |= {arm: _held(log, base.recipe.online_steps) for arm, log in read_arms(out, ["mopo"], "offline").items()}
+    logs = {arm: logs[arm] for arm in known if arm in logs}
     write(results / f"{name}.csv", [row for arm, log in logs.items() for row in online_rows(arm, log)])
     write(results / f"{name}-curves.csv", curves(logs))
     shown = {title: {arm: logs[arm] for arm in names if arm in logs} for title, names in PANELS.items()}
     save(compare_panels({title: runs for title, runs in shown.items() if runs}), results / f"{name}.png")
+
+
+def _held(log: RunLog, steps: int) -> RunLog:
+    """A run without an online phase as one whose policy is kept for so many steps."""
+    last = [x for x in log.lines if x["kind"] == "eval" and x["phase"] == "offline"][-1]
+    kept = [{**last, "phase": "online", "step": t} for t in (0, steps)]
+    return RunLog({**log.config, "recipe": {**log.config["recipe"], "online_steps": steps}}, [*log.lines, *kept])
 
 
 CLAIMS = [

@@ -48,7 +48,6 @@ CALIBRATED = CONSERVATIVE | {"calibrate", "calibrate_online"}
 FADING = {"bc_final": "None → 0.0", "bc_decay_steps": "None → 500000"}  # from the offline weight: no jump
 ROWS = {
     # preset: (settings dropped, settings changed, buffer, steps before the first update)
-    "bc": (set(), {}, "empty", 1000),
     "cql": (set(), {}, "append", 0),
     "cql-sac": (CONSERVATIVE, SOFT, "empty", 1000),
     "cql-enoto": (CONSERVATIVE, SOFT | SUNRISE, "empty", 1000),
@@ -69,7 +68,7 @@ ROWS = {
     "lapo-enoto": (set(), SUNRISE, "empty", 1000),
     "lapo-enoto-antmaze": (set(), SUNRISE, "empty", 1000),
     "wsrl": (CONSERVATIVE, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
-    "wsrl-calql": (CALIBRATED, {"policy_delay": "1 → 4"}, "empty", 5000),
+    "wsrl-calql": (CALIBRATED | {"log_lagrange", "log_lagrange_optim"}, {"policy_delay": "1 → 4"}, "empty", 5000),
     "wsrl-calql-adroit": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
     "wsrl-calql-kitchen": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
     "rlpd": (set(), {}, "mix", 5000),
@@ -98,7 +97,7 @@ PRESETS = sorted(p.stem for p in (conf_folder() / "switch").glob("*.yaml"))
 
 
 def test_every_row_is_a_preset():
-    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex", "balanced"}
+    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex", "balanced", "bc"}
 
 
 def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
