@@ -123,10 +123,10 @@ def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
     """
     presets = {o.split("=")[0]: o for o in overrides if o.startswith(("switch=", "experiment="))}
     preset = presets.get("experiment") or presets.get("switch")
-    if preset is None or cfg.provenance is None:
+    if preset is None or ": " not in (cfg.provenance or ""):
         return cfg
     others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|switch)\b", o) and o != preset]
-    kind, _, source = cfg.provenance.partition(": ")
+    kind, _, source = str(cfg.provenance).partition(": ")
     count = f", with {len(others)} setting{'s' * (len(others) > 1)} overridden ({', '.join(others)})" if others else ""
     cfg.provenance = f"{preset}: {kind}{count}: {source}"
     return cfg

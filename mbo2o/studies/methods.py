@@ -276,7 +276,7 @@ def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]
 
 def declared(command: str) -> str:
     """What the preset that `command` is, as switch=NAME, says of its numbers: KIND: SOURCE."""
-    return str(OmegaConf.load(conf_folder() / f"{command.replace('=', '/')}.yaml")["provenance"])
+    return str(OmegaConf.select(OmegaConf.load(conf_folder() / f"{command.replace('=', '/')}.yaml"), "provenance"))
 
 
 def measured(method: Method, results: Path) -> str:
