@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from .overrides import check_overrides, conf_folder, literal, literals, one_line
+from .overrides import check_overrides, literal, literals, one_line
+from .registry import conf_folder
 from .types import Diverged, UserError, at_least_one
 
 if TYPE_CHECKING:
@@ -116,11 +118,28 @@ def compose_config(overrides: list[str]) -> Config:
     overrides = [literal(x) for x in overrides]
     check_overrides(overrides)
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return to_config(compose("config", overrides=overrides))
+        return _declare(to_config(compose("config", overrides=overrides)), overrides)
+
+
+def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
+    """The config whose provenance names the preset, and the settings that were given on top of it.
+
+    Where a run happens and on what (dataset, seed, device, dir) is no setting of the method.
+    """
+    presets = {o.split("=")[0]: o for o in overrides if o.startswith(("switch=", "experiment="))}
+    preset = presets.get("experiment") or presets.get("switch")
+    if preset is None or ": " not in (cfg.provenance or ""):
+        return cfg
+    others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|switch)\b", o) and o != preset]
+    kind, _, source = str(cfg.provenance).partition(": ")
+    count = f", with {len(others)} setting{'s' * (len(others) > 1)} overridden ({', '.join(others)})" if others else ""
+    cfg.provenance = f"{preset}: {kind}{count}: {source}"
+    return cfg
 
 
 def _train(args: list[str]) -> int:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from .train import train
 
@@ -131,7 +150,7 @@ def _train(args: list[str]) -> int:
 
     def job(node: Any) -> None:
         def work() -> int:
-            train(to_config(node))
+            train(_declare(to_config(node), HydraConfig.get().overrides.task))
             return 0
 
         codes.append(_guarded(work))
@@ -184,15 +203,19 @@ def _methods(options: argparse.Namespace) -> None:
     from .data.named import data_folders
     from .registry import AGENTS, RECIPES
     from .report.statistics import FEWEST, KIND
-    from .studies.methods import METHODS, measured
+    from .studies.methods import METHODS, declared, measured, measured_by
 
     results = data_folders()[0] / "results" if data_folders() else Path("data/results")
-    print("methods (mbo2o train ...), and the returns that this repository's studies measured: at the switch → final,")
-    print(f"mean and {KIND} over seeds (–: fewer than {FEWEST} seeds, no interval):")
+    indent = " " * 19
+    print("methods: the command with the paper's numbers, where these are from, and what studies at small sizes measured:")
+    print(f"return at the switch → final, mean and {KIND} over seeds (–: fewer than {FEWEST} seeds, no interval)")
     for method in METHODS:
-        figures = measured(method, results)
-        print(f"  {method.name:<16} {method.paper}; needs: {method.needs}\n{'':19}{method.command}")
-        print(textwrap.fill(figures or "not measured yet", 120, initial_indent=" " * 19, subsequent_indent=" " * 19))
+        print(f"  {method.name:<16} {method.paper}; needs: {method.needs}\n{indent}mbo2o train {method.command}")
+        lines = [declared(method.command), f"measured: {measured(method, results) or 'not yet'}"]
+        if by := measured_by(method, results):
+            lines.append(f"by: {by}")
+        for line in lines:
+            print(textwrap.fill(line, 120, initial_indent=indent, subsequent_indent=f"{indent}  "))
     print("recipes (recipe=NAME):")
     for entry in RECIPES.values():
         print(f"  {entry.name:<16} {_idea(entry.cls)}")

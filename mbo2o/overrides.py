@@ -6,23 +6,17 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from .registry import conf_folder
 from .types import UserError
 
 WORDS = ("dataset", "dir", "start_from", "env")
 """Settings whose values are names and paths of the user's."""
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
-
-
-def conf_folder() -> Path:
-    """The YAML tree: in the repository, or inside an installed package."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 def literal(override: str, sweep: bool = False) -> str:
@@ -132,6 +126,8 @@ def _explain(error: Exception, given: Sequence[str]) -> str:
         near = difflib.get_close_matches(m[2], choices, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"no {m[1]} is called {m[2]!r}; {hint}choices: {', '.join(choices)}"
+    if m := re.search(r"(\w+)Config is not a subclass of (\w+)Config", text):
+        return f"{m[1].lower()} does not fit there: this recipe takes {m[2].lower()} and its variants"
     if m := re.search(r"(?:In '([\w/-]+)': )?Could not override '([\w.@/]+)'", text):
         if m[2].startswith("env_kwargs."):
             return f"{m[2]!r} is an argument that is not there yet: add it with a plus, +{m[2]}=VALUE"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .types import UserError
@@ -43,6 +44,12 @@ def _register(table: dict[str, Entry], name: str, config: type) -> Callable[[T],
         return cls
 
     return add
+
+
+def conf_folder() -> Path:
+    """The YAML tree, where presets have their names: in the repository, or inside an installed package."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 def find(table: dict[str, Any], name: str, what: str) -> Any:

@@ -32,6 +32,13 @@ from .run.make import EnvChoice, make_env
 from .run.run import Restored, Run, RunConfig
 from .types import UserError, at_least_one
 
+KINDS = {
+    "official": "the numbers of the authors' paper or code, or of the named reproduction",
+    "adapted": "those, except for what the source says beside them",
+    "small": "sized for a CPU",
+}
+"""What a preset's provenance begins with."""
+
 
 @dataclass
 class Config:
@@ -54,6 +61,7 @@ class Config:
     start_from: str | None = None  # a run that ended after its offline phase (online_steps=0): go on from there
     resume: bool = True  # go on where the directory's checkpoint is; false: refuse a directory that has one
     report: bool = True  # write DIR/report at the end
+    provenance: str | None = None  # where the preset's numbers come from, KIND: SOURCE (see KINDS); None without a preset
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -175,7 +183,7 @@ def _check(cfg: Config) -> None:
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
     of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
     counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
-    of_recipe = ["rollout_every", "model_every", "batch", "horizon", "epoch", "rollouts", "online_rollouts", "utd", "critics"]
+    of_recipe = ["rollout_every", "model_every", "batch", "epoch", "rollouts", "online_rollouts", "utd", "critics"]
     of_recipe += ["probe_every"]
     counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
     at_least_one("settings", **counts)
@@ -214,6 +222,8 @@ def _check_number(key: str, value: float) -> None:
         raise UserError(f"{key}={value} must lie in [0, 1]")
     if (name == "lr" or name.endswith("_lr")) and value < 0:
         raise UserError(f"{key}={value} must not be negative")
+
+
 SUM = "dataset_sha256"
 FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
@@ -417,6 +427,7 @@ ADDED: dict[str, Any] = {
     "dataset_actions": None,
     "env_kwargs": None,
     "env_layout": None,
+    "recipe.online_horizon": None,
     "run.max_episode_steps": 1000,
 }
 """Settings that came after directories had been named, and the value that all older runs have: with it they are left out."""
@@ -424,7 +435,7 @@ ADDED: dict[str, Any] = {
 
 def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
-    leave = {"dir", "resume", "report", "threads", "storage", *FACTS}
+    leave = {"dir", "resume", "report", "threads", "storage", "provenance", *FACTS}
     names = {x["name"] for x in resolved["recipe"].values() if isinstance(x, dict) and "name" in x}
     run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")}
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words

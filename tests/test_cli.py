@@ -131,12 +131,14 @@ def test_yaml_composes_and_restates_no_default(path):
     assert isinstance(config, Config)
     tree = OmegaConf.to_container(OmegaConf.load(path))
     tree = {"recipe": tree} if group == "recipe" else {} if group == "agent" else tree
-    parents = [x for x in OmegaConf.load(path).get("defaults", []) if isinstance(x, str) and x.endswith("-small")]
+    parents = [
+        x for x in OmegaConf.load(path).get("defaults", []) if isinstance(x, str) and (path.parent / f"{x}.yaml").exists()
+    ]
     recipe = type(config.recipe)()
     for key, chosen in vars(config.recipe).items():
         if getattr(recipe, key) in ("???", None) and is_dataclass(chosen):
             setattr(recipe, key, type(chosen)())  # an agent: its own defaults
-    below = compose_config([f"experiment={parents[0]}"]) if parents else Config(recipe=recipe)
+    below = compose_config([f"{group}={parents[0]}"]) if parents else Config(recipe=recipe)
     fresh = OmegaConf.to_container(OmegaConf.structured(below))
 
     def repeated(chosen, default, where):
@@ -159,7 +161,9 @@ def test_methods_names_every_recipe(capsys):
     code, out, _ = run(capsys, "methods")
     assert code == 0
     assert all(name in out for name in RECIPES)
-    assert re.search(r"MOORe .*\n.*recipe=moore\n.*hopper-medium-replay-v5\s+\d+\s+→\s+\d+\s+\[", out)
+    text = " ".join(out.split())
+    assert re.search(r"MOORe arXiv.*mbo2o train experiment=moore-full adapted: .*hopper-medium-replay-v5 \d+ → \d+ \[", text)
+    assert "by: mbo2o study moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small --arms mbpo" in text
 
 
 def test_whoever_stops_reading_gets_no_traceback():

@@ -25,7 +25,7 @@ BELOW = {  # what a package may import of this project
     "waypoint": {"run", "data", "types"},
     "train": {"recipes", "run", "dynamics", "data", "report", "registry", "types"},
     "check": {"train", "run", "dynamics", "data", "types"},
-    "studies": {"train", "run", "recipes", "agents", "ensemble", "report", "registry", "types"},
+    "studies": {"train", "run", "recipes", "agents", "dynamics", "ensemble", "report", "registry", "types"},
 }
 FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},

@@ -20,7 +20,7 @@ WEIGHTS = ("exp", "softmax")
 
 @dataclass
 class AWACConfig(QConfig):
-    """Defaults: CORL's on MuJoCo."""
+    """Defaults: CORL's on MuJoCo, where rewards are as they are."""
 
     lam: float = 1 / 3  # λ, in units of return (CORL on antmaze and adroit 0.1; d3rlpy 1)
     weights: str = "exp"  # exp: min(exp(A/λ), clip); softmax: of A/λ over the batch, times its size (d3rlpy)

@@ -18,7 +18,7 @@ from .iql import IQL, IQLConfig
 
 @dataclass
 class PEXConfig(IQLConfig):
-    """Defaults: the authors' code."""
+    """Defaults: the authors' code; observations are scaled as the offline agent's, whose scale comes along at the switch."""
 
     beta: float = 10.0
     inverse_temperature: float = 10.0  # h of the choice: with Q in the hundreds it takes the better one nearly always

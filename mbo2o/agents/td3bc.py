@@ -24,7 +24,7 @@ class TD3BCConfig(QConfig):
     bc_weight: float = 1.0  # b of the imitation, at the start
     bc_final: float | None = None  # b goes there linearly and stays; None: b is constant
     bc_decay_steps: int | None = None  # in so many updates of this agent
-    online_bc_weight: float = 0.3  # b at the switch, from where it goes to 0 (ENOTO's code)
+    online_bc_weight: float = 0.3  # b after the switch, from where it goes to 0 (ENOTO's code; the weight before is not known)
     online_bc_decay_steps: int = 500_000  # ditto: 250,000 of the actor's steps, which is every second
     target_noise: float = 0.2  # deviation of the target policy's smoothing
     target_noise_clip: float = 0.5

@@ -86,13 +86,17 @@ class ReplayBuffer:
         self._rows[k, place, -1] = torch.tensor(out, device=self._rows.device)
         self._begun[k] = self._written[k]
 
-    def sample(self, n: int) -> Batch:
-        """`n` rows per seed, uniformly with replacement."""
+    def sample(self, n: int, youngest: int | None = None) -> Batch:
+        """`n` rows per seed, uniformly with replacement, of the `youngest` rows alone if that is given."""
         if len(self) == 0:
             raise ValueError("cannot sample from an empty buffer")
-        size = self._written.clamp(max=self.capacity).unsqueeze(-1)
+        of = self.capacity if youngest is None else min(youngest, self.capacity)
+        size = self._written.clamp(max=of).unsqueeze(-1)
         # float64: float32 would not reach every row of a large ring
-        return self.rows((torch.rand(self._n_seeds, n, dtype=torch.float64, device=size.device) * size).long())
+        row = (torch.rand(self._n_seeds, n, dtype=torch.float64, device=size.device) * size).long()
+        if of < self.capacity:
+            row = (self._written.unsqueeze(-1) - size + row) % self.capacity
+        return self.rows(row)
 
     def latest(self, n: int) -> Batch:
         """The `n` youngest rows of each seed (fewer while there are fewer), oldest first."""

@@ -39,6 +39,20 @@ class Mix:
         return cat([source.sample(k) for (source, _), k in zip(self.parts, self.counts(n), strict=True) if k])
 
 
+class Youngest:
+    """The latest `rows` of each seed's buffer, as if that were its capacity, which may so change from turn to turn."""
+
+    def __init__(self, buffer: ReplayBuffer, rows: int):
+        self.buffer, self.rows = buffer, rows
+
+    def __len__(self) -> int:
+        return min(self.rows, len(self.buffer))
+
+    def sample(self, n: int) -> Batch:
+        """`n` rows per seed, uniformly with replacement."""
+        return self.buffer.sample(n, self.rows)
+
+
 class Aged:
     """Offline and online data drawn by the priority of their age class (MOORe).
 

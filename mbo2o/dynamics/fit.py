@@ -58,7 +58,8 @@ class FitConfig:
     patience: int = 5  # looks at the holdout without progress of any of a seed's members before the seed stops
     min_updates: int = 2000  # never stop before (ours)
     max_updates: int = 50_000  # stop here in any case (MOPO: no bound)
-    epoch_updates: int = 250  # between two looks at the holdout (ours; MOPO: those of a pass through the data)
+    epoch_updates: int | None = None  # between two looks at the holdout; None: those of a pass through the data (MOPO), and at
+    # least 250 (ours: the passes through a few thousand rows are over before an error can fall)
     scale_tolerance: float = 0.5  # relative change of an input's std at which the statistics are renewed (ours)
 
 
@@ -68,8 +69,7 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     Each row is held out, and each member is blind to it, by a hash of its number: the split is the same in every refit, also
     while a buffer grows, so early stopping never looks at rows that trained an earlier fit. The holdout error is the squared
     error in target units, weighted over parts by their shares; a member keeps its best weights, the ones it came with
-    included, so a refit never makes it worse there. Patience is counted in updates, not in passes through the data: those of a
-    few thousand rows are over before an error can fall.
+    included, so a refit never makes it worse there. Patience is counted in looks at that error, see `epoch_updates`.
 
     Statistics of the inputs are set at the first fit and kept, since every change would shift all activations; beyond
     `scale_tolerance` they are renewed and the first layer is rescaled so that the function stays what it was.
@@ -109,9 +109,9 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
 
     best = _Best(model, _holdout_mse(model, held))
     optim = _adam(model, cfg)
-    updates = 0
+    updates, epoch = 0, cfg.epoch_updates or max(250, sum(len(p.seen) for p in pools) // cfg.batch)
     while updates < cfg.max_updates and not best.settled() and not best.lost.any():
-        for _ in range(min(cfg.epoch_updates, cfg.max_updates - updates)):
+        for _ in range(min(epoch, cfg.max_updates - updates)):
             loss = nll(model, *draw()) + cfg.bound_weight * model.net.bound_width()
             optim.step(loss)
             updates += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mbo2o.data.sources import Mix
 from mbo2o.registry import recipe
@@ -13,11 +14,11 @@ from .modelbased import ModelBased, ModelBasedConfig, OnlineConfig
 
 @dataclass
 class MBPOConfig(OnlineConfig, ModelBasedConfig):
-    """Defaults: the authors' code; its branches of growing length (Hopper, Ant) are not built: `horizon` is constant."""
+    """Defaults: the authors' code on HalfCheetah and Walker2d, but for their updates per step: HalfCheetah 40."""
 
     start: int = 5000  # uniform random actions before anything is learned
     coef: float = 0.0  # no penalty
-    horizon: int = 1  # HalfCheetah, Walker2d
+    horizon: Any = 1  # HalfCheetah, Walker2d; Hopper [1, 15, 20, 150], Ant [1, 25, 20, 100], Humanoid [1, 25, 20, 300]
     utd: int = 20
 
 
@@ -32,13 +33,13 @@ class MBPO(ModelBased):
     def switch(self, run: Run) -> None:
         """Start from nothing: act at random."""
         self.make(run)
-        self.make_online_buffer(run)
+        self.make_online_buffer(run, self.cfg.horizon)
         for _ in run.interact(None, self.cfg.start):
             pass
 
     def online(self, run: Run) -> None:
         """Act, refit, imagine, learn."""
-        self.learn_online(run, self.cfg.coef)
+        self.learn_online(run, self.cfg.coef, self.cfg.horizon)
 
     def real(self, run: Run, t: int) -> Mix:
         """All that was experienced."""

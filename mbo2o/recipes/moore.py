@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mbo2o.data.sources import Aged, offline_share
 from mbo2o.registry import find, recipe
 from mbo2o.run.run import Run
 from mbo2o.types import UserError
 
-from .modelbased import OnlineConfig
+from .modelbased import OnlineConfig, branch_length, check_horizon
 from .mopo import MOPO, MOPOConfig
 
 Sampling = Callable[[int, float, int, int], float]
@@ -26,7 +27,8 @@ def _by_priority(priority: Callable[[int, float], float]) -> Sampling:
 
 
 SAMPLING: dict[str, Sampling] = {
-    # priority of an offline row where an online row has 1; a sampling exponent would only rename alpha, so there is none
+    # priority of an offline row where an online row has 1. It depends on the epoch alone: the paper's f(d, t) may depend on the
+    # transition d, too, which is not built. Of two levels a sampling exponent would only rename alpha, so there is none.
     "geometric": _by_priority(lambda t, alpha: alpha**t),  # smaller alpha fades faster
     "hyperbolic": _by_priority(lambda t, alpha: 1 / (1 + alpha * t)),  # larger alpha fades faster
     "linear": _by_priority(lambda t, alpha: max(0.0, 1 - alpha * t)),  # gone at epoch 1/alpha
@@ -44,6 +46,7 @@ class MOOReConfig(OnlineConfig, MOPOConfig):
     sampling: str = "geometric"  # see SAMPLING; uniform, half and online are the ablation's baselines
     alpha: float = 0.9  # pace of the offline data's fading, per epoch (ours)
     online_coef: float | None = None  # λ online; None: what it was offline, as the paper has it
+    online_horizon: Any = None  # as horizon, in epochs online; None: the length that the offline phase ends with
 
 
 @recipe("moore", MOOReConfig)
@@ -58,15 +61,25 @@ class MOORe(MOPO):
         self.sampling = find(SAMPLING, self.cfg.sampling, "sampling")
         if not 0 <= self.cfg.alpha <= 1:
             raise UserError(f"recipe.alpha={self.cfg.alpha} must lie in [0, 1]")
+        if self.cfg.online_horizon is not None:
+            check_horizon("online_horizon", self.cfg.online_horizon)
         super().offline(run)
+
+    @property
+    def online_horizon(self) -> Any:
+        """The length of branches online, constant or growing."""
+        cfg = self.cfg
+        last = cfg.offline_steps // cfg.rollout_every
+        return branch_length(cfg.horizon, last) if cfg.online_horizon is None else cfg.online_horizon
 
     def switch(self, run: Run) -> None:
         """Policy, critics, model and its statistics stay; what was imagined offline is forgotten."""
-        self.make_online_buffer(run)
+        self.make_online_buffer(run, self.online_horizon)
 
     def online(self, run: Run) -> None:
         """Act; refit the model as offline data fade; learn from what it imagines."""
-        self.learn_online(run, self.cfg.coef if self.cfg.online_coef is None else self.cfg.online_coef)
+        coef = self.cfg.coef if self.cfg.online_coef is None else self.cfg.online_coef
+        self.learn_online(run, coef, self.online_horizon)
 
     def real(self, run: Run, t: int) -> Aged:
         """Offline and online data by their priorities in the current epoch."""

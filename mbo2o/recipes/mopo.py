@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from mbo2o.data.buffer import ReplayBuffer
-from mbo2o.data.sources import Mix
+from mbo2o.data.sources import Mix, Youngest
 from mbo2o.dynamics.fit import fit
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
 
-from .modelbased import ModelBased, ModelBasedConfig
+from .modelbased import ModelBased, ModelBasedConfig, branch_length, longest
 
 
 @dataclass
@@ -36,7 +36,7 @@ class MOPO(ModelBased):
         """Fit the model once, then imagine and learn in turn."""
         cfg = self.cfg
         self.make(run)
-        self.imagined = ReplayBuffer(run.spec, cfg.retain * cfg.horizon * cfg.rollouts)
+        self.imagined = ReplayBuffer(run.spec, cfg.retain * longest(cfg.horizon) * cfg.rollouts)
         run.track(imagined=self.imagined)
         for _ in run.once("fit"):
             run.say(f"fitting the dynamics ensemble to {len(run.dataset)} transitions")
@@ -45,10 +45,12 @@ class MOPO(ModelBased):
             if bool((fitted["updates"] >= cfg.fit.max_updates).any()):
                 # an agent exploits what a model has not learned yet: on HalfCheetah this alone cost MOPO all its return
                 run.say(f"the fit was stopped by recipe.fit.max_updates={cfg.fit.max_updates}: its error was still falling")
-        batches = Mix((run.dataset, cfg.real), (self.imagined, 1 - cfg.real))
         for t in run.steps(cfg.offline_steps):
+            length = branch_length(cfg.horizon, t // cfg.rollout_every)
             if t % cfg.rollout_every == 0:
-                before = self.probe(run)
-                run.write("uncertainty", before | self.imagine(run, run.dataset, cfg.rollouts, cfg.coef))
+                before = self.probe(run, length)
+                run.write("uncertainty", before | self.imagine(run, run.dataset, cfg.rollouts, cfg.coef, length))
+            imagined = Youngest(self.imagined, cfg.retain * length * cfg.rollouts)
+            batches = Mix((run.dataset, cfg.real), (imagined, 1 - cfg.real))
             run.log(self.agent.update(batches.sample(cfg.batch)))
         self.keep_model(run)

@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from omegaconf import OmegaConf
 
+from mbo2o.dynamics.fit import FitConfig
+from mbo2o.dynamics.model import DynamicsConfig
+from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.registry import AGENTS
+from mbo2o.recipes.moore import MOOReConfig
+from mbo2o.recipes.scratch import ScratchConfig
+from mbo2o.registry import AGENTS, conf_folder
+from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import interval
-from mbo2o.train import Config
+from mbo2o.train import Config, find_dataset
+from mbo2o.types import UserError
 
+from . import moore as moore_study
 from .arms import QUICK_Q, curves, draw, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
 from .claims import Claim, apart, difference
 from .offline import sized
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
-SMALLEST = QUICK_Q
+SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
 
 
 def arms(base: Config) -> dict[str, Config]:
@@ -34,7 +43,7 @@ def arms(base: Config) -> dict[str, Config]:
     """
     raw = (base.run.reward_scale, base.run.reward_shift) == (1, 0)
     scaled = replace(base.run, reward_scale="auto") if raw else base.run
-    recipes = _recipes(base.recipe)
+    recipes: dict[str, Any] = {**_recipes(base.recipe), **_from_nothing(base.recipe), **_model_based(base.recipe)}
     return {name: replace(base, recipe=x, run=scaled if name in IMITATING else base.run) for name, x in recipes.items()}
 
 
@@ -83,9 +92,45 @@ def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
     }
 
 
+def _from_nothing(wsrl: FinetuneConfig) -> dict[str, ScratchConfig]:
+    """SAC, and ENOTO's online part (SAC-N, the weighted minimum of pairs, SUNRISE), without an offline phase."""
+    cql, enoto = wsrl.offline, ENOTOConfig()
+    sac = sized("sac", cql)
+    sac_n = replace(sized("sacn", cql), critics=cql.critics)
+    loosened = replace(sac_n, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
+    steps = {"online_steps": wsrl.online_steps - wsrl.start, "start": wsrl.start, "batch": wsrl.batch}
+    return {"sac": ScratchConfig(agent=sac, **steps), "scratch": ScratchConfig(agent=loosened, **steps)}
+
+
+def _model_based(wsrl: FinetuneConfig) -> dict[str, Any]:
+    """MOPO, which learns offline alone, MOORe, which goes on from it, and MBPO from nothing.
+
+    The agent's nets, batches and budgets are the base's; the model and its rollouts are those of experiment=hopper-small.
+    """
+    cql, epoch = wsrl.offline, max(50, wsrl.online_steps // 10)
+    agent = replace(sized("sac", cql), init_alpha=0.2)
+    moore = MOOReConfig(
+        agent=agent,
+        dynamics=DynamicsConfig(members=5, elites=4, net=MLPConfig(hidden=[128, 128, 128])),
+        fit=FitConfig(max_updates=min(6000, wsrl.offline_steps)),
+        refit=FitConfig(min_updates=200, max_updates=min(400, wsrl.offline_steps), epoch_updates=100, patience=3),
+        batch=wsrl.batch,
+        offline_steps=wsrl.offline_steps,
+        rollouts=2000,
+        online_steps=wsrl.online_steps,
+        epoch=epoch,
+        model_every=epoch,
+        online_rollouts=min(10_000, wsrl.offline_steps),
+        alpha=0.65,
+    )
+    return {"mopo": moore_study.as_mopo(moore), "moore": moore, "mbpo": moore_study.mbpo(moore)}
+
+
 PANELS = {
     "From CQL and Cal-QL": ["cql", "cql-sac", "enoto", "wsrl", "balanced", "calql"],
-    "From other learners, and from data alone": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd", "no-data"],
+    "From others": ["wsrl", "iql", "pex", "awac", "adaptive-bc", "rlpd"],
+    "From nothing": ["wsrl", "rlpd", "no-data", "sac", "scratch", "mbpo"],
+    "With a model": ["wsrl", "moore", "mbpo", "mopo"],
 }
 
 
@@ -93,14 +138,36 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
     for name in chosen:
         arm = arms(base)[name]
+        if name in ("sac", "scratch", "mbpo"):
+            run_arm(replace(arm, dataset=None, env=_task(base)), out / name)
+            continue
+        if name in ("mopo", "moore"):
+            run_arm(arms(base)["mopo"], out / "mopo")
+            if name == "moore":
+                run_arm(arm, out / name, out / "mopo")
+            continue
         agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
         run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
         run_arm(arm, out / name, out / f"offline-{agent}")
 
 
+def _task(base: Config) -> str:
+    """The environment that what starts from nothing learns in: the dataset's, if no other is named."""
+    env_id = base.env or find_dataset(base.dataset).attrs.get("env_id")
+    if not env_id:
+        raise UserError("no environment is named: give --set env=ID (the dataset does not say which it was collected in)")
+    return str(env_id)
+
+
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
-    """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base)))
+    """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure.
+
+    MOPO has no online phase: its row is a curve that stays at the return that its offline phase ends with, over the same steps.
+    """
+    known = list(arms(base))
+    logs = read_arms(out, [x for x in known if x != "mopo"])
+    logs |= {arm: _held(log, base.recipe.online_steps) for arm, log in read_arms(out, ["mopo"], "offline").items()}
+    logs = {arm: logs[arm] for arm in known if arm in logs}
     write(results / f"{name}.csv", [row for rows in online_rows(logs).values() for row in rows])
     write(results / f"{name}-curves.csv", curves(logs))
     figure(results / f"{name}.csv")
@@ -109,6 +176,13 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
 def figure(path: Path) -> None:
     """The figure of a results file."""
     draw(path, PANELS)
+
+
+def _held(log: RunLog, steps: int) -> RunLog:
+    """A run without an online phase as one whose policy is kept for so many steps."""
+    last = [x for x in log.lines if x["kind"] == "eval" and x["phase"] == "offline"][-1]
+    kept = [{**last, "phase": "online", "step": t} for t in (0, steps)]
+    return RunLog({**log.config, "recipe": {**log.config["recipe"], "online_steps": steps}}, [*log.lines, *kept])
 
 
 CLAIMS = [
@@ -125,12 +199,12 @@ CLAIMS = [
 
 
 class Method(NamedTuple):
-    """A published method as it is run here."""
+    """A published method: the command that has its paper's numbers, and the study that measured it at small sizes."""
 
     name: str
     paper: str
     command: str
-    """What `mbo2o train` takes."""
+    """What `mbo2o train` takes for the numbers of the paper; where these are from is the preset's to say."""
     needs: str
     measured: tuple[str, str, str]
     """The study whose figures it has, by its files' prefix, its arm there, and the column."""
@@ -138,9 +212,9 @@ class Method(NamedTuple):
 
 BOTH, DATA, TASK = "dataset, then environment", "dataset", "environment"
 METHODS = [
-    Method("MOPO", "arXiv 2005.13239", "recipe=mopo", DATA, ("moore", "priority", "j0")),
-    Method("MOORe", "arXiv 2201.10070", "recipe=moore", BOTH, ("moore", "priority", "final")),
-    Method("MBPO", "arXiv 1906.08253", "recipe=mbpo", TASK, ("moore", "mbpo", "final")),
+    Method("MOPO", "arXiv 2005.13239", "experiment=mopo-paper", DATA, ("moore", "priority", "j0")),
+    Method("MOORe", "arXiv 2201.10070", "experiment=moore-full", BOTH, ("moore", "priority", "final")),
+    Method("MBPO", "arXiv 1906.08253", "experiment=mbpo-paper", TASK, ("moore", "mbpo", "final")),
     Method("ENOTO-CQL", "arXiv 2306.06871", "switch=cql-enoto", BOTH, ("enoto-hopper", "sunrise", "final")),
     Method("ENOTO-LAPO", "arXiv 2306.06871", "switch=lapo-enoto", BOTH, ("enoto-lapo", "sunrise", "final")),
     Method("ENOTO on TD3+BC", "arXiv 2306.06871", "switch=td3bc-enoto", BOTH, ("enoto-td3bc", "sunrise", "final")),
@@ -157,22 +231,68 @@ METHODS = [
     Method("AWAC", "arXiv 2006.09359", "switch=awac", BOTH, ("methods", "awac", "final")),
     Method("SAC-N", "arXiv 2110.01548", "switch=sacn", BOTH, ("offline", "sacn", "final")),
     Method("EDAC", "arXiv 2110.01548", "switch=edac", BOTH, ("offline", "edac", "final")),
-    Method("TD3+BC", "arXiv 2106.06860", "recipe=finetune agent@recipe.offline=td3bc", BOTH, ("offline", "td3bc", "final")),
-    Method("LAPO", "arXiv 2203.08949", "recipe=finetune agent@recipe.offline=lapo", BOTH, ("offline", "lapo", "final")),
-    Method("BC", "", "recipe=finetune agent@recipe.offline=bc recipe.online_steps=0", DATA, ("offline", "bc", "final")),
-    Method("SAC", "arXiv 1812.05905", "recipe=scratch", TASK, ("obac", "sac", "final")),
+    Method("TD3+BC", "arXiv 2106.06860", "switch=td3bc", BOTH, ("offline", "td3bc", "final")),
+    Method("LAPO", "arXiv 2203.08949", "switch=lapo", BOTH, ("offline", "lapo", "final")),
+    Method("BC", "", "switch=bc", DATA, ("offline", "bc", "final")),
+    Method("SAC", "arXiv 1812.05905", "experiment=sac-paper", TASK, ("obac", "sac", "final")),
     Method("REDQ", "arXiv 2101.05982", "experiment=redq-paper", TASK, ("obac", "redq", "final")),
 ]
+
+_OFFLINE = " --seeds 3 --set recipe.offline.normalize=true"
+_MAZE = " --set run.reward_shift=-1 run.eval_episodes=10 recipe.start=500"
+MEASURED_BY = {
+    "enoto-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5",
+    "enoto-lapo-pointmaze-umaze": "enoto pointmaze-umaze.hdf5 --seeds 5 --experiment lapo-small --name lapo-pointmaze-umaze",
+    "enoto-td3bc-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5 --experiment td3bc-small"
+    " --name td3bc-hopper-medium-100k",
+    "methods-hopper-medium-100k": "methods hopper-medium-100k.hdf5 --seeds 5",
+    "methods-pointmaze-umaze": f"methods pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
+    "methods-pointmaze-umaze-demos": f"methods pointmaze-umaze-demos.hdf5 --seeds 5{_MAZE}",
+    "moore-halfcheetah-medium-replay-v5": "moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small",
+    "moore-hopper-medium-replay-v5": "moore hopper-medium-replay-v5 --seeds 5",
+    "moore-zoo-hopper-replay-like": "moore zoo-hopper-replay-like.hdf5 --seeds 3",
+    "obac-HalfCheetah-v5": "obac HalfCheetah-v5 --seeds 5",
+    "obac-Hopper-v5": "obac Hopper-v5 --seeds 5",
+    **{
+        f"offline-{name}": f"offline {name}.hdf5{_OFFLINE}"
+        for name in (
+            "halfcheetah-medium",
+            "halfcheetah-medium-replay",
+            "hopper-medium",
+            "hopper-medium-replay",
+            "zoo-hopper-medium-expert",
+            "zoo-walker2d-medium",
+        )
+    },
+    "wsrl-hopper-medium-100k": "wsrl hopper-medium-100k.hdf5 --seeds 5",
+    "wsrl-pointmaze-umaze": f"wsrl pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
+}
+"""What `mbo2o study` takes for each of data/results' files, by the file's name; --arms says for which arm."""
+
+
+def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]]]]:
+    """The files under `results` that have the method's arm, by name, with its rows."""
+    study, arm, _ = method.measured
+    paths = [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith("-curves")] if study else []
+    return [(path.stem, rows) for path in paths if (rows := read(path).get(arm, []))]
+
+
+def declared(command: str) -> str:
+    """What the preset that `command` is, as switch=NAME, says of its numbers: KIND: SOURCE."""
+    return str(OmegaConf.select(OmegaConf.load(conf_folder() / f"{command.replace('=', '/')}.yaml"), "provenance"))
 
 
 def measured(method: Method, results: Path) -> str:
     """What it came to by dataset, as mean and interval, after the return at the switch if there is one; "" if unknown."""
-    study, arm, column = method.measured
-    found = []
-    for path in sorted(results.glob(f"{study}-*.csv")) if study else []:
-        if rows := [] if path.stem.endswith("-curves") else read(path).get(arm, []):
-            found.append(f"{path.stem.split('-', 1)[1]} {_figures(rows, column)}")
-    return "; ".join(found)
+    column = method.measured[2]
+    return "; ".join(f"{stem.split('-', 1)[1]} {_figures(rows, column)}" for stem, rows in _found(method, results))
+
+
+def measured_by(method: Method, results: Path) -> str:
+    """The commands behind what `measured` says, in the same order."""
+    arm = method.measured[1]
+    found = [stem for stem, _ in _found(method, results) if stem in MEASURED_BY]
+    return "; ".join(f"mbo2o study {MEASURED_BY[stem]} --arms {arm}" for stem in found)
 
 
 def _figures(rows: list[dict[str, str]], column: str) -> str:

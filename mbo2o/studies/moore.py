@@ -52,12 +52,17 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """One offline phase, then the chosen arms, under `out`; what is finished is not run again."""
     offline = out / "offline"
     # as MOPO's, so that it serves arms whose online settings differ
-    train(replace(base, recipe=_sized(MOPOConfig, base.recipe), dir=str(offline), report=False))
+    train(replace(base, recipe=as_mopo(base.recipe), dir=str(offline), report=False))
     for name in chosen:
         if name == "mbpo":
             run_arm(replace(base, recipe=mbpo(base.recipe), dataset=None, env=read_config(offline)[1]), out / name)
         else:
             run_arm(replace(base, recipe=replace(base.recipe, **arms(base)[name])), out / name, offline)
+
+
+def as_mopo(moore: MOOReConfig) -> MOPOConfig:
+    """MOORe's offline phase alone."""
+    return _sized(MOPOConfig, moore)
 
 
 def mbpo(moore: MOOReConfig) -> MBPOConfig:

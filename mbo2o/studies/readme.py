@@ -25,7 +25,7 @@ from mbo2o.run.scores import sets
 from . import enoto, methods, moore, obac, offline, protocol, wsrl
 from .arms import read, recompute
 from .claims import Claim, Finding, Measured, figures, verdicts
-from .methods import METHODS, measured, with_interval
+from .methods import METHODS, declared, measured, measured_by, with_interval
 from .offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -250,11 +250,15 @@ def _recipes() -> str:
 
 def _methods() -> str:
     lines = [
-        f"| method | paper | `mbo2o train` | needs | measured: return at the switch → final [{KIND}] |",
-        "|---|---|---|---|---|",
+        "| method | paper | the paper's numbers: `mbo2o train` | source | needs "
+        f"| measured, small: return at the switch → final [{KIND}] | measured by |",
+        "|---|---|---|---|---|---|---|",
     ]
     for m in METHODS:
-        lines.append(f"| {m.name} | {m.paper} | `{m.command}` | {m.needs} | {measured(m, RESULTS).replace('; ', '<br>')} |")
+        figures, by = measured(m, RESULTS).replace("; ", "<br>"), measured_by(m, RESULTS)
+        commands = "<br>".join(f"`{x.removeprefix('mbo2o ')}`" for x in by.split("; ")) if by else ""
+        kind = declared(m.command).partition(": ")[0]
+        lines.append(" | ".join([f"| {m.name}", m.paper, f"`{m.command}`", kind, m.needs, figures, commands]) + " |")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from mbo2o.report.plots import CRITICS, Curve, compare_critics, save
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
+from . import methods
 from .arms import QUICK_Q, Row, curves, draw, offline_alone, online_rows, read_arms, run_arm, run_offline, write
 from .claims import Claim, Measured, difference
 
@@ -20,13 +21,30 @@ EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
 SMALLEST = QUICK_Q
 
 
-def arms(base: Config) -> dict[str, FinetuneConfig]:
+RETAINED = (0, 5, 10, 25, 50)
+"""Per cent of each batch that stay offline."""
+
+
+def arms(base: Config) -> dict[str, Config]:
     """Online variants by name; `warm` is WSRL, `cold` the same without its warm-up.
 
     `seeded` has as many rows of the dataset in its buffer instead of a warm-up; `mix-X` and `kept-mix` keep the dataset; `kept`
-    and `kept-mix` go on with the offline agent, at one update per step.
+    and `kept-mix` go on with the offline agent, at one update per step. So do `iql-keep-X` and `calql-keep-X`, which keep X per
+    cent of each batch offline (the paper's figure on retention).
     """
-    warm: FinetuneConfig = base.recipe
+    variants = {name: replace(base, recipe=recipe) for name, recipe in _variants(base.recipe).items()}
+    others = methods.arms(base)
+    for agent in ("iql", "calql"):
+        like: FinetuneConfig = others[agent].recipe
+        for share in RETAINED:
+            buffer = {"buffer": "mix", "offline_share": share / 100} if share else {"buffer": "empty"}
+            kept = replace(like, keep=True, online=None, utd=1, start=base.recipe.start, **buffer)
+            variants[f"{agent}-keep-{share}"] = replace(others[agent], recipe=kept)
+    return variants
+
+
+def _variants(warm: FinetuneConfig) -> dict[str, FinetuneConfig]:
+    """Arms that start from the base's own offline phase."""
     cold = replace(warm, start=0)
     kept = replace(warm, online=None, keep=True, utd=1)
     return {
@@ -44,20 +62,29 @@ def arms(base: Config) -> dict[str, FinetuneConfig]:
     }
 
 
+DEFAULT = (
+    *("warm", "cold", "seeded", "mix-5", "mix-50", "kept", "kept-mix"),
+    *("policy", "critics", "none", "utd-1"),
+)
+"""What runs without --arms: those that start from one offline phase."""
 PANELS = {
     "Warm-up": ["warm", "cold", "seeded"],
     "Offline data": ["warm", "mix-5", "mix-50", "kept", "kept-mix"],
     "What crosses the switch": ["warm", "policy", "critics", "none"],
+    "IQL, share kept": [f"iql-keep-{x}" for x in RETAINED],
+    "Cal-QL, share kept": [f"calql-keep-{x}" for x in RETAINED],
 }
 WATCHED = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
 """Arms whose critics are looked at."""
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """The offline phase, then the chosen arms, under `out`; what is finished is not run again."""
-    run_offline(replace(base, recipe=offline_alone(base.recipe)), out / "offline")
+    """The offline phases that the chosen arms need, then the arms, under `out`; what is finished is not run again."""
     for name in chosen:
-        run_arm(replace(base, recipe=arms(base)[name]), out / name, out / "offline")
+        arm, agent = arms(base)[name], name.partition("-keep-")
+        offline = out / (f"offline-{agent[0]}" if agent[1] else "offline")
+        run_offline(replace(arm, recipe=offline_alone(arm.recipe)), offline)
+        run_arm(arm, out / name, offline)
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
@@ -69,8 +96,9 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     write(results / f"{name}-curves.csv", curves(logs))
     figure(results / f"{name}.csv")
     critics = {x: {arm: _watched(logs[arm], x) for arm in WATCHED if arm in logs} for x in CRITICS}
-    subject = f"{rows[0]['env']} · {name.removeprefix('wsrl-')} · study wsrl"
-    save(compare_critics(critics, subject), results / f"{name}-critics.png")
+    if any(critics.values()):
+        subject = f"{rows[0]['env']} · {name.removeprefix('wsrl-')} · study wsrl"
+        save(compare_critics(critics, subject), results / f"{name}-critics.png")
 
 
 def figure(path: Path) -> None:

@@ -323,7 +323,7 @@ def test_probes_look_at_held_out_rows_from_all_over_the_data(pendulum, finished,
     asked = []
     rows = TransitionDataset.rows
     monkeypatch.setattr(TransitionDataset, "rows", lambda self, index: asked.append(index) or rows(self, index))
-    recipe.probe(run)
+    recipe.probe(run, 2)
     (index,) = asked
     assert index.shape == (3, 20)
     assert index.max() - index.min() > 400  # of 600

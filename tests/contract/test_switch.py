@@ -43,25 +43,34 @@ SUNRISE = {
     "sunrise.temperature": "10.0 → 1.0",
     "sunrise.std_norm": "none → batch_mean",
 }
+SUNRISE_E2O, SUNRISE = SUNRISE, SUNRISE | {"explore.ucb_coef": "1.0 → 10.0"}
+CALIBRATED = CONSERVATIVE | {"calibrate", "calibrate_online"}
+FADING = {"bc_final": "None → 0.0", "bc_decay_steps": "None → 500000"}  # from the offline weight: no jump
 ROWS = {
     # preset: (settings dropped, settings changed, buffer, steps before the first update)
     "cql": (set(), {}, "append", 0),
     "cql-sac": (CONSERVATIVE, SOFT, "empty", 1000),
     "cql-enoto": (CONSERVATIVE, SOFT | SUNRISE, "empty", 1000),
     "sacn": (set(), {}, "empty", 1000),
+    "sacn-hopper": (set(), {}, "empty", 1000),
+    "sacn-walker2d": (set(), {}, "empty", 1000),
     "edac": ({"diversity"}, {}, "empty", 1000),
+    "edac-hopper": ({"diversity"}, {}, "empty", 1000),
     "calql": (set(), {}, "mix", 1000),
+    "calql-dense": (set(), {}, "mix", 1000),
     "calql-corl": (set(), {"calibrate": "True → False"}, "mix", 0),
     "iql": (set(), {"actor_decay_steps": "20 → None"}, "append", 0),
     "awac": (set(), {}, "append", 0),
-    "td3bc-enoto": (
-        set(),
-        SUNRISE | {"bc_weight": "1.0 → 0.3", "bc_final": "None → 0.0", "bc_decay_steps": "None → 500000"},
-        "empty",
-        1000,
-    ),
+    "td3bc": (set(), FADING, "empty", 1000),
+    "td3bc-enoto": (set(), SUNRISE_E2O | FADING, "empty", 1000),
+    "lapo": (set(), {}, "empty", 1000),
+    "lapo-antmaze": (set(), {}, "empty", 1000),
     "lapo-enoto": (set(), SUNRISE, "empty", 1000),
+    "lapo-enoto-antmaze": (set(), SUNRISE, "empty", 1000),
     "wsrl": (CONSERVATIVE, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
+    "wsrl-calql": (CALIBRATED | {"log_lagrange", "log_lagrange_optim"}, {"policy_delay": "1 → 4"}, "empty", 5000),
+    "wsrl-calql-adroit": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
+    "wsrl-calql-kitchen": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
     "rlpd": (set(), {}, "mix", 5000),
     "adaptive-bc": (set(), {"adapt": "False → True"}, "distill", 1000),
 }
@@ -88,7 +97,7 @@ PRESETS = sorted(p.stem for p in (conf_folder() / "switch").glob("*.yaml"))
 
 
 def test_every_row_is_a_preset():
-    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex", "balanced"}
+    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex", "balanced", "bc"}
 
 
 def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):

@@ -637,3 +637,18 @@ def test_an_exploded_model_is_a_divergence():
     buffer.add(Batch(x, torch.zeros(400, A), torch.zeros(400), x + 0.1 * torch.randn(400, D), torch.zeros(400)))
     with pytest.raises(Diverged, match="targets' own size"):
         fit(model, [(buffer, 1.0)], quick(lr=50.0, min_updates=3, max_updates=3, epoch_updates=3))
+
+
+@pytest.mark.parametrize(("rows", "batch", "looks_at"), [(1000, 32, 250), (20_000, 32, 20_000 * 0.9 / 32)])
+def test_patience_waits_for_passes_through_the_data_and_no_fewer_than_250_updates(rows, batch, looks_at, monkeypatch):
+    """MOPO counts passes. At a rate of 0 nothing improves after the first look, and the fit ends one look later."""
+    cfg = FitConfig(lr=0.0, batch=batch, patience=1, min_updates=0)
+    looks = []
+    look = _Best.look
+    monkeypatch.setattr(
+        _Best, "look", lambda self, error, updates, cfg: (looks.append(updates), look(self, error, updates, cfg))[1]
+    )
+    fit(make(hidden=(4,), members=2), [(dataset(system(rows)), 1.0)], cfg)
+    assert looks[0] == pytest.approx(looks_at, rel=0.02)
+    assert looks[1] == 2 * looks[0]
+    assert len(looks) == 2

@@ -1,0 +1,166 @@
+"""Settings of the model-based recipes: growing branches, the agents they take, and when learning begins online."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mbo2o.agents.iql import IQLConfig
+from mbo2o.agents.sac import SACConfig
+from mbo2o.cli import compose_config
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.data.sources import Youngest
+from mbo2o.dynamics.fit import FitConfig
+from mbo2o.dynamics.model import DynamicsConfig
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes.mbpo import MBPOConfig
+from mbo2o.recipes.modelbased import branch_length, longest
+from mbo2o.recipes.moore import MOORe, MOOReConfig
+from mbo2o.recipes.mopo import MOPOConfig
+from mbo2o.report.read import read_run
+from mbo2o.run.run import RunConfig
+from mbo2o.train import Config, _name, _resolve, restore, train
+from mbo2o.types import Batch, Spec, UserError
+
+NET = MLPConfig(hidden=[8])
+SIZES = {
+    "dynamics": DynamicsConfig(members=2, elites=2, net=NET),
+    "fit": FitConfig(min_updates=5, max_updates=10, epoch_updates=5),
+    "batch": 8,
+}
+OFFLINE = {"offline_steps": 40, "rollouts": 10, "rollout_every": 10}
+ONLINE = {
+    "refit": FitConfig(min_updates=5, max_updates=10, epoch_updates=5),
+    "online_steps": 120,
+    "epoch": 60,
+    "model_every": 60,
+    "online_rollouts": 10,
+    "utd": 1,
+}
+
+
+def small(recipe, directory, dataset=None):
+    run = RunConfig(log_every=10, eval_every=60, eval_episodes=1, checkpoint_every=1000, online_capacity=500)
+    data = None if dataset is None else str(dataset)
+    return Config(recipe=recipe, dataset=data, env="Pendulum-v1", seeds=2, dir=str(directory), run=run, report=False)
+
+
+def sac(**change):
+    return SACConfig(actor=NET, critic=NET, **change)
+
+
+# ---------------------------------------------------------------------- branches that grow
+
+
+def test_mbpos_branches_on_hopper():
+    """mbpo/algorithms/mbpo.py, _set_rollout_length, with [20, 150, 1, 15]."""
+    grows = [1, 15, 20, 150]
+    assert [branch_length(grows, e) for e in (0, 20, 29, 30, 85, 149, 150, 1000)] == [1, 1, 1, 2, 8, 14, 15, 15]
+    assert longest(grows) == 15
+    assert branch_length(5, 77) == longest(5) == 5
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 50), st.integers(1, 50), st.integers(0, 200))
+def test_a_length_lies_between_its_ends_and_never_turns_back(low, high, first, span, epoch):
+    horizon = [low, high, first, first + span]
+    length, later = branch_length(horizon, epoch), branch_length(horizon, epoch + 1)
+    assert min(low, high) <= length <= max(low, high) == longest(horizon)
+    assert (later - length) * (high - low) >= 0
+    assert (branch_length(horizon, first), branch_length(horizon, first + span)) == (low, high)
+
+
+@pytest.mark.parametrize(
+    "horizon", [0, True, 1.5, "5", [1, 15], [1, 15, 20, 20], [0, 15, 20, 150], [1, 15, -1, 5], [1.5, 2, 0, 1]]
+)
+def test_a_length_that_cannot_be_is_one_line(horizon, tmp_path):
+    cfg = small(MBPOConfig(agent=sac(), **SIZES, **ONLINE, start=70, horizon=horizon), tmp_path / "run")
+    with pytest.raises(UserError, match=r"recipe\.horizon="):
+        train(cfg)
+
+
+def test_mbpo_imagines_longer_branches_as_it_goes_and_keeps_one_epoch_of_them(tmp_path):
+    recipe = MBPOConfig(agent=sac(), **SIZES, **ONLINE | {"online_steps": 240}, start=70, horizon=[1, 3, 0, 2])
+    train(small(recipe, tmp_path / "run"))
+    _, done = restore(tmp_path / "run")
+    # after the random steps, then at the end of epochs 0 to 3: 1 + 1 + 2 + 3 + 3 steps of ten branches, Pendulum never ends
+    assert done.imagined._written.tolist() == [100, 100]
+    assert done.imagined.capacity == 30  # the longest branches of one epoch
+
+
+def test_the_youngest_rows_are_drawn_as_from_a_buffer_of_that_size():
+    torch.manual_seed(0)
+    big, small_one = (ReplayBuffer(Spec(1, 1, (2,)), n) for n in (12, 5))
+    for i in range(19):
+        row = torch.full((2, 1, 1), float(i))
+        for buffer in (big, small_one):
+            buffer.add(Batch(row, row, row[..., 0], row, row[..., 0] * 0))
+    drawn = Youngest(big, 5).sample(500).rew
+    assert set(drawn.flatten().tolist()) == {14.0, 15.0, 16.0, 17.0, 18.0} == set(small_one.sample(500).rew.flatten().tolist())
+    assert len(Youngest(big, 5)) == 5
+    for whole in (12, 99):
+        torch.manual_seed(1)
+        found = Youngest(big, whole).sample(20).rew
+        torch.manual_seed(1)
+        assert torch.equal(found, big.sample(20).rew)  # no draw differs from the buffer's own
+
+
+def test_moores_branches_may_grow_online_alone():
+    cfg = MOOReConfig(horizon=5, online_horizon=[5, 15, 10, 20])
+    assert MOORe(cfg).online_horizon == [5, 15, 10, 20]
+    assert MOORe(replace(cfg, online_horizon=None)).online_horizon == 5
+    grown = MOOReConfig(horizon=[1, 4, 0, 2], offline_steps=5000, rollout_every=1000)
+    assert MOORe(grown).online_horizon == 4
+
+
+def test_a_new_setting_at_its_default_names_no_directory():
+    resolved = _resolve(Config(recipe=MOOReConfig(), env="E", dataset="d"), "E")
+    old = {**resolved, "recipe": {k: v for k, v in resolved["recipe"].items() if k != "online_horizon"}}
+    assert _name(resolved) == _name(old)
+    assert _name(resolved) != _name(_resolve(Config(recipe=MOOReConfig(online_horizon=2), env="E", dataset="d"), "E"))
+
+
+# ---------------------------------------------------------------------- agents
+
+
+@pytest.mark.parametrize("agent", ["redq", "sacn", "edac", "cql", "obac"])
+def test_any_variant_of_sac_learns_in_the_model(agent, pendulum, tmp_path):
+    """Named on the command line, stored by name, and restored as what it was."""
+    cfg = compose_config(["recipe=mopo", f"agent@recipe.agent={agent}", f"dataset={pendulum}"])
+    few = {"actor": NET, "critic": NET, "critics": 3} | ({"samples": 2} if agent == "cql" else {})
+    recipe = replace(cfg.recipe, agent=replace(cfg.recipe.agent, **few), **SIZES, **OFFLINE, horizon=2)
+    train(small(recipe, tmp_path / "run", pendulum))
+    _, done = restore(tmp_path / "run")
+    assert type(done.agent.cfg) is type(cfg.recipe.agent)
+    assert done.agent.updates == 40
+    assert read_run(tmp_path / "run").has("train", {"edac": "alignment", "cql": "gap", "obac": "offline_v"}.get(agent, "q"))
+
+
+def test_an_agent_that_is_no_sac_is_refused(pendulum, tmp_path):
+    with pytest.raises(UserError, match="iql does not fit there: this recipe takes sac and its variants"):
+        compose_config(["recipe=mopo", "agent@recipe.agent=iql", f"dataset={pendulum}"])
+    with pytest.raises(UserError, match="IQLConfig is no SAC"):
+        train(small(MOPOConfig(agent=IQLConfig(), **SIZES, **OFFLINE), tmp_path / "run", pendulum))
+
+
+def test_observations_are_standardised_in_the_model_too(pendulum, tmp_path):
+    train(small(MOPOConfig(agent=sac(normalize=True), **SIZES, **OFFLINE), tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    expected = run.dataset.obs[run.dataset.index].mean(0).expand(2, 1, -1)
+    torch.testing.assert_close(done.agent.observe.mean, expected, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- the first online steps
+
+
+@pytest.mark.parametrize("sampling", ["geometric", "online"])
+def test_moore_learns_from_its_first_online_step_on(sampling, pendulum, tmp_path):
+    """The offline model imagines at once: no thousand steps are lost until the first refit."""
+    train(small(MOOReConfig(agent=sac(), **SIZES, **OFFLINE, **ONLINE, sampling=sampling), tmp_path / "run", pendulum))
+    log = read_run(tmp_path / "run")
+    assert log.series("uncertainty", "penalty_share", "online").step.tolist() == [0, 59, 119]
+    assert log.series("model", "holdout_mse", "online").step.tolist() == [59, 119]
+    assert log.series("train", "critic_loss", "online").step[0] == 10
+    assert restore(tmp_path / "run")[1].agent.updates == 40 + 120
