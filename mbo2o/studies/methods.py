@@ -269,6 +269,10 @@ MEASURED_BY = {
 }
 """What `mbo2o study` takes for each of data/results' files, by the file's name; --arms says for which arm."""
 
+OLDER = "5ccba87"
+"""The commit whose settings all files but these were measured with; today's small experiments differ from it."""
+TODAYS = ("enoto-hopper-medium-100k", "methods-hopper-medium-100k")
+
 
 def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]]]]:
     """The files under `results` that have the method's arm, by name, with its rows."""
@@ -292,7 +296,8 @@ def measured_by(method: Method, results: Path) -> str:
     """The commands behind what `measured` says, in the same order."""
     arm = method.measured[1]
     found = [stem for stem, _ in _found(method, results) if stem in MEASURED_BY]
-    return "; ".join(f"mbo2o study {MEASURED_BY[stem]} --arms {arm}" for stem in found)
+    at = {stem: "" if stem in TODAYS else f" at {OLDER}" for stem in found}
+    return "; ".join(f"mbo2o study {MEASURED_BY[stem]} --arms {arm}{at[stem]}" for stem in found)
 
 
 def _figures(rows: list[dict[str, str]], column: str) -> str:

@@ -12,6 +12,7 @@ from mbo2o.report.statistics import bootstrap_interval, t_quantile
 
 from .arms import Row, read, write
 from .claims import Apart, Claim, Measured
+from .methods import OLDER, TODAYS
 
 COVERAGE = "coverage.csv"
 SAMPLES = {
@@ -197,8 +198,9 @@ def is_unpaired(value: Callable[[Measured], object]) -> bool:
 
 def studies_table(results: Path) -> str:
     """What each results file was measured with."""
-    lines = ["| file | task | seeds | steps | episodes per evaluation | evaluations in final | drop: updates, evaluations |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    columns = ["file", "task", "seeds", "steps", "episodes per evaluation", "evaluations in final"]
+    columns += ["drop: updates, evaluations", "settings of"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for path in sorted(results.glob("*-curves.csv")):
         path = path.with_name(path.name.replace("-curves", ""))
         rows = [r for found in read(path).values() for r in found]
@@ -207,7 +209,8 @@ def studies_table(results: Path) -> str:
         window = f"{_spaced(rows[0]['drop_updates'])}, {rows[0]['drop_evals']}" if "drop_updates" in rows[0] else ""
         cells = [f"`{path.stem}`", rows[0]["env"], str(len(seeds)), " or ".join(_spaced(x) for x in steps)]
         evals = " or ".join(sorted({r["final_evals"] for r in rows}))
-        lines.append("| " + " | ".join([*cells, rows[0]["eval_episodes"], evals, window]) + " |")
+        settings = "this version" if path.stem in TODAYS else OLDER
+        lines.append("| " + " | ".join([*cells, rows[0]["eval_episodes"], evals, window, settings]) + " |")
     return "\n".join(lines)
 
 

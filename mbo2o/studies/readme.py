@@ -256,10 +256,15 @@ def _methods() -> str:
     ]
     for m in METHODS:
         figures, by = measured(m, RESULTS).replace("; ", "<br>"), measured_by(m, RESULTS)
-        commands = "<br>".join(f"`{x.removeprefix('mbo2o ')}`" for x in by.split("; ")) if by else ""
+        commands = "<br>".join(_command(x) for x in by.split("; ")) if by else ""
         kind = declared(m.command).partition(": ")[0]
         lines.append(" | ".join([f"| {m.name}", m.paper, f"`{m.command}`", kind, m.needs, figures, commands]) + " |")
     return "\n".join(lines)
+
+
+def _command(measured: str) -> str:
+    command, at, commit = measured.removeprefix("mbo2o ").partition(" at ")
+    return f"`{command}`{at}{commit}"
 
 
 def _bench() -> str:
