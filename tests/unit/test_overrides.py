@@ -259,7 +259,7 @@ def test_a_function_that_eval_cannot_find_is_refused_at_the_start(option, pendul
 
 
 def test_a_task_without_scores_is_said_once_at_the_start(capsys):
-    sizes = "recipe.online_steps=0 recipe.start=1 run.eval_episodes=1 recipe.agent.actor.hidden=[4]".split()
+    sizes = ["recipe.online_steps=0", "recipe.start=1", "run.eval_episodes=1", "recipe.agent.actor.hidden=[4]"]
     with pytest.warns(UserWarning, match="there are no scores") as caught:
         code, _, err = run(capsys, "train", "recipe=scratch", "env=MountainCarContinuous-v0", *sizes, "report=false")
     assert code == 0, err
