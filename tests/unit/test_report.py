@@ -496,3 +496,12 @@ def test_the_uncertainty_notebook_runs(tmp_path: Path, monkeypatch: pytest.Monke
     rho = {m[1]: float(m[2]) for m in re.finditer(r"^(max_pairwise|mixture_std)/online.* (-?\d\.\d+)$", table, re.M)}
     assert set(rho) == {"max_pairwise", "mixture_std"}
     assert max(rho.values()) < -0.7, "uncertainty falls in this run by construction"
+
+
+def test_the_page_fits_a_narrow_screen_and_a_dark_one(tmp_path):
+    page = write_report(synthesise(tmp_path / "run", seeds=1, phases=("offline",))).read_text()
+    assert '<meta name="viewport" content="width=device-width,initial-scale=1">' in page
+    assert re.search(r"h1[^{}]*\{overflow-wrap:anywhere\}", page)
+    assert re.search(r"table\{[^}]*overflow-x:auto", page)
+    assert "prefers-color-scheme:dark" in page
+    assert " · 3.3 min</p>" in page  # 200 s, not 0.06 h

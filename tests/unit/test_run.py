@@ -13,9 +13,9 @@ from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.run import checkpoint
-from mbo2o.run.log import Means
+from mbo2o.run.log import Means, Progress, describe
 from mbo2o.run.run import Run, RunConfig
-from mbo2o.types import Diverged, UserError
+from mbo2o.types import Diverged, UserError, duration
 
 NET = MLPConfig(hidden=[8])
 
@@ -92,6 +92,37 @@ def test_means_survive_a_checkpoint():
     for m in (a, b):
         m.add({"x": torch.tensor([4.0])})
     assert a.pop()["x"].tolist() == b.pop()["x"].tolist() == [2.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0104321, "0.0104"),
+        (3.14159, "3.14"),
+        (0.0, "0.0"),
+        (-1206.94, "-1206.9"),
+        (85.26, "85.3"),
+        (1.5e-9, "1.5e-09"),
+        (None, "nan"),
+    ],
+)
+def test_progress_shows_three_digits_of_small_numbers(value, text):
+    assert describe({"x": [value]}, ("x", "y")) == f"x {text}"
+    assert describe({"x": [value, value]}, ("x",)).startswith(f"x {text} ± ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (42, "42 s"), (99.7, "1.7 min"), (3000, "50.0 min"), (7200, "2.0 h")]
+)
+def test_durations_have_a_unit_that_suits_them(seconds, text, capsys, monkeypatch):
+    assert duration(seconds) == text
+    now = [0.0]
+    monkeypatch.setattr("mbo2o.run.log.time.monotonic", lambda: now[0])
+    progress = Progress("online", 0, 2)
+    progress.step()
+    now[0] = seconds
+    progress.say("holds")
+    assert capsys.readouterr().err.endswith(f"1/2  holds  {text} left\n")
 
 
 # ------------------------------------------------------------------------------------------------------- the limit on |Q|
