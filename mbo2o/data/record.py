@@ -196,7 +196,7 @@ class Record:
         starts = np.append(0, np.flatnonzero(self.end[:-1]) + 1)
         away = self.distance(self.obs, np.median(self.obs[starts], axis=0))
         edge = 1.5 * float(np.quantile(away[starts], 0.9))
-        alike = len(starts) > 1 and away[0] <= edge < 0.7 * np.median(away)
+        alike = len(starts) > 1 and away[0] <= edge < 0.5 * np.median(away)
         return away, edge if alike else 0.0
 
     @cached_property
