@@ -18,6 +18,8 @@ Unexplained = dict[int, np.ndarray]
 """By row (-1 above, 0 own, 1 below): what that row's action or reward leaves unexplained in each part of the data."""
 BETTER = 1.2
 """By which factor the neighbouring row's action has to explain a step better than the row's own."""
+IN_EACH = 1.1
+"""By which factor it has to do so, and a reward too, in each part of the data by itself."""
 
 
 def order(record: Record) -> Iterator[Finding]:
@@ -28,16 +30,17 @@ def order(record: Record) -> Iterator[Finding]:
     inner = rows[(rows > 3) & (rows < len(record.obs) - 4)]
     share = {k: _share(same(record.next_obs[inner], record.obs[inner + k])) for k in (-2, -1, 0, 2, 3)}
     best = max(share, key=lambda k: share[k])
-    # rows of several environments in turn look the same, but there the row below is further than the next observation
-    if share[best] > 0.8 and (best < 2 or _nearer_below(record, inner)):
-        what = "repeat the observation" if best == 0 else f"belong to the row {best - 1:+d}"
-        message = f"{percent(len(rows), of)} of next observations {what}"
-        yield finding("next_observations_shifted", message, rows, of, {"td": "no", "dynamics": "no"})
-        return
     sample = spread(inner)
     inputs = np.concatenate([record.obs[sample], record.act[sample]], 1)
     own, below = (unexplained(inputs, x[sample] - record.obs[sample]) for x in (record.next_obs, record.obs[1:]))
-    if own < 0.8 * below:
+    fits = own < 0.8 * below
+    # rows of several environments in turn look like a shift, but the row below is further away, and fits worse
+    in_turn = best >= 2 and fits and not _nearer_below(record, inner)
+    if share[best] > 0.8 and not in_turn:
+        what = "repeat the observation" if best == 0 else f"belong to the row {best - 1:+d}"
+        message = f"{percent(len(rows), of)} of next observations {what}"
+        yield finding("next_observations_shifted", message, rows, of, {"td": "no", "dynamics": "no"})
+    elif fits:
         message = f"{percent(len(rows), of)} of rows are followed by another than their next observation, which fits them"
         yield finding("rows_out_of_order", message, rows, of, {"returns": "no"})
     else:
@@ -202,10 +205,10 @@ def shifts(record: Record) -> Iterator[Finding]:
 
 
 def _elsewhere(off: Unexplained, factor: float) -> int:
-    """The row, -1 above or 1 below, with which every part of the data goes better by this factor, or 0."""
+    """The row, -1 above or 1 below, with which the data go better by this factor, and each part of them, or 0."""
     best = min(off, key=lambda k: off[k].mean())
-    better = (off[0] > factor * off[best] + 1e-6).all() and off[best].mean() <= 0.6
-    return best if better else 0
+    better = off[0].mean() > factor * off[best].mean() + 1e-6 and (off[0] > IN_EACH * off[best] + 1e-6).all()
+    return best if better and off[best].mean() <= 0.6 else 0
 
 
 def _confirmed(record: Record, rows: np.ndarray, step: np.ndarray, off: Unexplained, k: int) -> bool:
@@ -220,7 +223,7 @@ def _confirmed(record: Record, rows: np.ndarray, step: np.ndarray, off: Unexplai
     obs, own = record.obs[rows], record.act[rows]
     by_policy = held_out(obs, own).mean()
     if k < 0:
-        return bool(held_out(obs, record.act[rows + k]).mean() <= 1.05 * by_policy)
+        return bool(held_out(obs, record.act[rows + k]).mean() <= 1.1 * by_policy)
     both = held_out(np.concatenate([obs, own, record.act[rows + k]], 1), step).mean()
     by_step_before = held_out(np.concatenate([obs, record.obs[rows - 1]], 1), own).mean()
     return bool(off[k].mean() <= BETTER * both and by_policy + 0.01 > 1.1 * (by_step_before + 0.01))

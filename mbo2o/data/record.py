@@ -214,7 +214,9 @@ class Record:
         usual, usual_length = np.quantile(missed[sample], 0.9) + 1e-6, np.quantile(length[sample], 0.9)
         from_start = self.distance(self.obs, self.obs[0])
         back = (missed > 2.5 * usual) & (from_start[1:] < 0.25) & (from_start[:-1] > 0.4)
-        far = (missed > 20 * usual) & (length > 5 * usual_length)
+        beside = np.maximum(np.append(0, length[:-1]), np.append(length[1:], 0))
+        # where most rows are at rest usual steps are short, and all of a start's are long, one after the other
+        far = (missed > 20 * usual) & (length > 5 * usual_length) & (length > 2 * beside)
         jump = back | far
         if self.starts_alike:  # a reset leads to a start
             jump &= self.returned
