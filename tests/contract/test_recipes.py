@@ -288,7 +288,7 @@ def test_start_from_an_offline_run_equals_doing_both(finished, pendulum, tmp_pat
 @pytest.mark.parametrize(("change", "said"), [
     ({"env": "InvertedPendulum-v5"}, "env=Pendulum-v1, not InvertedPendulum-v5"),
     ({"coef": 2.0}, "recipe.coef=1.0, not 2.0"),
-    ({"fit": FitConfig(min_updates=10, max_updates=30)}, "recipe.fit="),
+    ({"fit": FitConfig(min_updates=10, max_updates=30)}, "recipe.fit.max_updates=20, not 30"),
 ])  # fmt: skip
 def test_start_from_refuses_an_offline_phase_learned_otherwise(pendulum, finished, tmp_path, change, said):
     config = small("moore", pendulum, tmp_path / "other", start_from=str(finished("moore")))
