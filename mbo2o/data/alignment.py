@@ -200,8 +200,8 @@ def shifts(record: Record) -> Iterator[Finding]:
         inputs = np.concatenate([transition, transition**2], 1)
         off = {k: held_out(inputs, record.rew[rows + k, None]) for k in (-1, 0, 1)}
         if k := _elsewhere(off, 3.0):
-            message, harms = _goes_better(off, k, "reward"), {"td": "no", "dynamics": "no", "returns": "care"}
-            yield finding("rewards_shifted", message, rows[:0], of, harms, count=of)
+            harms: Harms = {"td": "no", "dynamics": "no", "returns": "care"}
+            yield finding("rewards_shifted", _goes_better(off, k, "reward"), rows[:0], of, harms, count=of)
 
 
 def _elsewhere(off: Unexplained, factor: float) -> int:
