@@ -221,7 +221,8 @@ def test_start_from_asks_for_the_content_and_not_for_the_name(mine, tmp_path):
     rewrite(mine)
     said = refusal(train, config(mine, tmp_path / "b", start_from=str(tmp_path / "offline")))
     assert said == (
-        f"start_from={tmp_path / 'offline'}: was run with dataset={mine} (sha256 {then}), not {mine} (sha256 {sum_of(mine)})"
+        f"start_from={tmp_path / 'offline'}: was run with dataset={mine} (sha256 {then}), not {mine} (sha256 {sum_of(mine)}) "
+        "(1 setting differs)"
     )
 
 
