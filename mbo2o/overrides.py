@@ -102,7 +102,8 @@ def _check_one(parsed: Any, given: Sequence[str]) -> None:
     key, one = parsed.key_or_group, not parsed.is_delete() and not parsed.is_sweep_override()
     if one and (conf_folder() / key).is_dir() and not isinstance(parsed.value(), str):
         raise UserError(f"{parsed.input_line}: expected a name; choices: {', '.join(_choices(key))}")
-    forced = (parsed.is_add() or parsed.is_force_add()) and "@" not in key and not key.startswith("hydra.")
+    anything = key.startswith(("hydra.", "env_kwargs."))  # the environment says what it takes
+    forced = (parsed.is_add() or parsed.is_force_add()) and "@" not in key and not anything
     if forced and (text := _no_setting(key.split("."), _chosen(given))):
         raise UserError(text)
 

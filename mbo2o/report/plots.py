@@ -190,25 +190,29 @@ BANDS = 4
 PALETTE = (
     *(BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK),
     *("#A2142F", "#7F7F00", "#6A3D9A", "#8C510A", "#8DA0CB", "#7FBC41", "#01665E"),
+    *("#C51B7D", "#4D4D4D", "#DFC27D"),
 )
 COLOURS: dict[str, str] = {
     name: PALETTE[i]
     for i, names in enumerate(
         (
-            "wsrl warm priority sac td3bc wmp",
-            "cql-sac freed uniform obac edac cold",
-            "cql kept half iql-watching",
-            "enoto sunrise online obac-0.1 sacn seeded",
-            "calql freed-n alpha-0.5 fixed-0.1 critics",
-            "pex rem alpha-0.9 obac-1 mix-50",
+            "wsrl warm priority td3bc wmp iql-keep-0",
+            "cql-sac freed uniform obac edac cold iql-keep-5",
+            "cql kept half iql-watching iql-keep-10",
+            "enoto sunrise online obac-0.1 sacn seeded iql-keep-25",
+            "calql freed-n alpha-0.5 fixed-0.1 critics calql-keep-0",
+            "pex rem alpha-0.9 obac-1 mix-50 calql-keep-5",
             "balanced kept-data no-penalty fixed-1 bc kept-mix",
-            "iql mbpo policy",
-            "awac oac none double-penalty",
-            "rlpd bootstrapped lapo redq utd-1",
-            "adaptive-bc mean batch-gate mix-5",
+            "iql policy iql-keep-50",
+            "awac oac none double-penalty calql-keep-10",
+            "rlpd bootstrapped lapo redq utd-1 calql-keep-25",
+            "adaptive-bc mean batch-gate mix-5 calql-keep-50",
             "no-data kept-n fixed",
-            "ucb rmp weight sac-action sac-sparse",
-            "ucb-10 weight-scalar obac-action obac-sparse",
+            "ucb rmp weight sac-action sac-sparse scratch",
+            "ucb-10 weight-scalar obac-action obac-sparse mopo",
+            "sac",
+            "mbpo",
+            "moore",
         )
     )
     for name in names.split()

@@ -132,8 +132,8 @@ def stored_curves(path: Path) -> dict[str, Curve]:
     return out
 
 
-def draw(path: Path, panels: dict[str, list[str]], phase: str = "online") -> None:
-    """The figure of `NAME.csv` from the files alone: `NAME.png`, and `NAME.svg` beside it, a panel for each set of arms.
+def draw(path: Path, panels: dict[str, list[str]], phase: str = "online", suffix: str = "") -> None:
+    """The figure of `NAME.csv` from the files alone: `NAMESUFFIX.png`, and an SVG beside it, a panel for each set of arms.
 
     A panel of which fewer than two arms were run is left out, unless none is left.
     """
@@ -144,7 +144,10 @@ def draw(path: Path, panels: dict[str, list[str]], phase: str = "online") -> Non
         drawn = {"": next(iter(drawn.values()))}
     study, _, data = path.stem.partition("-")
     subject = first["env"] + (f" · {data}" if data != first["env"] else "") + f" · study {study}"
-    save(compare_panels(drawn or {"": dict(list(arms.items())[: len(PALETTE)])}, subject, phase), path.with_suffix(".png"))
+    save(
+        compare_panels(drawn or {"": dict(list(arms.items())[: len(PALETTE)])}, subject, phase),
+        path.with_name(f"{path.stem}{suffix}.png"),
+    )
 
 
 def curves(logs: dict[str, RunLog], phase: str = "online") -> list[Row]:

@@ -14,7 +14,7 @@ from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
 from . import methods
-from .arms import QUICK_Q, Row, curves, draw, offline_alone, online_rows, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, Row, curves, draw, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
 from .claims import Claim, Measured, difference
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
@@ -71,9 +71,12 @@ PANELS = {
     "Warm-up": ["warm", "cold", "seeded"],
     "Offline data": ["warm", "mix-5", "mix-50", "kept", "kept-mix"],
     "What crosses the switch": ["warm", "policy", "critics", "none"],
+}
+RETENTION = {
     "IQL, share kept": [f"iql-keep-{x}" for x in RETAINED],
     "Cal-QL, share kept": [f"calql-keep-{x}" for x in RETAINED],
 }
+"""A figure of its own, NAME-retention."""
 WATCHED = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
 """Arms whose critics are looked at."""
 
@@ -102,8 +105,12 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
 
 
 def figure(path: Path) -> None:
-    """The figure of a results file."""
-    draw(path, PANELS)
+    """The figure of a results file, and another of the shares of data that IQL and Cal-QL keep, where they were run."""
+    found = read(path)
+    if any(arm in found for names in PANELS.values() for arm in names):
+        draw(path, PANELS)
+    if any(arm in found for names in RETENTION.values() for arm in names):
+        draw(path, RETENTION, suffix="-retention")
 
 
 def _watched(log: RunLog, metric: str) -> Curve:

@@ -283,7 +283,7 @@ def test_a_run_from_when_rates_were_carried_goes_on_or_is_refused(pendulum, tmp_
     train(other)
     stored(tmp_path / "other")
     assert read_config(tmp_path / "other")[0].recipe.online.alpha_lr == named.recipe.offline.alpha_lr  # as it learned
-    with pytest.raises(UserError, match=r"recipe\.online\.alpha_lr=0\.0001, not 0\.5 \(1 settings differ\)"):
+    with pytest.raises(UserError, match=r"recipe\.online\.alpha_lr=0\.0001, not 0\.5 \(1 setting differs\)"):
         train(other)
 
 

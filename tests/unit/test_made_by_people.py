@@ -322,6 +322,7 @@ def test_the_same_seed_gives_the_same_run_and_an_unchanged_policy_the_same_evalu
     for k in range(2):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message="no reference set knows")
             train(small(tmp_path / f"run{k}", name))
         logs.append(log(tmp_path / f"run{k}"))
         np.random.random(10)  # noqa: NPY002  what else the process draws does not matter
@@ -503,8 +504,8 @@ def test_an_argument_without_a_plus_is_told_of_it(tmp_path):
 
 def test_an_offline_phase_is_not_gone_on_with_in_another_task(tmp_path):
     train(pendulum(tmp_path / "run", "+env_kwargs.g=5.0"))
-    for more, says in (([], "None"), (["+env_kwargs.g=6.0"], r"\{'g': 6\.0\}")):
-        with pytest.raises(UserError, match=rf"was run with env_kwargs=\{{'g': 5\.0\}}, not {says}"):
+    for more, says in (([], "None"), (["+env_kwargs.g=6.0"], r"6\.0")):
+        with pytest.raises(UserError, match=rf"was run with env_kwargs\.g=5\.0, not {says}"):
             train(pendulum(tmp_path / "other", f"start_from={tmp_path / 'run'}", *more))
 
 

@@ -237,7 +237,7 @@ def test_collect_writes_what_was_played(capsys):
         (["--policy", "waypoint", "--env", "Hopper-v5"], "PointMaze"),
         (["--policy", "waypoint", "--env", UMAZE, "--wander", "1.5"], r"in \[0, 1\]"),
         (["--policy", "waypoint", "--env", UMAZE, "--noise", "-1"], "at least 0"),
-        (["--policy", "waypoint", "--env", UMAZE, "--rows", "0"], "--rows 0"),
+        (["--policy", "waypoint", "--env", UMAZE, "--rows", "0"], "rows=0 must be at least 1"),
         (["--policy", "random", "--env", UMAZE, "--noise", "0.5"], "waypoint"),
         (["--env", UMAZE, "--wander", "0.5"], "waypoint"),
     ],

@@ -337,7 +337,7 @@ from test_survival import small, train, _guarded
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 100}, {size + 100}))
 sys.exit(_guarded(lambda: train(small({str(tmp_path / "run")!r})) and 0))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     said = [x for x in done.stderr.splitlines() if "turn" not in x and "return" not in x and "→" not in x]
     assert done.returncode == 2, done.stderr
     assert len(said) == 1, done.stderr
