@@ -53,7 +53,7 @@ class Config:
     env_kwargs: Any = None  # a dict: what gymnasium.make is given beside the id, wherever the run makes its environment
     env_layout: str | None = None  # how observations are laid out: None: the environment's own, or d4rl or d4rl-no-forces
     # where the dataset's width says so (run/layouts.py)
-    seeds: int = 1  # trained side by side in one process
+    seeds: int = 1  # trained side by side; each has its own initial networks and starts, and shares the stream of later draws
     seed: int = 0  # of the first; the whole run follows from it
     device: str = "cpu"
     threads: int = 1  # torch threads: two on two busy cores can be far slower than one for nets this small
