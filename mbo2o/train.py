@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import gc
 import hashlib
 import json
 import math
@@ -71,6 +72,13 @@ def train(cfg: Config) -> Path:
     One process at a time may run in a directory; an `EnvironmentFault`, a kind of UserError, says that the environment kept
     failing.
     """
+    try:
+        return _train(cfg)
+    finally:
+        gc.collect()  # the parts of a run know each other, and its buffers may be gigabytes: several runs in a process need them
+
+
+def _train(cfg: Config) -> Path:
     _check(cfg)
     torch.set_num_threads(cfg.threads)
     _keep_memory()

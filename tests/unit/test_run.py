@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 from pathlib import Path
 
 import gymnasium
@@ -12,9 +13,11 @@ import torch
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run import checkpoint
 from mbo2o.run.log import Means, Progress, describe
 from mbo2o.run.run import Run, RunConfig
+from mbo2o.train import Config, train
 from mbo2o.types import Diverged, UserError, duration
 
 NET = MLPConfig(hidden=[8])
@@ -258,3 +261,15 @@ def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "latest", older)
     with pytest.raises(Diverged, match=r"run\.q_limit=1e\+04 .*met so far, 100 online; "):
         interact(tmp_path / "broken", None, says, **options)
+
+
+def test_nothing_of_a_run_stays_in_memory_when_it_has_ended(tmp_path, monkeypatch):
+    """Studies make many runs in one process; each holds a buffer of gigabytes at the papers' sizes."""
+    made, init = [], Run.__init__
+    monkeypatch.setattr(Run, "__init__", lambda self, *a, **k: made.append(weakref.ref(self)) or init(self, *a, **k))
+    small = SACConfig(actor=MLPConfig(hidden=[4]), critic=MLPConfig(hidden=[4]))
+    recipe = ScratchConfig(agent=small, online_steps=2, start=1, batch=2)
+    run = RunConfig(eval_episodes=1, online_capacity=10)
+    train(Config(recipe=recipe, env="Pendulum-v1", dir=str(tmp_path / "run"), run=run, report=False))
+    assert len(made) == 1
+    assert made[0]() is None
