@@ -75,7 +75,7 @@ def train(cfg: Config) -> Path:
     try:
         return _train(cfg)
     finally:
-        gc.collect()  # the parts of a run know each other, and its buffers may be gigabytes: several runs in a process need them
+        gc.collect()  # the parts of a run know each other, and its buffers may be gigabytes; others in this process need them
 
 
 def _train(cfg: Config) -> Path:
