@@ -40,10 +40,13 @@ def check(
         env_kwargs: What the environment is made with, as a run's setting of that name.
 
     Raises:
-        UserError: No such file, one that cannot be read, an environment given that cannot be made, no such rule.
+        UserError: No such file, one that cannot be read, an environment that cannot be made and was given, or whose
+            arguments were given, no such rule.
     """
     found = named.find(name)
     own = env_id or found.attrs().get("env_id")
+    if env_kwargs and not own:
+        raise UserError(f"{name}: does not say which environment it is of, so that --env-kwargs has no use; give --env ID")
     choice = None if own is None else EnvChoice(str(own), env_kwargs or {})
     task = find_task(choice, bool(env_id))
     box = None if task is None or task.low is None else (task.low, task.high)
@@ -80,7 +83,7 @@ def _layout(env_id: str, obs: np.ndarray) -> str | None:
 def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
     """What there is to know of the environment, which was `given`, or which the file names.
 
-    Raises `UserError` for one that was given and cannot be made; of the file's own that is a finding.
+    Raises `UserError` for one that cannot be made if the user gave it or its arguments; otherwise that is a finding.
     """
     if choice is None:
         return None
@@ -90,7 +93,7 @@ def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
     try:
         env = make_env(choice)
     except UserError as error:
-        if given:
+        if given or choice.kwargs:
             raise
         return Task(env_id, newest=_newest(env_id), problem=str(error))
     obs, act = env.observation_space.shape or (0,), env.action_space.shape or (0,)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mbo2o.data.findings import ALL_NO, CARE_BUT_CLONING, Finding, Harm, Harms, few, finding, percent
+from mbo2o.data.findings import ALL_NO, CARE_BUT_CLONING, Finding, Harm, Harms, few, finding, percent, percentage
 from mbo2o.data.record import Record, held_out, same, spread, standard, unexplained
 
 Unexplained = dict[int, np.ndarray]
@@ -233,7 +233,7 @@ def _goes_better(off: Unexplained, k: int, what: str) -> str:
     where = "above" if k < 0 else "below"
     return (
         f"a row's step goes better with the {what} of the row {where} than with its own "
-        f"({100 * off[k].mean():.2g} % unexplained against {100 * off[0].mean():.2g} %)"
+        f"({percentage(float(off[k].mean()))} unexplained against {percentage(float(off[0].mean()))})"
     )
 
 

@@ -30,6 +30,7 @@ from mbo2o.data.findings import (
     finding,
     listed,
     percent,
+    percentage,
 )
 from mbo2o.data.record import Record, Task, standard
 from mbo2o.types import TerminationFn
@@ -155,7 +156,7 @@ def _duplicates(record: Record) -> Iterator[Finding]:
         yield finding("duplicate_rows", message, again, of)
         # a row of k twins has one on the other side unless all k are held out
         leaked = float((1 - HOLDOUT ** (size[size > 1] - 1.0)).sum()) / of
-        message = f"a split by rows trains on twins of about {100 * leaked:.2g} % of the rows that it holds out"
+        message = f"a split by rows trains on twins of about {percentage(leaked)} of the rows that it holds out"
         yield finding("split_leak", message, size > 1, of, {"dynamics": "care"} if leaked > DUPLICATES else {})
 
 

@@ -204,8 +204,13 @@ def few(count: int, of: int) -> Harm:
 
 def percent(count: int, of: int) -> str:
     """A count with its share; the share alone where it is all."""
-    share = 100 * count / of
-    return f"{share:.{0 if share >= 9.5 else 1 if share >= 1 else 2}f} % ({count})" if count < of else "100 %"
+    return f"{percentage(count / of)} ({count})" if count < of else "100 %"
+
+
+def percentage(part: float) -> str:
+    """A part of 1 as a percentage with about two digits, never with an exponent."""
+    value = 100 * part
+    return f"{value:.{0 if value >= 9.5 else 1 if value >= 1 else 2}f} %"
 
 
 def listed(items: Iterable[Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mbo2o import cli
+from mbo2o.check import check
 from mbo2o.data import schema
 from mbo2o.data.audit import audit
 from mbo2o.data.dataset import TransitionDataset
@@ -582,3 +583,24 @@ def test_a_minari_set(tmp_path, monkeypatch, capsys):
         code, out, _ = run(capsys, name)
         assert code == 0
         assert "960 rows, 40 episodes" in out
+
+
+def test_a_share_of_everything_is_written_without_an_exponent():
+    x = counter()
+    same = {**x, **{k: np.zeros_like(v) for k, v in x.items()}}
+    assert "twins of about 100 % of the rows" in only(look(same), "split_leak").message
+
+
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [("Pendulum-v1", "takes no argument 'gravity', which env_kwargs gives"), (None, "does not say which environment it is of")],
+)
+def test_arguments_for_an_environment_that_cannot_use_them_are_refused(tmp_path, env_id, says):
+    path = tmp_path / "x.hdf5"
+    with h5py.File(path, "w") as f:
+        shapes = {"observations": (8, 3), "actions": (8, 1), "rewards": 8, "terminals": 8, "timeouts": 8}
+        for key, shape in shapes.items():
+            f[key] = np.zeros(shape, bool if key.startswith(("term", "time")) else np.float32)
+        f.attrs.update({} if env_id is None else {"env_id": env_id})
+    with pytest.raises(UserError, match=says):
+        check(str(path), env_kwargs={"gravity": 1.0})
