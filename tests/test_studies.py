@@ -354,7 +354,7 @@ def test_methods_stand_side_by_side(pendulum, tmp_path, where):
     shown = {m.name: methods.measured(m, tmp_path / "results") for m in methods.METHODS}
     final = np.mean([float(r["final"]) for r in rows["wsrl"]])
     assert shown["WSRL"].startswith(f"{pendulum.stem} ")
-    assert f"→ {final:.0f} – (60 steps" in shown["WSRL"]
+    assert f"→ {final:.0f} – (150 steps" in shown["WSRL"]
     assert shown["OBAC"] == ""
 
 
