@@ -610,7 +610,9 @@ def test_harmless_arguments_are_arguments_of_the_tasks_and_leave_the_rules_right
 def test_scores_are_for_default_arguments(tmp_path):
     def scored(**chosen):
         more = {"env_kwargs": {"healthy_reward": 0.0}}
-        return Run(tmp_path, RunConfig(**chosen), env_id="Hopper-v5", seed=0, seeds=1, gamma=0.9, **more).reference.known
+        run = Run(tmp_path, RunConfig(**chosen), env_id="Hopper-v5", seed=0, seeds=1, gamma=0.9, **more)
+        run.close()
+        return run.reference.known
 
     with pytest.warns(UserWarning, match="no scores"):
         assert not scored()
