@@ -137,7 +137,9 @@ def _loaded(cfg: Config, found: Named | None, env_id: str) -> tuple[Config, Tran
 
 def _kept(name: str, x: Any) -> Any:
     """`x` as config.yaml gives it back; UserError for what it cannot keep."""
-    if isinstance(x, dict) and all(isinstance(key, str) for key in x):
+    if isinstance(x, dict):
+        if odd := [key for key in x if not isinstance(key, str)]:
+            raise UserError(f"{name} is a dict with the name {odd[0]!r}, which is not text; put it in quotes")
         return {key: _kept(f"{name}.{key}", value) for key, value in x.items()}
     if isinstance(x, list | tuple):
         return [_kept(f"{name}[{i}]", value) for i, value in enumerate(x)]
@@ -183,6 +185,8 @@ def _keep_memory() -> None:
 MAX_THREADS = 1024
 WORDS = ("dataset", "dir", "start_from", "env")
 """Settings whose values are names and paths of the user's."""
+AS_STORED = (*WORDS, "provenance", "env_kwargs")
+"""Settings that are read from config.yaml as they stand there: a `${KEY}` in them is text, and stands for no other setting."""
 
 
 def _check(cfg: Config) -> None:
@@ -324,9 +328,9 @@ def read_config(directory: Path) -> tuple[Config, str]:
     known = {f.name for f in fields(Config)}
     plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
     try:
-        words = {k: v for k, v in plain.items() if k in WORDS}
-        typed = _typed(Config, {k: v for k, v in plain.items() if k not in WORDS} | {"recipe": {}})
-        cfg = replace(typed, **words, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
+        as_stored = {k: v for k, v in plain.items() if k in AS_STORED}
+        typed = _typed(Config, {k: v for k, v in plain.items() if k not in AS_STORED} | {"recipe": {}})
+        cfg = replace(typed, **as_stored, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
     except OmegaConfBaseException as e:
         path = directory / "config.yaml"
         raise UserError(f"{path}: does not fit this version, or was changed by hand ({' '.join(str(e).split())})") from e

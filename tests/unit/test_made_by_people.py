@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from mbo2o.agents.sac import SACConfig
 from mbo2o.cli import compose_config, main
@@ -25,7 +26,7 @@ from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.lanes import Lane, Lanes
 from mbo2o.run.make import ActionBox, EnvChoice, make_env
 from mbo2o.run.run import Run, RunConfig, Stopped
-from mbo2o.train import Config, _name, _resolve, read_config, restore, train
+from mbo2o.train import Config, _kept, _name, _resolve, read_config, restore, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])
@@ -636,3 +637,18 @@ def test_data_check_makes_the_task_that_it_is_told_of(tmp_path, capsys):
     assert "105" in told[0]
     assert "105" not in told[1]
     assert "is not JSON" in told[2]
+
+
+def test_a_setting_given_as_another_one_is_read_back_from_the_config(tmp_path):
+    cfg = compose_config(["switch=td3bc", "dataset=x.hdf5", "env=Pendulum-v1", "run.log_every=${recipe.batch}"])
+    cfg.env_kwargs = {"text": "${recipe.batch}"}
+    stored = OmegaConf.create(_resolve(cfg, "Pendulum-v1"))
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(stored))
+    found, _ = read_config(tmp_path)
+    assert "run.log_every=${recipe.batch}" in str(found.provenance)
+    assert (found.provenance, found.env_kwargs) == (cfg.provenance, cfg.env_kwargs)
+
+
+def test_an_argument_whose_name_is_no_text_is_named():
+    with pytest.raises(UserError, match="env_kwargs is a dict with the name 1, which is not text"):
+        _kept("env_kwargs", {1: 2})
