@@ -24,7 +24,8 @@ SEEDS = (3, 5, 10, 20)
 MEASURES = {
     "J0, at the switch": "the first evaluation of the online phase, before any update of it.",
     "drop": "max(0, J0 minus the lowest evaluation of the window). The window starts at the first learning turn: recipes with "
-    "`start=K` act for K steps with the frozen policy first, and the window does not include these steps. It is the same number of updates for all "
+    "`start=K` act for K steps with the frozen policy first, and the window does not include these "
+    "steps. It is the same number of updates for all "
     "arms of a study on one dataset: 20 % of the shortest learning phase among them, in updates, rounded to whole "
     "spacings of the arm that is evaluated most seldom, at least two. Each arm is looked at once per such spacing, at the "
     "first evaluation that has as many updates, so that every arm has the same number of distinct evaluations. (A minimum "
