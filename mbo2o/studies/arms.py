@@ -161,6 +161,16 @@ def curves(logs: dict[str, RunLog], phase: str = "online") -> list[Row]:
     ]
 
 
+def publish(path: Path, rows: list[Row], logs: dict[str, RunLog], phase: str = "online") -> None:
+    """Write `NAME.csv` and `NAME-curves.csv`.
+
+    What the rows say of a curve is computed from the stored curve, whose returns are rounded: the two files always agree.
+    """
+    write(path, rows)
+    write(path.with_name(f"{path.stem}-curves.csv"), curves(logs, phase))
+    recompute(path)
+
+
 def write(path: Path, rows: list[Row]) -> None:
     """A CSV file of rows that share their keys; numbers to four places."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.train import Config, find_dataset, restore
 
-from .arms import QUICK_Q, Row, curves, draw, online_rows, read, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, Row, draw, online_rows, publish, read, read_arms, run_arm, run_offline
 from .claims import Apart, Claim, apart, difference
 
 EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig
@@ -86,8 +86,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     rows = [row | random for arm, log in logs.items() for row in _rows(measured[arm], log)]
     for row in rows:  # A7: how differently they act from the data, as distributions
         row["ks"], row["ks_p"] = spread.get((row["arm"], row["seed"]), (float("nan"), float("nan")))
-    write(results / f"{name}.csv", rows)
-    write(results / f"{name}-curves.csv", curves(logs))
+    publish(results / f"{name}.csv", rows, logs)
     figure(results / f"{name}.csv")
 
 

@@ -25,7 +25,7 @@ from mbo2o.train import Config, find_dataset
 from mbo2o.types import UserError
 
 from . import moore as moore_study
-from .arms import QUICK_Q, curves, draw, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, draw, offline_alone, online_rows, publish, read, read_arms, run_arm, run_offline
 from .claims import Claim, apart, difference
 from .offline import sized
 
@@ -168,8 +168,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     logs = read_arms(out, [x for x in known if x != "mopo"])
     logs |= {arm: _held(log, base.recipe.online_steps) for arm, log in read_arms(out, ["mopo"], "offline").items()}
     logs = {arm: logs[arm] for arm in known if arm in logs}
-    write(results / f"{name}.csv", [row for rows in online_rows(logs).values() for row in rows])
-    write(results / f"{name}-curves.csv", curves(logs))
+    publish(results / f"{name}.csv", [row for rows in online_rows(logs).values() for row in rows], logs)
     figure(results / f"{name}.csv")
 
 

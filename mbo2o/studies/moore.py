@@ -16,7 +16,7 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
 from mbo2o.train import Config, read_config, train
 
-from .arms import QUICK_OFFLINE, Row, curves, draw, online_rows, read_arms, run_arm, write
+from .arms import QUICK_OFFLINE, Row, draw, online_rows, publish, read_arms, run_arm
 from .claims import Claim, Measured, apart, difference
 
 EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
@@ -80,8 +80,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure of the arms."""
     logs = read_arms(out, list(arms(base)))
     measured = online_rows(logs)
-    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(measured[arm], log)])
-    write(results / f"{name}-curves.csv", curves(logs))
+    publish(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(measured[arm], log)], logs)
     figure(results / f"{name}.csv")
 
 

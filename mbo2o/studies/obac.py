@@ -16,7 +16,7 @@ from mbo2o.report.read import RunLog
 from mbo2o.run.disturb import DisturbConfig
 from mbo2o.train import Config
 
-from .arms import QUICK, Row, curves, draw, online_rows, read_arms, run_arm, write
+from .arms import QUICK, Row, draw, online_rows, publish, read_arms, run_arm
 from .claims import Apart, Claim, Measured, apart, difference
 from .offline import sized
 
@@ -87,8 +87,9 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
         logs[WATCHER] = _of_watcher(logs["sac"])
     wins = {WATCHER: _wins(logs["sac"], logs[WATCHER])} if "sac" in logs else {}
     measured = online_rows(logs)
-    write(results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(measured[arm], log, wins.get(arm))])
-    write(results / f"{name}-curves.csv", curves(logs))
+    publish(
+        results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(measured[arm], log, wins.get(arm))], logs
+    )
     figure(results / f"{name}.csv")
 
 

@@ -13,7 +13,7 @@ from mbo2o.registry import AGENTS, find
 from mbo2o.report.statistics import late_evaluations
 from mbo2o.train import Config
 
-from .arms import QUICK_Q, Row, curves, draw, offline_alone, read_arms, run_offline, write
+from .arms import QUICK_Q, Row, draw, offline_alone, publish, read_arms, run_offline
 
 SHARED = ("gamma", "tau", "critic_lr", "alpha_lr", "samples", "clone_steps")
 """Settings of the base agent that the others take over, where they have them; a value network learns at the critics' rate."""
@@ -74,8 +74,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
             {"arm": arm, "seed": k} | layout | {"final": ret[-end:, k].mean(), "best": ret[:, k].max(), "final_evals": end}
             for k in range(ret.shape[1])
         ]
-    write(results / f"{name}.csv", rows)
-    write(results / f"{name}-curves.csv", curves(logs, "offline"))
+    publish(results / f"{name}.csv", rows, logs, "offline")
     figure(results / f"{name}.csv")
 
 

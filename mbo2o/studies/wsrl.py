@@ -14,7 +14,7 @@ from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
 from . import methods
-from .arms import QUICK_Q, Row, curves, draw, offline_alone, online_rows, read, read_arms, run_arm, run_offline, write
+from .arms import QUICK_Q, Row, draw, offline_alone, online_rows, publish, read, read_arms, run_arm, run_offline
 from .claims import Claim, Measured, difference
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
@@ -95,8 +95,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     logs = read_arms(out, list(arms(base)))
     measured = online_rows(logs)
     rows = [row for arm, log in logs.items() for row in _rows(measured[arm], log)]
-    write(results / f"{name}.csv", rows)
-    write(results / f"{name}-curves.csv", curves(logs))
+    publish(results / f"{name}.csv", rows, logs)
     figure(results / f"{name}.csv")
     critics = {x: {arm: _watched(logs[arm], x) for arm in WATCHED if arm in logs} for x in CRITICS}
     if any(critics.values()):
