@@ -1,5 +1,5 @@
 """`python -m mbo2o` is `mbo2o`."""
 
-from .cli import main
+from mbo2o.cli import main
 
 main()

@@ -10,17 +10,17 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import parse_env_id
 
-from .data import named, precision, schema
-from .data.actions import Actions
-from .data.audit import audit, stored
-from .data.findings import Report
-from .data.io import minari
-from .data.named import Named
-from .data.record import Task
-from .dynamics.termination import TERMINATIONS, resolve
-from .run.layouts import ANT, find_layout
-from .run.make import EnvChoice, make_env
-from .types import TerminationFn, UserError
+from mbo2o.data import named, precision, schema
+from mbo2o.data.actions import Actions
+from mbo2o.data.audit import audit, stored
+from mbo2o.data.findings import Report
+from mbo2o.data.io import minari
+from mbo2o.data.named import Named
+from mbo2o.data.record import Task
+from mbo2o.dynamics.termination import TERMINATIONS, resolve
+from mbo2o.run.layouts import ANT, find_layout
+from mbo2o.run.make import EnvChoice, make_env
+from mbo2o.types import TerminationFn, UserError
 
 
 def check(

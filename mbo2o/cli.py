@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from .overrides import check_overrides, literal, literals, one_line
-from .registry import conf_folder
-from .types import Diverged, UserError, at_least_one
+from mbo2o.overrides import check_overrides, literal, literals, one_line
+from mbo2o.registry import conf_folder
+from mbo2o.types import Diverged, UserError, at_least_one
 
 if TYPE_CHECKING:
-    from .train import Config
+    from mbo2o.train import Config
 
 ENVIRONMENT, INTERRUPTED, STOPPED = 4, 130, 143
 STUDIES = ("moore", "enoto", "offline", "wsrl", "methods", "obac")
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _guarded(work: Callable[[], int]) -> int:
-    from .run.faults import EnvironmentFault
-    from .run.run import Stopped
+    from mbo2o.run.faults import EnvironmentFault
+    from mbo2o.run.run import Stopped
 
     try:
         return work()
@@ -88,9 +88,9 @@ def store_schemas() -> None:
     """Tell Hydra of the dataclasses behind the YAML."""
     from hydra.core.config_store import ConfigStore
 
-    from . import recipes  # noqa: F401  registers
-    from .registry import AGENTS, RECIPES
-    from .train import Config
+    from mbo2o import recipes  # noqa: F401  registers
+    from mbo2o.registry import AGENTS, RECIPES
+    from mbo2o.train import Config
 
     store = ConfigStore.instance()
     store.store(name="config_base", node=Config)
@@ -141,7 +141,7 @@ def _train(args: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from .train import train
+    from mbo2o.train import train
 
     store_schemas()
     args = literals(args)
@@ -166,7 +166,7 @@ def _train(args: list[str]) -> int:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from .train import restore
+    from mbo2o.train import restore
 
     episodes, seed = options.episodes, options.seed
     at_least_one("eval", episodes=episodes)
@@ -191,19 +191,19 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .report.page import write_report
-    from .run.disk import writing
+    from mbo2o.report.page import write_report
+    from mbo2o.run.disk import writing
 
     with writing(Path(options.run_dir)):
         print(write_report(Path(options.run_dir)))
 
 
 def _methods(options: argparse.Namespace) -> None:
-    from . import recipes  # noqa: F401  registers
-    from .data.named import data_folders
-    from .registry import AGENTS, RECIPES
-    from .report.statistics import FEWEST, KIND
-    from .studies.methods import METHODS, declared, measured, measured_by
+    from mbo2o import recipes  # noqa: F401  registers
+    from mbo2o.data.named import data_folders
+    from mbo2o.registry import AGENTS, RECIPES
+    from mbo2o.report.statistics import FEWEST, KIND
+    from mbo2o.studies.methods import METHODS, declared, measured, measured_by
 
     results = data_folders()[0] / "results" if data_folders() else Path("data/results")
     indent = " " * 19
@@ -229,8 +229,8 @@ def _idea(cls: type) -> str:
 
 
 def _data_list(options: argparse.Namespace) -> None:
-    from .data import remote, schema
-    from .data.named import data_folders
+    from mbo2o.data import remote, schema
+    from mbo2o.data.named import data_folders
 
     for folder in data_folders():
         for path in sorted(folder.glob("*.hdf5")):
@@ -244,7 +244,7 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _data_fetch(options: argparse.Namespace) -> None:
-    from .data import remote
+    from mbo2o.data import remote
 
     for entry in [remote.find(name) for name in options.names]:
         fetched = remote.fetch(entry)
@@ -252,7 +252,7 @@ def _data_fetch(options: argparse.Namespace) -> None:
 
 
 def _data_where(options: argparse.Namespace) -> None:
-    from .data import remote
+    from mbo2o.data import remote
 
     entry = remote.find(options.name)
     print(f"{entry.state()}: {entry.size} bytes, sha256 {entry.sha256}, from {' '.join(entry.urls)}", file=sys.stderr)
@@ -260,7 +260,7 @@ def _data_where(options: argparse.Namespace) -> None:
 
 
 def _data_inspect(options: argparse.Namespace) -> None:
-    from .train import find_dataset
+    from mbo2o.train import find_dataset
 
     summary = find_dataset(options.dataset, actions=options.actions, env_id=options.env, option="--actions ").summary()
     if options.json:
@@ -272,7 +272,7 @@ def _data_inspect(options: argparse.Namespace) -> None:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    from .check import check
+    from mbo2o.check import check
 
     kwargs = _env_kwargs(options.env_kwargs)
     report = check(options.dataset, options.env, options.termination, options.actions, kwargs)
@@ -291,14 +291,14 @@ def _env_kwargs(text: str) -> dict[str, Any]:
 
 
 def _data_reference(options: argparse.Namespace) -> None:
-    from .reference import measure_reference
+    from mbo2o.reference import measure_reference
 
     print(json.dumps(measure_reference(options.actor, options.env, options.episodes, options.seeds)))
 
 
 def _data_collect(options: argparse.Namespace) -> None:
-    from . import collect
-    from .run.disk import writing
+    from mbo2o import collect
+    from mbo2o.run.disk import writing
 
     sizes = {x: getattr(options, x) for x in ("rows", "steps", "hidden", "batch")}
     at_least_one("data collect", **sizes)
@@ -312,8 +312,8 @@ def _data_collect(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from .registry import RECIPES, find
-    from .run.disk import writing
+    from mbo2o.registry import RECIPES, find
+    from mbo2o.run.disk import writing
 
     what, results = options.what, Path(options.results)
     study = importlib.import_module(f"mbo2o.studies.{what}")
@@ -335,8 +335,8 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from .bench.agents import print_agents
-    from .bench.dynamics import print_bench
+    from mbo2o.bench.agents import print_agents
+    from mbo2o.bench.dynamics import print_bench
 
     at_least_one("bench", rounds=options.rounds)
     if options.what == "dynamics":

@@ -25,19 +25,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .agents.sac import SAC, SACConfig
-from .data import schema
-from .data.buffer import ReplayBuffer
-from .data.dataset import TransitionDataset
-from .ensemble.mlp import MLPConfig
-from .nn.policy import TanhGaussian
-from .run.evaluate import Evaluator
-from .run.lanes import Lane, Lanes
-from .run.log import tell
-from .run.make import EnvChoice
-from .run.streams import seed_all
-from .types import Spec, UserError
-from .waypoint import play
+from mbo2o.agents.sac import SAC, SACConfig
+from mbo2o.data import schema
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.data.dataset import TransitionDataset
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.nn.policy import TanhGaussian
+from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.lanes import Lane, Lanes
+from mbo2o.run.log import tell
+from mbo2o.run.make import EnvChoice
+from mbo2o.run.streams import seed_all
+from mbo2o.types import Spec, UserError
+from mbo2o.waypoint import play
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from .registry import conf_folder
-from .types import UserError
+from mbo2o.registry import conf_folder
+from mbo2o.types import UserError
 
 WORDS = ("dataset", "dir", "start_from", "env")
 """Settings whose values are names and paths of the user's."""

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collect import Actor
-from .run.evaluate import Evaluator
-from .run.lanes import Lane
-from .run.log import tell
-from .run.make import EnvChoice
-from .types import UserError, at_least_one
+from mbo2o.collect import Actor
+from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.lanes import Lane
+from mbo2o.run.log import tell
+from mbo2o.run.make import EnvChoice
+from mbo2o.types import UserError, at_least_one
 
 
 def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int) -> dict[str, Any]:

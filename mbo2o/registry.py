@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .types import UserError
+from mbo2o.types import UserError
 
 T = TypeVar("T", bound=type)
 

@@ -19,19 +19,19 @@ import yaml  # type: ignore[import-untyped]  # what OmegaConf reads with
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .data import named, schema
-from .data.actions import Actions
-from .data.dataset import TransitionDataset
-from .data.named import Named
-from .dynamics.termination import name_of
-from .recipes import Recipe, make_recipe
-from .registry import AGENTS, RECIPES, find
-from .report.page import write_report
-from .run import disk
-from .run.layouts import ANT, find_layout
-from .run.make import EnvChoice, make_env
-from .run.run import Restored, Run, RunConfig
-from .types import UserError, at_least_one
+from mbo2o.data import named, schema
+from mbo2o.data.actions import Actions
+from mbo2o.data.dataset import TransitionDataset
+from mbo2o.data.named import Named
+from mbo2o.dynamics.termination import name_of
+from mbo2o.recipes import Recipe, make_recipe
+from mbo2o.registry import AGENTS, RECIPES, find
+from mbo2o.report.page import write_report
+from mbo2o.run import disk
+from mbo2o.run.layouts import ANT, find_layout
+from mbo2o.run.make import EnvChoice, make_env
+from mbo2o.run.run import Restored, Run, RunConfig
+from mbo2o.types import UserError, at_least_one
 
 KINDS = {
     "official": "the numbers of the authors' paper or code, or of the named reproduction",

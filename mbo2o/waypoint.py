@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .data.io.goals import MAZE
-from .run.lanes import Lane
-from .types import UserError
+from mbo2o.data.io.goals import MAZE
+from mbo2o.run.lanes import Lane
+from mbo2o.types import UserError
 
 Cell = tuple[int, int]
 Step = tuple[np.ndarray, np.ndarray, float, np.ndarray, bool, bool]

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import Agent, make_agent
+from mbo2o.agents.base import Agent, make_agent
 
 # importing a sibling registers it: a new method is a new file, and nothing else changes
 for _module in pkgutil.iter_modules(__path__):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
 
-from .td3bc import TD3BC, TD3BCConfig
+from mbo2o.agents.td3bc import TD3BC, TD3BCConfig
 
 
 @dataclass

@@ -13,7 +13,7 @@ from mbo2o.nn.policy import BoundedGaussian, repeat
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
 
-from .qensemble import QConfig, QEnsemble
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 WEIGHTS = ("exp", "softmax")
 

@@ -13,7 +13,7 @@ from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec
 
-from .base import Agent
+from mbo2o.agents.base import Agent
 
 
 @dataclass

@@ -13,7 +13,7 @@ from mbo2o.nn.policy import repeat
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError, at_least_one
 
-from .sac import SAC, SACConfig
+from mbo2o.agents.sac import SAC, SACConfig
 
 LARGEST = 1e6
 """Of the Lagrange multiplier (Cal-QL, CORL)."""

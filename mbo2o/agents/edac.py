@@ -10,7 +10,7 @@ from torch import Tensor
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
 
-from .sac import SAC, SACConfig
+from mbo2o.agents.sac import SAC, SACConfig
 
 
 @dataclass

@@ -14,7 +14,7 @@ from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec
 
-from .qensemble import QConfig, QEnsemble
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 
 @dataclass

@@ -20,7 +20,7 @@ from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Rows, Spec, UserError
 
-from .qensemble import QConfig, QEnsemble
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 LOG_VAR = (-4.0, 15.0)
 """Range of the encoder's log σ²: the numbers BCQ has for log σ; LAPO's code has none."""

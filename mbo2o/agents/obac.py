@@ -14,8 +14,8 @@ from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
 
-from .iql import expectile_loss
-from .sac import SAC, SACConfig
+from mbo2o.agents.iql import expectile_loss
+from mbo2o.agents.sac import SAC, SACConfig
 
 CONSTRAINTS = ("adaptive", "fixed", "none")
 GATES = ("state", "batch")

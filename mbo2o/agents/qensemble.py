@@ -26,7 +26,7 @@ from mbo2o.nn.optim import Adam
 from mbo2o.registry import find
 from mbo2o.types import Batch, Spec, at_least_one
 
-from .base import Agent
+from mbo2o.agents.base import Agent
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mbo2o.registry import agent
 
-from .sac import SAC, SACConfig
+from mbo2o.agents.sac import SAC, SACConfig
 
 
 @dataclass

@@ -13,7 +13,7 @@ from mbo2o.nn.policy import TanhGaussian, repeat
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError, at_least_one
 
-from .qensemble import QConfig, QEnsemble
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 BACKUPS = ("sampled", "deterministic", "max")
 

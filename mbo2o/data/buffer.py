@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mbo2o.types import Batch, Spec
 
-from . import schema
+from mbo2o.data import schema
 
 
 class ReplayBuffer:

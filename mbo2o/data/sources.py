@@ -9,8 +9,8 @@ import torch
 
 from mbo2o.types import Batch, Source, cat, combine
 
-from .buffer import ReplayBuffer
-from .dataset import TransitionDataset
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.data.dataset import TransitionDataset
 
 
 class Mix:

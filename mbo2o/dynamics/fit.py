@@ -16,7 +16,7 @@ from mbo2o.nn.normalizer import mixture_statistics
 from mbo2o.nn.optim import Adam
 from mbo2o.types import Batch, Diverged, Metrics, UserError
 
-from .model import GaussianDynamics
+from mbo2o.dynamics.model import GaussianDynamics
 
 Z50, Z90 = 0.67449, 1.64485
 """Half-widths, in standard deviations, of the intervals that hold 50 % and 90 % of a Gaussian."""

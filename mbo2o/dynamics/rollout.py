@@ -11,7 +11,7 @@ from torch import Tensor
 from mbo2o.ensemble.uncertainty import PENALTIES, Penalty, aleatoric_std
 from mbo2o.types import Batch, Metrics, RewardFn, TerminationFn, cat
 
-from .model import GaussianDynamics
+from mbo2o.dynamics.model import GaussianDynamics
 
 
 class Sink(Protocol):

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .targets import member_std
+from mbo2o.ensemble.targets import member_std
 
 
 class Proposer(Protocol):

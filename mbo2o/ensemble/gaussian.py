@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mlp import EnsembleMLP, MLPConfig
+from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 
 
 def soft_clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from .base import Recipe, make_recipe
+from mbo2o.recipes.base import Recipe, make_recipe
 
 # importing a sibling registers it: a new method is a new file, and nothing else changes
 for _module in pkgutil.iter_modules(__path__):

@@ -11,7 +11,7 @@ from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.registry import recipe
 from mbo2o.types import UserError
 
-from .finetune import Finetune, FinetuneConfig
+from mbo2o.recipes.finetune import Finetune, FinetuneConfig
 
 
 @dataclass

@@ -21,8 +21,8 @@ from mbo2o.registry import recipe
 from mbo2o.run.run import Run
 from mbo2o.types import Batch, Metrics, Source, UserError
 
-from .balanced import BalancedConfig, BalancedReplay
-from .base import Recipe
+from mbo2o.recipes.balanced import BalancedConfig, BalancedReplay
+from mbo2o.recipes.base import Recipe
 
 PROBE = 1000
 """Rows of the dataset that a probe looks at."""

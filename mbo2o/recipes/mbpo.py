@@ -9,7 +9,7 @@ from mbo2o.data.sources import Mix
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
 
-from .modelbased import ModelBased, ModelBasedConfig, OnlineConfig
+from mbo2o.recipes.modelbased import ModelBased, ModelBasedConfig, OnlineConfig
 
 
 @dataclass

@@ -24,7 +24,7 @@ from mbo2o.registry import find
 from mbo2o.run.run import Run
 from mbo2o.types import Metrics, RewardFn, Source, TerminationFn, UserError
 
-from .base import Recipe
+from mbo2o.recipes.base import Recipe
 
 PROBE = 1000
 """Rows on which the model's uncertainty is looked at."""

@@ -15,8 +15,8 @@ from mbo2o.registry import find, recipe
 from mbo2o.run.run import Run
 from mbo2o.types import UserError
 
-from .modelbased import OnlineConfig, branch_length, check_horizon
-from .mopo import MOPO, MOPOConfig
+from mbo2o.recipes.modelbased import OnlineConfig, branch_length, check_horizon
+from mbo2o.recipes.mopo import MOPO, MOPOConfig
 
 Sampling = Callable[[int, float, int, int], float]
 """(epoch ≥ 1, alpha, offline rows, online rows) → probability that a row is offline."""

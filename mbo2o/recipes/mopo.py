@@ -12,7 +12,7 @@ from mbo2o.dynamics.fit import fit
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
 
-from .modelbased import ModelBased, ModelBasedConfig, branch_length, longest
+from mbo2o.recipes.modelbased import ModelBased, ModelBasedConfig, branch_length, longest
 
 
 @dataclass

@@ -11,7 +11,7 @@ from mbo2o.agents import make_agent
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
 
-from .base import Recipe
+from mbo2o.recipes.base import Recipe
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mbo2o.types import UserError
 
-from .disk import writing
+from mbo2o.run.disk import writing
 
 SCHEMA = 1
 """Raised when an older version would read a checkpoint wrongly; what lacks newer entries is read with their defaults."""

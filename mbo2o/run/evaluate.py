@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mbo2o.types import Metrics
 
-from . import streams
-from .disturb import DisturbConfig
-from .faults import EnvironmentFault, Faults
-from .lanes import Lane
-from .make import EnvChoice
+from mbo2o.run import streams
+from mbo2o.run.disturb import DisturbConfig
+from mbo2o.run.faults import EnvironmentFault, Faults
+from mbo2o.run.lanes import Lane
+from mbo2o.run.make import EnvChoice
 
 
 class Evaluator:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mbo2o.types import Batch, UserError
 
-from . import streams
-from .disturb import DisturbConfig, Disturbed
-from .faults import EnvironmentFault, Faults, describe, flag, observation, reward
-from .make import ActionBox, EnvChoice, make_env, time_limited
+from mbo2o.run import streams
+from mbo2o.run.disturb import DisturbConfig, Disturbed
+from mbo2o.run.faults import EnvironmentFault, Faults, describe, flag, observation, reward
+from mbo2o.run.make import ActionBox, EnvChoice, make_env, time_limited
 
 
 class Lane:

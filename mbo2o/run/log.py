@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mbo2o.types import Metrics, UserError, duration
 
-from .disk import writing
+from mbo2o.run.disk import writing
 
 
 class MetricsFile:

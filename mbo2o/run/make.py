@@ -19,8 +19,8 @@ import numpy as np
 from mbo2o.data.io import goals
 from mbo2o.types import UserError
 
-from . import layouts
-from .faults import describe
+from mbo2o.run import layouts
+from mbo2o.run.faults import describe
 
 # MuJoCo prints and logs to a file in the working directory what gymnasium's models deprecate; real errors still raise
 mujoco.set_mju_user_warning(lambda message: None)

@@ -21,15 +21,15 @@ from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.types import Diverged, Metrics, Spec, UserError, at_least_one
 
-from . import checkpoint, streams
-from .disturb import DisturbConfig
-from .evaluate import Evaluator
-from .faults import EnvironmentFault, Faults
-from .lanes import Lanes
-from .layouts import about
-from .log import Means, MetricsFile, Progress, describe, tell
-from .make import CAP, EnvChoice
-from .scores import Reference, find_reference
+from mbo2o.run import checkpoint, streams
+from mbo2o.run.disturb import DisturbConfig
+from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.faults import EnvironmentFault, Faults
+from mbo2o.run.lanes import Lanes
+from mbo2o.run.layouts import about
+from mbo2o.run.log import Means, MetricsFile, Progress, describe, tell
+from mbo2o.run.make import CAP, EnvChoice
+from mbo2o.run.scores import Reference, find_reference
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""

@@ -17,8 +17,8 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.train import Config, find_dataset, restore
 
-from .arms import QUICK_Q, Row, draw, online_rows, publish, read, read_arms, run_arm, run_offline
-from .claims import Apart, Claim, apart, difference
+from mbo2o.studies.arms import QUICK_Q, Row, draw, online_rows, publish, read, read_arms, run_arm, run_offline
+from mbo2o.studies.claims import Apart, Claim, apart, difference
 
 EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig
 SMALLEST = [*QUICK_Q, "recipe.critics=3"]

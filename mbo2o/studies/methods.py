@@ -24,10 +24,10 @@ from mbo2o.report.statistics import interval
 from mbo2o.train import Config, find_dataset
 from mbo2o.types import UserError
 
-from . import moore as moore_study
-from .arms import QUICK_Q, draw, offline_alone, online_rows, publish, read, read_arms, run_arm, run_offline
-from .claims import Claim, apart, difference
-from .offline import sized
+from mbo2o.studies import moore as moore_study
+from mbo2o.studies.arms import QUICK_Q, draw, offline_alone, online_rows, publish, read, read_arms, run_arm, run_offline
+from mbo2o.studies.claims import Claim, apart, difference
+from mbo2o.studies.offline import sized
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
 SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model

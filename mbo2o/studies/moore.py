@@ -16,8 +16,8 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
 from mbo2o.train import Config, read_config, train
 
-from .arms import QUICK_OFFLINE, Row, draw, online_rows, publish, read_arms, run_arm
-from .claims import Claim, Measured, apart, difference
+from mbo2o.studies.arms import QUICK_OFFLINE, Row, draw, online_rows, publish, read_arms, run_arm
+from mbo2o.studies.claims import Claim, Measured, apart, difference
 
 EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
 SMALLEST = [

@@ -16,9 +16,9 @@ from mbo2o.report.read import RunLog
 from mbo2o.run.disturb import DisturbConfig
 from mbo2o.train import Config
 
-from .arms import QUICK, Row, draw, online_rows, publish, read_arms, run_arm
-from .claims import Apart, Claim, Measured, apart, difference
-from .offline import sized
+from mbo2o.studies.arms import QUICK, Row, draw, online_rows, publish, read_arms, run_arm
+from mbo2o.studies.claims import Apart, Claim, Measured, apart, difference
+from mbo2o.studies.offline import sized
 
 WEIGHTS = (0.1, 1.0)
 """Of the constraint, beside the base's: the paper's 0.001 moves little at this scale."""

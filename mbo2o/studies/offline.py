@@ -13,7 +13,7 @@ from mbo2o.registry import AGENTS, find
 from mbo2o.report.statistics import late_evaluations
 from mbo2o.train import Config
 
-from .arms import QUICK_Q, Row, draw, offline_alone, publish, read_arms, run_offline
+from mbo2o.studies.arms import QUICK_Q, Row, draw, offline_alone, publish, read_arms, run_offline
 
 SHARED = ("gamma", "tau", "critic_lr", "alpha_lr", "samples", "clone_steps")
 """Settings of the base agent that the others take over, where they have them; a value network learns at the critics' rate."""

@@ -10,9 +10,9 @@ import numpy as np
 
 from mbo2o.report.statistics import bootstrap_interval, t_quantile
 
-from .arms import Row, read, write
-from .claims import Apart, Claim, Measured
-from .methods import OLDER, TODAYS
+from mbo2o.studies.arms import Row, read, write
+from mbo2o.studies.claims import Apart, Claim, Measured
+from mbo2o.studies.methods import OLDER, TODAYS
 
 COVERAGE = "coverage.csv"
 SAMPLES = {

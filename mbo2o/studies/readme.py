@@ -22,11 +22,11 @@ from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.statistics import FEWEST, KIND
 from mbo2o.run.scores import sets
 
-from . import enoto, methods, moore, obac, offline, protocol, wsrl
-from .arms import read, recompute
-from .claims import Claim, Finding, Measured, figures, verdicts
-from .methods import METHODS, declared, measured, measured_by, with_interval
-from .offline import LEARNERS
+from mbo2o.studies import enoto, methods, moore, obac, offline, protocol, wsrl
+from mbo2o.studies.arms import read, recompute
+from mbo2o.studies.claims import Claim, Finding, Measured, figures, verdicts
+from mbo2o.studies.methods import METHODS, declared, measured, measured_by, with_interval
+from mbo2o.studies.offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "data" / "results"

@@ -13,9 +13,9 @@ from mbo2o.report.plots import CRITICS, Curve, compare_critics, save
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
 
-from . import methods
-from .arms import QUICK_Q, Row, draw, offline_alone, online_rows, publish, read, read_arms, run_arm, run_offline
-from .claims import Claim, Measured, difference
+from mbo2o.studies import methods
+from mbo2o.studies.arms import QUICK_Q, Row, draw, offline_alone, online_rows, publish, read, read_arms, run_arm, run_offline
+from mbo2o.studies.claims import Claim, Measured, difference
 
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
 SMALLEST = QUICK_Q
