@@ -1,5 +1,5 @@
 """`python -m mbo2o` is `mbo2o`."""
 
-from mbo2o.cli import main
+from mbo2o.cli.main import main
 
 main()

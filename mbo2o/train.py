@@ -19,18 +19,17 @@ import yaml  # type: ignore[import-untyped]  # what OmegaConf reads with
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mbo2o.data import named, schema
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.data.named import Named
 from mbo2o.dynamics.termination import name_of
+from mbo2o.envs.layouts import ANT, find_layout
+from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, RECIPES, find
 from mbo2o.report.page import write_report
-from mbo2o.run import disk
-from mbo2o.run.layouts import ANT, find_layout
-from mbo2o.run.make import EnvChoice, make_env
 from mbo2o.run.run import Restored, Run, RunConfig
+from mbo2o.store import datasets, hdf5, whole
+from mbo2o.store.datasets import Named
 from mbo2o.types import UserError, at_least_one
 
 KINDS = {
@@ -47,22 +46,34 @@ class Config:
 
     recipe: Any = MISSING  # the config of one of `mbo2o methods`
     dataset: str | None = None  # a file, a name of `mbo2o data list`, or minari:ID
-    storage: str = "ram"  # of the dataset; memmap: one larger than memory, converted once into files that runs share
-    dataset_actions: str | None = None  # its units; unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
+    storage: str = (
+        "ram"  # of the dataset; memmap: one larger than memory, converted once into files that runs share
+    )
+    dataset_actions: str | None = (
+        None  # its units; unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
+    )
     # clip, env-clip: a policy's outputs in these units, clipped; None: unit, but refused if they look like the box's units
     env: str | None = None  # gymnasium id; None: the dataset's
-    env_kwargs: Any = None  # a dict: what gymnasium.make is given beside the id, wherever the run makes its environment
-    env_layout: str | None = None  # how observations are laid out: None: the environment's own, or d4rl or d4rl-no-forces
+    env_kwargs: Any = (
+        None  # a dict: what gymnasium.make is given beside the id, wherever the run makes its environment
+    )
+    env_layout: str | None = (
+        None  # how observations are laid out: None: the environment's own, or d4rl or d4rl-no-forces
+    )
     # where the dataset's width says so (run/layouts.py)
     seeds: int = 1  # trained side by side; each has its own initial networks and starts, and shares the stream of later draws
     seed: int = 0  # of the first; the whole run follows from it
     device: str = "cpu"
     threads: int = 1  # torch threads: two on two busy cores can be far slower than one for nets this small
     dir: str | None = None  # None: runs/RECIPE-DATASET-HASH, so that the same command finds its run again
-    start_from: str | None = None  # a run that ended after its offline phase (online_steps=0): go on from there
+    start_from: str | None = (
+        None  # a run that ended after its offline phase (online_steps=0): go on from there
+    )
     resume: bool = True  # go on where the directory's checkpoint is; false: refuse a directory that has one
     report: bool = True  # write DIR/report at the end
-    provenance: str | None = None  # where the preset's numbers come from, KIND: SOURCE (see KINDS); None without a preset
+    provenance: str | None = (
+        None  # where the preset's numbers come from, KIND: SOURCE (see KINDS); None without a preset
+    )
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -83,26 +94,32 @@ def _train(cfg: Config) -> Path:
     torch.set_num_threads(cfg.threads)
     _keep_memory()
     recipe = make_recipe(cfg.recipe)
-    found = named.find(cfg.dataset) if recipe.needs_dataset else None
+    found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
     env_id = cfg.env or (found and found.attrs().get("env_id"))
     if not env_id:
-        raise UserError("no environment is named: give env=ID (the dataset does not say which it was collected in)")
-    if not cfg.env and schema.imports(env_id):
-        raise UserError(f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it")
+        raise UserError(
+            "no environment is named: give env=ID (the dataset does not say which it was collected in)"
+        )
+    if not cfg.env and hdf5.imports(env_id):
+        raise UserError(
+            f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it"
+        )
     cfg, dataset, content, said = _loaded(cfg, found, str(env_id))
     resolved = _resolve(cfg, str(env_id)) | ({} if content is None else {SUM: content})
     if cfg.start_from:
         _check_start(cfg, resolved)
     directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
-    with disk.writing(directory), disk.occupy(directory):
+    with whole.writing(directory), whole.occupy(directory):
         resumed = _claim(directory, resolved, cfg.resume)
         if resumed:  # what was found out of its dataset when it began stays as it was
             began = {k: resumed[k] for k in FACTS if k in resumed}
             resolved = {k: v for k, v in resolved.items() if k not in FACTS} | began
         elif dataset is not None:
             returns = dataset.episode_returns()[0]
-            resolved["behaviour_return"] = float(returns.mean()) if len(returns) else None  # not one episode is whole
-        disk.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+            resolved["behaviour_return"] = (
+                float(returns.mean()) if len(returns) else None
+            )  # not one episode is whole
+        whole.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
         run = _open(directory, cfg, recipe, str(env_id), dataset)
         for line in said:
             run.say(line)
@@ -118,10 +135,14 @@ def _train(cfg: Config) -> Path:
     return directory
 
 
-def _loaded(cfg: Config, found: Named | None, env_id: str) -> tuple[Config, TransitionDataset | None, str | None, list[str]]:
+def _loaded(
+    cfg: Config, found: Named | None, env_id: str
+) -> tuple[Config, TransitionDataset | None, str | None, list[str]]:
     """`cfg` with what only the dataset and the environment tell; the dataset, the sum of its content, and lines to say."""
     if not isinstance(cfg.env_kwargs, dict | None):
-        raise UserError(f"env_kwargs={cfg.env_kwargs}: expected names and values, such as env_kwargs={{frame_skip: 4}}")
+        raise UserError(
+            f"env_kwargs={cfg.env_kwargs}: expected names and values, such as env_kwargs={{frame_skip: 4}}"
+        )
     cfg = replace(cfg, env_kwargs=_kept("env_kwargs", cfg.env_kwargs or None))
     if found is None:
         return _with_reward_scale(cfg, None)[0], None, None, []
@@ -158,10 +179,14 @@ def _with_reward_scale(cfg: Config, dataset: TransitionDataset | None) -> tuple[
     if cfg.run.reward_scale != "auto":
         return cfg, ""
     if dataset is None:
-        raise UserError("run.reward_scale=auto needs a dataset, whose returns it looks at; give a number for this recipe")
+        raise UserError(
+            "run.reward_scale=auto needs a dataset, whose returns it looks at; give a number for this recipe"
+        )
     returns = dataset.episode_returns()[0]
     if len(returns) == 0:
-        raise UserError("run.reward_scale=auto: the dataset holds no whole episode to take a return from; give a number")
+        raise UserError(
+            "run.reward_scale=auto: the dataset holds no whole episode to take a return from; give a number"
+        )
     worst, best = float(returns.min()), float(returns.max())
     if not best > worst:
         raise UserError(
@@ -195,7 +220,16 @@ def _check(cfg: Config) -> None:
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
     of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
     counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
-    of_recipe = ["rollout_every", "model_every", "batch", "epoch", "rollouts", "online_rollouts", "utd", "critics"]
+    of_recipe = [
+        "rollout_every",
+        "model_every",
+        "batch",
+        "epoch",
+        "rollouts",
+        "online_rollouts",
+        "utd",
+        "critics",
+    ]
     of_recipe += ["probe_every"]
     counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
     at_least_one("settings", **counts)
@@ -203,7 +237,9 @@ def _check(cfg: Config) -> None:
         raise UserError(f"seed={cfg.seed} must lie in [0, 2^64 - seeds)")
     for name in WORDS:
         if "${" in str(getattr(cfg, name)):
-            raise UserError(f"{name}={getattr(cfg, name)}: a name that holds ${{ cannot be kept in config.yaml; rename it")
+            raise UserError(
+                f"{name}={getattr(cfg, name)}: a name that holds ${{ cannot be kept in config.yaml; rename it"
+            )
     if cfg.threads > MAX_THREADS:
         raise UserError(f"threads={cfg.threads} must be at most {MAX_THREADS}")
     for key, value in _flat(_plain(asdict(cfg))).items():
@@ -241,7 +277,9 @@ FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
 
 
-def _units(found: Named, mode: str | None, env: EnvChoice | None, option: str = "dataset_actions=") -> Actions:
+def _units(
+    found: Named, mode: str | None, env: EnvChoice | None, option: str = "dataset_actions="
+) -> Actions:
     """The units of a dataset's actions, with the environment's box where the mode needs it, or a doubt does.
 
     A Minari set names its own box. Raises `UserError` if the environment is needed and cannot be made.
@@ -267,7 +305,18 @@ def _check_returns(cfg: Config, dataset: TransitionDataset) -> None:
 
 OFFLINE = [
     *("agent", "dynamics", "offline", "offline_steps", "batch", "critics", "offline_target"),
-    *("fit", "penalty", "coef", "horizon", "rollouts", "rollout_every", "retain", "real", "termination", "reward"),
+    *(
+        "fit",
+        "penalty",
+        "coef",
+        "horizon",
+        "rollouts",
+        "rollout_every",
+        "retain",
+        "real",
+        "termination",
+        "reward",
+    ),
 ]
 """Settings of recipes that an offline phase was learned with."""
 
@@ -306,7 +355,7 @@ def restore(directory: Path) -> tuple[Run, Any]:
     recipe = make_recipe(cfg.recipe)
     dataset = None
     if recipe.needs_dataset:
-        found = named.find(cfg.dataset)
+        found = datasets.find(cfg.dataset)
         how = Actions(cfg.dataset_actions)  # without a box: what was trained on is no longer doubted
         how = _units(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {})) if how.maps else how
         dataset, content = found.load_known(cfg.storage, how)
@@ -320,7 +369,10 @@ def restore(directory: Path) -> tuple[Run, Any]:
 def read_config(directory: Path) -> tuple[Config, str]:
     """The config that `directory` was run with, and its environment."""
     stored = _stored(directory)
-    recipe, settings = _modern(stored.pop("recipe")), {"allow_mismatch": True} | stored.pop("run")  # older runs were allowed it
+    recipe, settings = (
+        _modern(stored.pop("recipe")),
+        {"allow_mismatch": True} | stored.pop("run"),
+    )  # older runs were allowed it
     entry = find(RECIPES, recipe.pop("name"), "recipe")
     for key, value in recipe.items():
         if isinstance(value, dict) and (agent := AGENTS.get(value.get("name", ""))):
@@ -330,10 +382,14 @@ def read_config(directory: Path) -> tuple[Config, str]:
     try:
         as_stored = {k: v for k, v in plain.items() if k in AS_STORED}
         typed = _typed(Config, {k: v for k, v in plain.items() if k not in AS_STORED} | {"recipe": {}})
-        cfg = replace(typed, **as_stored, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings))
+        cfg = replace(
+            typed, **as_stored, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings)
+        )
     except OmegaConfBaseException as e:
         path = directory / "config.yaml"
-        raise UserError(f"{path}: does not fit this version, or was changed by hand ({' '.join(str(e).split())})") from e
+        raise UserError(
+            f"{path}: does not fit this version, or was changed by hand ({' '.join(str(e).split())})"
+        ) from e
     return cfg, str(cfg.env)
 
 
@@ -356,13 +412,19 @@ def _stored(directory: Path) -> dict[str, Any]:
     """What the config.yaml of a run holds."""
     path = directory / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{directory}: not a run (it has no config.yaml); give a directory that `mbo2o train` wrote")
+        raise UserError(
+            f"{directory}: not a run (it has no config.yaml); give a directory that `mbo2o train` wrote"
+        )
     try:
         stored = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
         raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
     parts = [stored.get(x) for x in ("recipe", "run")] if isinstance(stored, dict) else []
-    if not isinstance(stored, dict) or not all(isinstance(x, dict) for x in parts) or "name" not in stored["recipe"]:
+    if (
+        not isinstance(stored, dict)
+        or not all(isinstance(x, dict) for x in parts)
+        or "name" not in stored["recipe"]
+    ):
         raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
     return {str(k): v for k, v in stored.items()}
 
@@ -372,7 +434,11 @@ def _typed(schema: type, values: dict[str, Any]) -> Any:
 
 
 def find_dataset(
-    name: str | None, storage: str = "ram", actions: str | None = None, env_id: str | None = None, option: str = "actions="
+    name: str | None,
+    storage: str = "ram",
+    actions: str | None = None,
+    env_id: str | None = None,
+    option: str = "actions=",
 ) -> TransitionDataset:
     """A dataset by path, by name (its file's stem in a data folder, or of one that was fetched) or by Minari id.
 
@@ -386,18 +452,27 @@ def find_dataset(
     Raises:
         UserError: There is none, it cannot be read, or its environment is needed and cannot be made.
     """
-    found = named.find(name)
+    found = datasets.find(name)
     if actions not in ("env", "env-clip"):
         return found.load(storage, Actions(actions, option=option))
     own = found.attrs().get("env_id")
-    if env_id is None and own is not None and schema.imports(own):
-        raise UserError(f"the dataset names environment {own!r}, which imports a module; give it as env if you trust it")
+    if env_id is None and own is not None and hdf5.imports(own):
+        raise UserError(
+            f"the dataset names environment {own!r}, which imports a module; give it as env if you trust it"
+        )
     named_env = env_id or own
-    return found.load(storage, _units(found, actions, EnvChoice(str(named_env)) if named_env else None, option))
+    return found.load(
+        storage, _units(found, actions, EnvChoice(str(named_env)) if named_env else None, option)
+    )
 
 
 def _open(
-    directory: Path, cfg: Config, recipe: Recipe, env_id: str, dataset: TransitionDataset | None, look_only: bool = False
+    directory: Path,
+    cfg: Config,
+    recipe: Recipe,
+    env_id: str,
+    dataset: TransitionDataset | None,
+    look_only: bool = False,
 ) -> Run:
     return Run(
         directory,
@@ -419,7 +494,9 @@ def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
     """The config as plain values; the recipe with its name, and the environment that was found."""
     plain = _plain(asdict(cfg))
     if cfg.dataset and os.path.exists(cfg.dataset):
-        plain["dataset"] = os.path.abspath(cfg.dataset)  # still there when the report or `eval` is called from elsewhere
+        plain["dataset"] = os.path.abspath(
+            cfg.dataset
+        )  # still there when the report or `eval` is called from elsewhere
     name = next(entry.name for entry in RECIPES.values() if entry.config is type(cfg.recipe))
     agents = {entry.config: entry.name for entry in AGENTS.values()}
     for key, value in plain["recipe"].items():
@@ -449,11 +526,15 @@ def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same run."""
     leave = {"dir", "resume", "report", "threads", "storage", "provenance", *FACTS}
     names = {x["name"] for x in resolved["recipe"].values() if isinstance(x, dict) and "name" in x}
-    run = {k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")}
+    run = {
+        k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")
+    }
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
         run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
     recipe = resolved["recipe"] | REMOVED.get(resolved["recipe"]["name"], {})
-    out = copy.deepcopy({k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run})
+    out = copy.deepcopy(
+        {k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run}
+    )
     for name, default in ADDED.items():
         *path, leaf = name.split(".")
         node = out
@@ -476,7 +557,9 @@ def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> dict[str,
     if not path.is_file() or not any((directory / "checkpoints").glob("[0-9]*")):
         return {}  # nothing there, or a run that failed before it got anywhere
     if not resume:
-        raise UserError(f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it")
+        raise UserError(
+            f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it"
+        )
     # read as a config: settings that an older version did not have yet are as they were then, at their defaults
     old, new = _flat(_relevant(_resolve(*read_config(directory)))), _flat(_relevant(resolved))
     if changed := _changed(old, new):

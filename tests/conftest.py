@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.collect import roll
+from mbo2o.collect.sac import roll
 from mbo2o.data.dataset import TransitionDataset
 
 
 def pytest_addoption(parser):
-    parser.addoption("--promises", help="write what was counted to this CSV file, if all passes; rows of other tests stay")
+    parser.addoption(
+        "--promises", help="write what was counted to this CSV file, if all passes; rows of other tests stay"
+    )
 
 
 @pytest.fixture

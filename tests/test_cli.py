@@ -14,10 +14,10 @@ import torch
 from omegaconf import OmegaConf
 
 import mbo2o
-from mbo2o.cli import compose_config, conf_folder, main
+from mbo2o.cli.main import compose_config, conf_folder, main
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.envs.lanes import Lane
 from mbo2o.registry import RECIPES
-from mbo2o.run.lanes import Lane
 from mbo2o.train import Config
 
 REPO = Path(__file__).parent.parent
@@ -45,7 +45,10 @@ def run(capsys, *args):
         (["train", "dataset=nowhere/x.hdf5"], "nowhere/x.hdf5"),
         (["train", "recipe=mbpo"], "no environment is named"),
         (["train", "recipe=mbpo", "env=Hoper-v5"], "Hoper"),
-        (["train", "dataset=hopper-medium-v5", "recipe.penalty=max_aleatorc"], "did you mean 'max_aleatoric'?"),
+        (
+            ["train", "dataset=hopper-medium-v5", "recipe.penalty=max_aleatorc"],
+            "did you mean 'max_aleatoric'?",
+        ),
         (["train", "dataset=hopper-medium-v5", "recipe.termination=hoper"], "hopper"),
         (["train", "dataset=hopper-medium-v5", "recipe.reward=nomodule:f"], "nomodule"),
         (["train", "dataset=hopper-medium-v5", "seeds=0"], "seeds=0"),
@@ -110,7 +113,16 @@ def test_no_command_is_left_out(capsys):
 
 def test_cfg_job_shows_the_whole_config(capfd):
     code = subprocess.run(
-        [sys.executable, "-m", "mbo2o", "train", "experiment=hopper-small", "recipe.alpha=0.7", "--cfg", "job"],
+        [
+            sys.executable,
+            "-m",
+            "mbo2o",
+            "train",
+            "experiment=hopper-small",
+            "recipe.alpha=0.7",
+            "--cfg",
+            "job",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -132,7 +144,9 @@ def test_yaml_composes_and_restates_no_default(path):
     tree = OmegaConf.to_container(OmegaConf.load(path))
     tree = {"recipe": tree} if group == "recipe" else {} if group == "agent" else tree
     parents = [
-        x for x in OmegaConf.load(path).get("defaults", []) if isinstance(x, str) and (path.parent / f"{x}.yaml").exists()
+        x
+        for x in OmegaConf.load(path).get("defaults", [])
+        if isinstance(x, str) and (path.parent / f"{x}.yaml").exists()
     ]
     recipe = type(config.recipe)()
     for key, chosen in vars(config.recipe).items():
@@ -162,8 +176,14 @@ def test_methods_names_every_recipe(capsys):
     assert code == 0
     assert all(name in out for name in RECIPES)
     text = " ".join(out.split())
-    assert re.search(r"MOORe arXiv.*mbo2o train experiment=moore-full adapted: .*hopper-medium-replay-v5 \d+ → \d+ \[", text)
-    assert "by: mbo2o study moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small --arms mbpo" in text
+    assert re.search(
+        r"MOORe arXiv.*mbo2o train experiment=moore-full adapted: .*hopper-medium-replay-v5 \d+ → \d+ \[",
+        text,
+    )
+    assert (
+        "by: mbo2o study moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small --arms mbpo"
+        in text
+    )
 
 
 def test_whoever_stops_reading_gets_no_traceback():
@@ -186,7 +206,9 @@ def test_collect_with_a_shipped_actor_is_deterministic_and_true(tmp_path, capsys
     """The file's rows are what the environment does: replaying its actions gives its observations and rewards."""
     actor = REPO / "data" / "actors" / "hopper-medium-v5.safetensors"
     for name in ("a", "b"):
-        code, _, _ = run(capsys, "data", "collect", "--policy", str(actor), "--rows", "300", "--out", f"{name}.hdf5")
+        code, _, _ = run(
+            capsys, "data", "collect", "--policy", str(actor), "--rows", "300", "--out", f"{name}.hdf5"
+        )
         assert code == 0
     assert Path("a.hdf5").read_bytes() == Path("b.hdf5").read_bytes()
     data, lane = TransitionDataset.load("a.hdf5"), Lane("Hopper-v5", 0)
@@ -217,9 +239,7 @@ def test_collect_by_training_writes_all_tiers(capsys):
 
 def test_train_eval_report_and_again(pendulum, capsys, monkeypatch):
     """The whole path on the command line, twice: the second time there is nothing left to do."""
-    small = (
-        "recipe.agent.actor.hidden=[8] recipe.agent.critic.hidden=[8] recipe.dynamics.net.hidden=[8] recipe.fit.max_updates=20"
-    )
+    small = "recipe.agent.actor.hidden=[8] recipe.agent.critic.hidden=[8] recipe.dynamics.net.hidden=[8] recipe.fit.max_updates=20"
     sizes = "recipe.offline_steps=20 recipe.rollouts=20 recipe.batch=16 recipe.online_steps=120 recipe.model_every=60"
     online = "recipe.online_rollouts=20 recipe.refit.max_updates=5 run.eval_every=50 run.eval_episodes=1 dir=out seeds=2"
     args = ["train", f"dataset={pendulum}", *small.split(), *sizes.split(), *online.split()]
@@ -242,8 +262,19 @@ def test_train_eval_report_and_again(pendulum, capsys, monkeypatch):
 
 
 def test_divergence_stops_with_exit_code_3(pendulum, capsys):
-    args = ["train", "recipe=mopo", f"dataset={pendulum}", "recipe.agent.critic_lr=1e20", "recipe.offline_steps=50"]
-    sizes = ["recipe.fit.max_updates=5", "recipe.fit.min_updates=1", "recipe.dynamics.net.hidden=[8]", "recipe.rollouts=20"]
+    args = [
+        "train",
+        "recipe=mopo",
+        f"dataset={pendulum}",
+        "recipe.agent.critic_lr=1e20",
+        "recipe.offline_steps=50",
+    ]
+    sizes = [
+        "recipe.fit.max_updates=5",
+        "recipe.fit.min_updates=1",
+        "recipe.dynamics.net.hidden=[8]",
+        "recipe.rollouts=20",
+    ]
     code, _, err = run(capsys, *args, *sizes, "run.log_every=10", "run.eval_episodes=1", "dir=out")
     assert code == 3
     assert "diverged" in err
@@ -251,7 +282,9 @@ def test_divergence_stops_with_exit_code_3(pendulum, capsys):
 
 
 def test_data_list_shows_each_thing_once(capsys, monkeypatch):
-    monkeypatch.chdir(Path(mbo2o.__file__).parent.parent)  # where ./data and the package's neighbour are the same
+    monkeypatch.chdir(
+        Path(mbo2o.__file__).parent.parent
+    )  # where ./data and the package's neighbour are the same
     code, out, _ = run(capsys, "data", "list")
     assert code == 0
     assert out.count("hopper-medium-replay-v5.hdf5") == 1

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mbo2o.studies.readme import BLOCKS, PAGES, RESULTS, ROOT, WORDS, render
+from studies.readme import BLOCKS, PAGES, RESULTS, ROOT, WORDS, render
 
-MEASURED = {"README.md": "## What was measured", "data/results/README.md": "# What was measured", "docs/protocol.md": "# How"}
+MEASURED = {
+    "README.md": "## What was measured",
+    "data/results/README.md": "# What was measured",
+    "docs/protocol.md": "# How",
+}
 """Where each page begins to speak of measurements; it does so up to the next heading of that level."""
 SETTINGS = {
     "95": "docs/protocol.md: the level of every interval",
@@ -68,7 +72,12 @@ def test_links_lead_somewhere(page):
 def test_what_ships_is_small():
     """Without the SVGs that studies write beside their PNGs, which git ignores."""
     assert "/data/results/*.svg" in (ROOT / ".gitignore").read_text().splitlines()
-    files = [p for folder in ("data", "docs") for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".svg"]
+    files = [
+        p
+        for folder in ("data", "docs")
+        for p in (ROOT / folder).rglob("*")
+        if p.is_file() and p.suffix != ".svg"
+    ]
     assert sum(p.stat().st_size for p in files) < 15_000_000
 
 
@@ -79,7 +88,9 @@ def unsupported(text: str, known: set[str]) -> set[str]:
 def known_numbers(text: str) -> set[str]:
     """Numbers that the generated blocks of a text show, and those of the pilots' files."""
     shown = " ".join(re.findall(r"<!-- generated: [\w-]+ -->.*?<!-- end -->", text, flags=re.S))
-    pilots = " ".join((RESULTS / name).read_text().replace(",", " , ") for name in ("pilots.csv", "pilots-q.csv"))
+    pilots = " ".join(
+        (RESULTS / name).read_text().replace(",", " , ") for name in ("pilots.csv", "pilots-q.csv")
+    )
     return numbers_in(shown) | numbers_in(pilots)
 
 
@@ -98,9 +109,7 @@ def test_a_number_that_no_table_has_is_noticed():
 def test_what_came_out_is_said_by_verdict_rows_alone(page):
     """No sentence of ours ranks what was measured: the generated rows do, in the protocol's words."""
     ours = " ".join(prose(measured_part(page)).lower().split())
-    ranking = (
-        r"\b(best|worst|highest|lowest|most|least|better|worse|beats?|loses?|wins?|ahead|behind|above|below|faster|slower|"
-    )
+    ranking = r"\b(best|worst|highest|lowest|most|least|better|worse|beats?|loses?|wins?|ahead|behind|above|below|faster|slower|"
     ranking += r"outperforms?|helps?|hurts?|reproduced?|contrary|holds?|confirms?|shows?|costs?|ends? at|falls?|rises?)\b"
     said = (
         "no implementation of these layers can be faster",

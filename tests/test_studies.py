@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mbo2o.cli import STUDIES, _parser, compose_config, conf_folder, main
-from mbo2o.data.named import data_folders
+from mbo2o.cli.main import STUDIES, _parser, compose_config, conf_folder, main
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile, unpaired_difference
-from mbo2o.studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from mbo2o.studies.arms import read, recompute, run_arm
-from mbo2o.studies.claims import Claim, figures, verdicts
-from mbo2o.studies.readme import RESULTS, files_of, numbers
-from mbo2o.studies.readme import STUDIES as MEASURED
+from mbo2o.store.datasets import data_folders
 from mbo2o.train import read_config, train
 from mbo2o.types import Diverged
+from studies import enoto, methods, moore, obac, offline, protocol, wsrl
+from studies.arms import read, recompute, run_arm
+from studies.claims import Claim, figures, verdicts
+from studies.readme import RESULTS, files_of, numbers
+from studies.readme import STUDIES as MEASURED
 
 
 def study(*args):
@@ -44,7 +44,9 @@ def test_enoto_compares_arms_from_the_same_checkpoints(pendulum, tmp_path, where
     assert len(start["wmp"]) == 2
     assert start["wmp"] == start["freed-n"] == start["sunrise"] == start["bootstrapped"]
     assert start["kept"] == start["freed"]
-    assert all(np.isfinite(float(r["q_range"])) and float(r["q_range"]) > 0 for found in rows.values() for r in found)
+    assert all(
+        np.isfinite(float(r["q_range"])) and float(r["q_range"]) > 0 for found in rows.values() for r in found
+    )
     ends = {tuple(r["final"] for r in found) for found in rows.values()}
     assert len(ends) > 3  # the arms differ
     assert (tmp_path / "results" / f"{name}.png").stat().st_size > 20_000
@@ -70,10 +72,16 @@ def test_an_unknown_arm_is_one_line(pendulum, where, capsys):
 
 
 def test_verdicts():
-    kept = {"j0": np.full(5, 100.0), "drop": np.array([1.0, 2, 3, 2, 1]), "auc": np.array([90.0, 130, 100, 120, 80])}
+    kept = {
+        "j0": np.full(5, 100.0),
+        "drop": np.array([1.0, 2, 3, 2, 1]),
+        "auc": np.array([90.0, 130, 100, 120, 80]),
+    }
     freed = {"j0": kept["j0"], "drop": np.array([0.0, 1, 2, 1, 0]), "auc": kept["auc"]}
     found = verdicts(enoto.CLAIMS, {"here": {"kept": kept, "freed": freed}})
-    assert {(f.claim.name, f.claim.text): (f.verdict, f.paired) for f in found if f.claim.name in ("A1", "A2")} == {
+    assert {
+        (f.claim.name, f.claim.text): (f.verdict, f.paired) for f in found if f.claim.name in ("A1", "A2")
+    } == {
         ("A1", "kept: drop below a tenth of J0"): ("holds", True),
         ("A1", "kept gains: AUC - J0"): ("direction only", True),
         ("A2", "drop: freed > kept"): ("contrary", True),
@@ -91,7 +99,9 @@ def test_a_claim_holds_if_it_does_so_for_as_many_claims_as_were_tested():
     claims = [Claim(str(i), "", lambda m, i=i: m["a"][str(i)]) for i in range(4)]
     claims.append(Claim("sure", "", lambda m: m["a"]["sure"], sanity=True))
     ps = [0.001, 0.03, 0.6, 0.8]
-    found = verdicts(claims, {"here": {"a": {str(i): made_up(p) for i, p in enumerate(ps)} | {"sure": made_up(1e-6)}}})
+    found = verdicts(
+        claims, {"here": {"a": {str(i): made_up(p) for i, p in enumerate(ps)} | {"sure": made_up(1e-6)}}}
+    )
     assert [f.estimate.p for f in found[:4]] == pytest.approx(ps, rel=0.02)
     # the sanity check is no member of the family, whose q are 4 p / rank
     assert [f.q for f in found[:4]] == pytest.approx([0.004, 0.06, 0.8, 0.8], rel=0.02)
@@ -100,7 +110,12 @@ def test_a_claim_holds_if_it_does_so_for_as_many_claims_as_were_tested():
     alone = verdicts(claims[1:2], {"here": {"a": {"1": made_up(0.03)}}})
     assert alone[0].verdict == "holds"
     below = verdicts(claims[:4], {"here": {"a": {str(i): -made_up(p) for i, p in enumerate(ps)}}})
-    assert [f.verdict for f in below] == ["contrary", "contrary before correction", "not reproduced", "not reproduced"]
+    assert [f.verdict for f in below] == [
+        "contrary",
+        "contrary before correction",
+        "not reproduced",
+        "not reproduced",
+    ]
 
 
 def test_all_data_of_a_study_are_one_family():
@@ -131,7 +146,12 @@ def test_arms_from_different_checkpoints_are_not_paired():
         if protocol.is_unpaired(c.value)
     }
     across = {"A3", "A4", "A5", "A6", "A7", "E1", "E2", "E/F"}
-    assert unpaired == {("enoto", x) for x in across} | {("moore", "M3"), ("methods", "W4"), ("methods", ""), ("obac", "O2")}
+    assert unpaired == {("enoto", x) for x in across} | {
+        ("moore", "M3"),
+        ("methods", "W4"),
+        ("methods", ""),
+        ("obac", "O2"),
+    }
 
 
 def test_every_numbered_claim_is_stated_and_the_others_are_said_to_be_untested():
@@ -169,7 +189,9 @@ def test_learners_take_the_nets_of_the_base():
     from mbo2o.agents.cql import CQLConfig
     from mbo2o.ensemble.mlp import MLPConfig
 
-    base = CQLConfig(critic=MLPConfig(hidden=[7]), actor=MLPConfig(hidden=[6]), tau=0.5, weight=3.0, clone_steps=9)
+    base = CQLConfig(
+        critic=MLPConfig(hidden=[7]), actor=MLPConfig(hidden=[6]), tau=0.5, weight=3.0, clone_steps=9
+    )
     lapo = offline.sized("lapo", base)
     assert (lapo.critic.hidden, lapo.latent.hidden, lapo.tau) == ([7], [6], 0.5)
     assert offline.sized("iql", base).value_net.hidden == [7]
@@ -210,9 +232,13 @@ def test_a_study_goes_on_after_an_arm_diverges(pendulum, tmp_path, monkeypatch, 
     def explode(cfg):
         raise Diverged("loss is nan")
 
-    monkeypatch.setattr("mbo2o.studies.arms.train", explode)
+    monkeypatch.setattr("studies.arms.train", explode)
     for _ in range(2):
-        run_arm(compose_config(["experiment=qensemble-small", f"dataset={pendulum}"]), tmp_path, tmp_path / "offline")
+        run_arm(
+            compose_config(["experiment=qensemble-small", f"dataset={pendulum}"]),
+            tmp_path,
+            tmp_path / "offline",
+        )
     assert capsys.readouterr().err.count("loss is nan") == 1  # the second time nothing is run
     assert (tmp_path / "diverged.txt").exists()
 
@@ -241,7 +267,18 @@ def test_a_study_wants_its_own_kind_of_experiment(pendulum, where, capsys):
 
 
 def test_enoto_on_another_learner_as_the_help_says(pendulum, tmp_path, where):
-    study("enoto", pendulum, *where, "--arms", "freed", "wmp", "--experiment", "td3bc-small", "--name", "my-td3bc")
+    study(
+        "enoto",
+        pendulum,
+        *where,
+        "--arms",
+        "freed",
+        "wmp",
+        "--experiment",
+        "td3bc-small",
+        "--name",
+        "my-td3bc",
+    )
     assert len(read(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2
 
 
@@ -263,7 +300,9 @@ def test_moore_compares_samplings_paces_and_penalties_from_one_checkpoint(pendul
     config, env = read_config(tmp_path / "runs" / name / "mbpo")
     assert (env, config.dataset, config.recipe.coef, config.recipe.utd) == ("Pendulum-v1", None, 0.0, 1)
     assert (tmp_path / "results" / f"{name}.png").stat().st_size > 20_000
-    assert len(verdicts(moore.CLAIMS, {name: numbers(tmp_path / "results" / f"{name}.csv")})) == len(moore.CLAIMS)
+    assert len(verdicts(moore.CLAIMS, {name: numbers(tmp_path / "results" / f"{name}.csv")})) == len(
+        moore.CLAIMS
+    )
     assert {r["random"] for r in scratch} != {"0"}
     assert {r["frozen"] for r in scratch} == {"0"}
 
@@ -283,7 +322,10 @@ def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
     measured = numbers(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
     assert len(verdicts(wsrl.CLAIMS, {"": measured})) == len(wsrl.CLAIMS)
-    assert {arm: found[0]["frozen"] for arm, found in rows.items() if found[0]["frozen"] == "0"} == {"cold": "0", "seeded": "0"}
+    assert {arm: found[0]["frozen"] for arm, found in rows.items() if found[0]["frozen"] == "0"} == {
+        "cold": "0",
+        "seeded": "0",
+    }
     assert len({(r["drop_updates"], r["drop_evals"]) for found in rows.values() for r in found}) == 1
     assert (tmp_path / "results" / f"wsrl-{pendulum.stem}-critics.png").stat().st_size > 20_000
     starts = json.loads((tmp_path / "runs" / f"wsrl-{pendulum.stem}" / "none" / "switch.json").read_text())
@@ -300,9 +342,15 @@ def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, 
     assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
     runs = tmp_path / "runs" / f"wsrl-{pendulum.stem}"
     found = {arm: read_config(runs / arm)[0].recipe for arm in arms}
-    assert [(x.buffer, x.offline_share) for x in found.values()] == [("empty", 0.5), ("mix", 0.25), ("mix", 0.5)]
+    assert [(x.buffer, x.offline_share) for x in found.values()] == [
+        ("empty", 0.5),
+        ("mix", 0.25),
+        ("mix", 0.5),
+    ]
     known = wsrl.arms(compose_config(["experiment=wsrl-small", "dataset=x"]))
-    assert {x for x in known if "-keep-" in x} == {f"{a}-keep-{n}" for a in ("iql", "calql") for n in (0, 5, 10, 25, 50)}
+    assert {x for x in known if "-keep-" in x} == {
+        f"{a}-keep-{n}" for a in ("iql", "calql") for n in (0, 5, 10, 25, 50)
+    }
 
 
 def test_obac_compares_agents_from_nothing(tmp_path, where):
@@ -314,7 +362,9 @@ def test_obac_compares_agents_from_nothing(tmp_path, where):
     assert all(0 <= float(r["ahead"]) <= 1 for r in rows["obac"])
     log = (tmp_path / "runs" / "obac-Pendulum-v1" / "sac" / "metrics.jsonl").read_text()
     watching = [
-        x["return"] for x in map(json.loads, log.splitlines()) if x["kind"] == "eval-watcher" and x["phase"] == "online"
+        x["return"]
+        for x in map(json.loads, log.splitlines())
+        if x["kind"] == "eval-watcher" and x["phase"] == "online"
     ]
     assert [float(r["j0"]) for r in rows[obac.WATCHER]] == pytest.approx(watching[0], abs=1e-3)
     config = read_config(tmp_path / "runs" / "obac-Pendulum-v1" / "obac-sparse")[0]
@@ -329,7 +379,12 @@ def test_obac_says_what_its_arms_are():
     arms = {name: x.recipe for name, x in obac.arms(base).items()}
     assert arms["obac"] == base.recipe
     assert (arms["fixed"].agent.constraint, arms["batch-gate"].agent.gate) == ("fixed", "batch")
-    assert arms["sac"].agent.critic == arms["iql"].agent.critic == arms["sac"].watcher.value_net == base.recipe.agent.critic
+    assert (
+        arms["sac"].agent.critic
+        == arms["iql"].agent.critic
+        == arms["sac"].watcher.value_net
+        == base.recipe.agent.critic
+    )
     assert arms["iql"].agent == arms["sac"].watcher
     assert [name for name, x in arms.items() if x.watcher] == ["sac"]
     assert arms["redq"].utd * arms["redq"].online_steps == base.recipe.online_steps
@@ -350,7 +405,14 @@ def test_methods_stand_side_by_side(pendulum, tmp_path, where):
     rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
     assert list(rows) == list(methods.arms(compose_config(["experiment=wsrl-small", "dataset=x"])))
     starts = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
-    assert starts["cql"] == starts["cql-sac"] == starts["enoto"] == starts["wsrl"] == starts["balanced"] != starts["iql"]
+    assert (
+        starts["cql"]
+        == starts["cql-sac"]
+        == starts["enoto"]
+        == starts["wsrl"]
+        == starts["balanced"]
+        != starts["iql"]
+    )
     shown = {m.name: methods.measured(m, tmp_path / "results") for m in methods.METHODS}
     final = np.mean([float(r["final"]) for r in rows["wsrl"]])
     assert shown["WSRL"].startswith(f"{pendulum.stem} ")
@@ -367,7 +429,9 @@ def test_each_method_is_run_as_it_says(method):
 def test_each_published_switch_is_a_method():
     named = {m.command.removeprefix("switch=") for m in methods.METHODS}
     others = {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} - named
-    assert all(name.rpartition("-")[0] in others | named or name.split("-")[0] in named for name in others)  # for other tasks
+    assert all(
+        name.rpartition("-")[0] in others | named or name.split("-")[0] in named for name in others
+    )  # for other tasks
 
 
 def test_the_paper_s_command_and_the_study_that_measured_are_two_things():
@@ -386,9 +450,11 @@ def test_the_paper_s_command_and_the_study_that_measured_are_two_things():
 def test_each_measured_file_has_a_command_that_can_be_given(stem):
     options = _parser().parse_args(["study", *methods.MEASURED_BY[stem].split()])
     assert f"{options.what}-{options.name or Path(options.on).stem}" == stem
-    study = importlib.import_module(f"mbo2o.studies.{options.what}")
+    study = importlib.import_module(f"studies.{options.what}")
     subject = f"env={options.on}" if options.what == "obac" else f"dataset={options.on}"
-    base = compose_config([f"experiment={options.experiment or study.EXPERIMENT}", subject, *options.overrides])
+    base = compose_config(
+        [f"experiment={options.experiment or study.EXPERIMENT}", subject, *options.overrides]
+    )
     assert set(options.arms or ()) <= set(study.arms(base))
 
 
@@ -407,7 +473,11 @@ def test_methods_with_and_without_a_model_and_data_stand_in_one_table(pendulum, 
     assert {steps[arm] + begun.get(arm, 0) for arm in arms if arm != "mopo"} == {150}
     assert {configs[arm].dataset for arm in begun} == {None}
     scratch = configs["scratch"].recipe.agent
-    assert (scratch.target, scratch.explore.name, scratch.sunrise.weight) == ("weighted_min_pair", "ucb", "per_sample")
+    assert (scratch.target, scratch.explore.name, scratch.sunrise.weight) == (
+        "weighted_min_pair",
+        "ucb",
+        "per_sample",
+    )
     assert scratch.critics == configs["cql-sac"].recipe.offline.critics == 5
 
 

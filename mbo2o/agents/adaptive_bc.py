@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mbo2o.agents.td3bc import TD3BC, TD3BCConfig
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
-
-from mbo2o.agents.td3bc import TD3BC, TD3BCConfig
 
 
 @dataclass
@@ -21,7 +20,9 @@ class AdaptiveBCConfig(TD3BCConfig):
     target: str = "random_min_pair"
     actor_reduction: str = "mean_q"
     alpha: float = 1.0
-    bc_weight: float = 0.4  # b, offline and at the switch; and the most that it can be (walker2d-random 100, adroit 8)
+    bc_weight: float = (
+        0.4  # b, offline and at the switch; and the most that it can be (walker2d-random 100, adroit 8)
+    )
     normalize: bool = False
     target_score: float = 1.05
     gain: float = 3e-5  # K_P: how fast b falls while scores are below the target, per step of an episode
@@ -45,9 +46,13 @@ class AdaptiveBC(TD3BC):
     def __init__(self, spec: Spec, cfg: AdaptiveBCConfig):
         super().__init__(spec, cfg)
         if cfg.bc_final is not None:
-            raise UserError("adaptive_bc: bc_final and bc_decay_steps are TD3+BC's schedule; here a controller moves bc_weight")
+            raise UserError(
+                "adaptive_bc: bc_final and bc_decay_steps are TD3+BC's schedule; here a controller moves bc_weight"
+            )
         self.register_buffer("b", torch.full(spec.seeds, cfg.bc_weight))
-        self.register_buffer("score", torch.full(spec.seeds, torch.inf))  # none yet: the mean begins at the first one
+        self.register_buffer(
+            "score", torch.full(spec.seeds, torch.inf)
+        )  # none yet: the mean begins at the first one
 
     def bc_weight(self) -> Tensor:
         """The weight b of the imitation, `(*S,)`."""

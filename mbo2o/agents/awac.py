@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.nn.policy import BoundedGaussian, repeat
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
-
-from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 WEIGHTS = ("exp", "softmax")
 

@@ -74,7 +74,9 @@ class Agent(nn.Module, ABC):
         score: its return, 0 for random play's and 1 for an expert's, NaN where no reference is known; length: its steps.
         """
 
-    def adopt(self, other: Agent, *, moments: bool = True, only: Collection[str] | None = None) -> list[Change]:
+    def adopt(
+        self, other: Agent, *, moments: bool = True, only: Collection[str] | None = None
+    ) -> list[Change]:
         """Take over whatever both have: networks, targets, temperature, scales, optimisers; says what became of what.
 
         A part is taken over if it has the same name and shapes. moments: an optimiser's moments come along with its network.
@@ -84,13 +86,17 @@ class Agent(nn.Module, ABC):
         mine, theirs, table = _parts(self), _parts(other), []
         afresh = {name for name in mine if name not in theirs or _shapes(mine[name]) != _shapes(theirs[name])}
         afresh |= {name for name in mine if only is not None and name.removesuffix("_optim") not in only}
-        afresh |= {f"{name}_optim" for name in afresh} & set(mine)  # moments of other parameters, though of the same shapes
+        afresh |= {f"{name}_optim" for name in afresh} & set(
+            mine
+        )  # moments of other parameters, though of the same shapes
         for name, part in mine.items():
             if name not in theirs:
                 table.append(Change(name, "new"))
             elif name in afresh:
                 resized = _shapes(part) != _shapes(theirs[name])
-                table.append(Change(name, "reset", f"{_size(theirs[name])} → {_size(part)}" if resized else ""))
+                table.append(
+                    Change(name, "reset", f"{_size(theirs[name])} → {_size(part)}" if resized else "")
+                )
             elif isinstance(part, Adam) and not moments:
                 table.append(Change(name, "reset", "moments"))
             else:

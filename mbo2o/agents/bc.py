@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mbo2o.agents.base import Agent
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam
 from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec
-
-from mbo2o.agents.base import Agent
 
 
 @dataclass

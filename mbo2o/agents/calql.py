@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mbo2o.agents.cql import CQL, CQLConfig
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, UserError
-
-from mbo2o.agents.cql import CQL, CQLConfig
 
 
 @dataclass

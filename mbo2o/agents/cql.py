@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
+from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.nn.optim import Adam
 from mbo2o.nn.policy import repeat
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError, at_least_one
-
-from mbo2o.agents.sac import SAC, SACConfig
 
 LARGEST = 1e6
 """Of the Lagrange multiplier (Cal-QL, CORL)."""
@@ -26,8 +25,12 @@ class CQLConfig(SACConfig):
     weight: float = 5.0  # c of the conservative term (CORL 10 on MuJoCo, 5 on antmaze)
     samples: int = 10  # K uniform, K from π(·|s), K from π(·|s')
     temperature: float = 1.0  # of the log-sum-exp
-    ensemble: str = "mean"  # the term's reduction over critics: mean (ENOTO's code: c/N per critic) or sum (c per critic)
-    gap: float | None = None  # Lagrange: c is scaled so that the gap stays at this (antmaze 0.8); None: c is constant
+    ensemble: str = (
+        "mean"  # the term's reduction over critics: mean (ENOTO's code: c/N per critic) or sum (c per critic)
+    )
+    gap: float | None = (
+        None  # Lagrange: c is scaled so that the gap stays at this (antmaze 0.8); None: c is constant
+    )
     gap_floor: float = -math.inf  # a state's gap is not pushed below (CORL on antmaze -200)
     lagrange_lr: float = 3e-4  # CORL
     init_lagrange: float = math.e  # CORL starts the logarithm at 1
@@ -35,7 +38,9 @@ class CQLConfig(SACConfig):
     backup_entropy: bool = False
     actor_lr: float = 3e-5
     alpha_lr: float = 1e-4
-    clone_steps: int = 0  # updates at first whose actor imitates the data (CQL's example script 40k; d3rlpy, CORL 0)
+    clone_steps: int = (
+        0  # updates at first whose actor imitates the data (CQL's example script 40k; d3rlpy, CORL 0)
+    )
 
     def online(self) -> SACConfig:
         """SAC: the conservative term goes, the backup becomes soft (ENOTO)."""

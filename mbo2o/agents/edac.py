@@ -7,17 +7,18 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
-
-from mbo2o.agents.sac import SAC, SACConfig
 
 
 @dataclass
 class SACNConfig(SACConfig):
     """Defaults: SAC's, which the paper keeps (but for nets of three layers) while it takes millions of steps."""
 
-    critics: int = 10  # N (CORL: halfcheetah 10, walker2d 20, hopper 200 to 500; too few diverge on narrow data)
+    critics: int = (
+        10  # N (CORL: halfcheetah 10, walker2d 20, hopper 200 to 500; too few diverge on narrow data)
+    )
 
 
 @agent("sacn", SACNConfig)
@@ -31,7 +32,9 @@ class SACN(SAC):
 class EDACConfig(SACNConfig):
     """SAC-N's, and how much the critics are made to differ, so that fewer do."""
 
-    diversity: float = 1.0  # η (CORL: 1, on medium-expert 5; the authors on pen 10 to 1000; N is 10, on hopper 50)
+    diversity: float = (
+        1.0  # η (CORL: 1, on medium-expert 5; the authors on pen 10 to 1000; N is 10, on hopper 50)
+    )
 
     def online(self) -> SACNConfig:
         """SAC-N: the diversity term goes."""
@@ -46,7 +49,9 @@ class EDAC(SACN):
 
     def __init__(self, spec: Spec, cfg: EDACConfig):
         if cfg.critics < 2:
-            raise UserError(f"critics={cfg.critics}: EDAC makes critics differ from each other; take two or more, or sac")
+            raise UserError(
+                f"critics={cfg.critics}: EDAC makes critics differ from each other; take two or more, or sac"
+            )
         super().__init__(spec, cfg)
 
     def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor, Metrics]:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec
-
-from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 
 @dataclass
@@ -25,14 +24,22 @@ class IQLConfig(QConfig):
     """
 
     expectile: float = 0.7  # κ (antmaze 0.9, adroit 0.8; CORL on hopper-medium-expert 0.5)
-    beta: float = 3.0  # inverse temperature of the actor's weights (antmaze 10; CORL on hopper-medium-expert 6)
+    beta: float = (
+        3.0  # inverse temperature of the actor's weights (antmaze 10; CORL on hopper-medium-expert 6)
+    )
     weight_clip: float = 100.0  # the largest weight
-    deterministic: bool = False  # squared error instead of -log π (CORL on hopper-medium and -medium-replay, with tau 1e-3)
+    deterministic: bool = (
+        False  # squared error instead of -log π (CORL on hopper-medium and -medium-replay, with tau 1e-3)
+    )
     normalize: bool = True  # CORL; the authors' own code leaves observations as they are
-    noise: float = 0.03  # std of a deterministic actor's exploration (CORL, whose clip at 0.5 is 17 of them away)
+    noise: float = (
+        0.03  # std of a deterministic actor's exploration (CORL, whose clip at 0.5 is 17 of them away)
+    )
     value_lr: float = 3e-4
     actor_lr: float = 3e-4
-    actor_decay_steps: int | None = None  # a cosine takes the actor's rate to 0 in so many updates (CORL: the offline steps)
+    actor_decay_steps: int | None = (
+        None  # a cosine takes the actor's rate to 0 in so many updates (CORL: the offline steps)
+    )
     value_net: MLPConfig = field(default_factory=MLPConfig)
     actor: MLPConfig = field(default_factory=MLPConfig)  # adroit: dropout 0.1
 
@@ -96,7 +103,12 @@ class IQL(QEnsemble):
         critic_loss = self.td_loss(b, q, y, q_target)
         self.critic_optim.step(critic_loss)
         polyak(self.target, self.critic, self.cfg.tau)
-        metrics = {"critic_loss": critic_loss, "q": q.mean((-2, -1)), "value_loss": value_loss, "v": v.mean(-1)}
+        metrics = {
+            "critic_loss": critic_loss,
+            "q": q.mean((-2, -1)),
+            "value_loss": value_loss,
+            "v": v.mean(-1),
+        }
         return {name: x.detach() for name, x in metrics.items()} | self.improve(b, advantage.detach())
 
     def improve(self, b: Batch, advantage: Tensor) -> Metrics:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 from mbo2o.nn.normalizer import Normalizer, block_statistics
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Rows, Spec, UserError
-
-from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 LOG_VAR = (-4.0, 15.0)
 """Range of the encoder's log σ²: the numbers BCQ has for log σ; LAPO's code has none."""
@@ -34,14 +33,20 @@ def _three_layers() -> MLPConfig:
 class LAPOConfig(QConfig):
     """Defaults: the authors' code, unless said; it goes with rewards divided by their maximum and batches of 512."""
 
-    rho: float = 1.0  # the target is ρ min + (1 - ρ) max over critics (antmaze 0.7); other targets than min_q want 1
+    rho: float = (
+        1.0  # the target is ρ min + (1 - ρ) max over critics (antmaze 0.7); other targets than min_q want 1
+    )
     expectile: float = 0.9  # κ: the CVAE's weight of a transition with an advantage, 1 - κ without
     kl_weight: float = 1.0  # β (maze2d 0.3)
     latent_dim: int | None = None  # None: twice the action's
     max_latent: float = 2.0  # the policy's latent actions are in ± this
-    latent_noise: float = 0.1  # deviation of the noise on them: in V's target; when exploring too (there the authors have none)
+    latent_noise: float = (
+        0.1  # deviation of the noise on them: in V's target; when exploring too (there the authors have none)
+    )
     latent_noise_clip: float = 0.2  # in V's target
-    v_min: float | None = None  # bounds of V's target (antmaze 0 and 100); None: what the data's rewards can sum up to
+    v_min: float | None = (
+        None  # bounds of V's target (antmaze 0 and 100); None: what the data's rewards can sum up to
+    )
     v_max: float | None = None
     critic_lr: float = 2e-4  # of Q and V
     cvae_lr: float = 2e-4
@@ -122,7 +127,9 @@ class LAPO(QEnsemble):
     def __init__(self, spec: Spec, cfg: LAPOConfig):
         super().__init__(spec, cfg)
         if cfg.rho != 1 and cfg.target != "min_q":
-            raise UserError(f"rho {cfg.rho:g} mixes the largest critic into target=min_q; target {cfg.target!r} wants rho=1")
+            raise UserError(
+                f"rho {cfg.rho:g} mixes the largest critic into target=min_q; target {cfg.target!r} wants rho=1"
+            )
         seeds, n, latent_dim = spec.seeds, spec.obs_dim, cfg.latent_dim or 2 * spec.act_dim
         self.action_scale = Normalizer(seeds, spec.act_dim)  # as `observe`: x itself until `prepare`
         self.v_range = ValueRange(seeds, cfg.v_min, cfg.v_max)
@@ -228,12 +235,19 @@ class LAPO(QEnsemble):
         cvae_loss = (weight * self.cvae.loss(b.obs, self.action_scale(b.act), cfg.kl_weight)).mean(-1)
         self.cvae_optim.step(cvae_loss)
 
-        actor_loss = -self.value_for_actor(b.obs, self.mode(b.obs)).mean(-1)  # the decoder's copy stands still
+        actor_loss = -self.value_for_actor(b.obs, self.mode(b.obs)).mean(
+            -1
+        )  # the decoder's copy stands still
         self.latent_optim.step(actor_loss)
 
         polyak(self.target, self.critic, cfg.tau)
         polyak(self.latent_target, self.latent, cfg.tau)
         polyak(self.decoder_target, self.cvae.decoder, cfg.tau)
-        metrics = {"critic_loss": critic_loss, "value_loss": value_loss, "cvae_loss": cvae_loss, "actor_loss": actor_loss}
+        metrics = {
+            "critic_loss": critic_loss,
+            "value_loss": value_loss,
+            "cvae_loss": cvae_loss,
+            "actor_loss": actor_loss,
+        }
         metrics |= {"q": q.mean((-2, -1)), "v": v.mean(-1), "weight": weight.mean(-1)}
         return {name: x.detach() for name, x in metrics.items()}

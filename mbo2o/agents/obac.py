@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mbo2o.agents.iql import expectile_loss
+from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.ensemble.mlp import EnsembleMLP
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
-
-from mbo2o.agents.iql import expectile_loss
-from mbo2o.agents.sac import SAC, SACConfig
 
 CONSTRAINTS = ("adaptive", "fixed", "none")
 GATES = ("state", "batch")
@@ -27,11 +26,15 @@ class OBACConfig(SACConfig):
     """Defaults: the authors' code, except for the gate and the density, see `OBAC`. Its nets are 2x512, its batches 512."""
 
     expectile: float = 0.9  # κ of the offline value
-    constraint: str = "adaptive"  # adaptive: while the offline learner is ahead; fixed: always; none: SAC (its ablation)
+    constraint: str = (
+        "adaptive"  # adaptive: while the offline learner is ahead; fixed: always; none: SAC (its ablation)
+    )
     constraint_weight: float = 0.001  # w
     gate: str = "state"  # who is ahead: state by state, or once for the batch (the code)
     density: str = "tanh"  # of the data's actions: the policy's own, or the code's
-    beta: float | None = None  # actions are imitated by exp(β (Q^μ - V^μ)), at most 100; None: all alike (the code)
+    beta: float | None = (
+        None  # actions are imitated by exp(β (Q^μ - V^μ)), at most 100; None: all alike (the code)
+    )
 
 
 @agent("obac", OBACConfig)
@@ -86,7 +89,9 @@ class OBAC(SAC):
     def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor) -> Tensor:
         """SAC's, and where the offline learner is ahead -w log π(a|s) of the batch's actions, `(*S, B)`."""
         loss = super().actor_loss(b, act, log_prob)
-        online = self.log_alpha.exp().unsqueeze(-1) * log_prob - loss  # R_i Q_i(s, ã), which the loss has asked for already
+        online = (
+            self.log_alpha.exp().unsqueeze(-1) * log_prob - loss
+        )  # R_i Q_i(s, ã), which the loss has asked for already
         ahead = self.ahead(b, online.detach())
         self._ahead = ahead.mean(-1)
         if self.cfg.constraint == "none":
@@ -101,7 +106,11 @@ class OBAC(SAC):
         if self.cfg.gate == "state":
             return (self.v_offline(b.obs) > online).to(online.dtype)
         offline = self.offline_critic(b.obs, b.act).squeeze(-1).amin(-2)
-        return (offline.mean(-1, keepdim=True) > online.mean(-1, keepdim=True)).to(online.dtype).expand_as(online)
+        return (
+            (offline.mean(-1, keepdim=True) > online.mean(-1, keepdim=True))
+            .to(online.dtype)
+            .expand_as(online)
+        )
 
     @torch.no_grad()
     def worth(self, b: Batch) -> Tensor:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mbo2o.agents.iql import IQL, IQLConfig
 from mbo2o.ensemble.explore import explore
 from mbo2o.nn.optim import Adam
 from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
-
-from mbo2o.agents.iql import IQL, IQLConfig
 
 
 @dataclass
@@ -21,8 +20,12 @@ class PEXConfig(IQLConfig):
     """Defaults: the authors' code; observations are scaled as the offline agent's, whose scale comes along at the switch."""
 
     beta: float = 10.0
-    inverse_temperature: float = 10.0  # h of the choice: with Q in the hundreds it takes the better one nearly always
-    scale: bool = False  # divide Q by its batch's mean size first, so that h means the same on every task (ours)
+    inverse_temperature: float = (
+        10.0  # h of the choice: with Q in the hundreds it takes the better one nearly always
+    )
+    scale: bool = (
+        False  # divide Q by its batch's mean size first, so that h means the same on every task (ours)
+    )
 
 
 @agent("pex", PEXConfig)
@@ -38,7 +41,9 @@ class PEX(IQL):
     def __init__(self, spec: Spec, cfg: PEXConfig):
         super().__init__(spec, cfg)
         if cfg.deterministic or cfg.actor_decay_steps is not None:
-            raise UserError("pex: deterministic and actor_decay_steps are for an IQL actor that learns; here it stays as it is")
+            raise UserError(
+                "pex: deterministic and actor_decay_steps are for an IQL actor that learns; here it stays as it is"
+            )
         self.actor.requires_grad_(False)
         del self.actor_optim
         self.second = BoundedGaussian(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
@@ -67,7 +72,9 @@ class PEX(IQL):
         if self.cfg.scale:
             q = q / q.abs().mean((-2, -1), keepdim=True).clamp(min=1e-6)
         better = q[..., 1] - q[..., 0]
-        takes = better > 0 if chance is None else chance < torch.sigmoid(self.cfg.inverse_temperature * better)
+        takes = (
+            better > 0 if chance is None else chance < torch.sigmoid(self.cfg.inverse_temperature * better)
+        )
         return torch.where(takes.unsqueeze(-1), second, first)
 
     def improve(self, b: Batch, advantage: Tensor) -> Metrics:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from mbo2o.agents.base import Agent
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig, explore
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig, members
 from mbo2o.ensemble.targets import (
@@ -26,8 +27,6 @@ from mbo2o.nn.optim import Adam
 from mbo2o.registry import find
 from mbo2o.types import Batch, Spec, at_least_one
 
-from mbo2o.agents.base import Agent
-
 
 @dataclass
 class QConfig:
@@ -36,12 +35,16 @@ class QConfig:
     critics: int = 2  # N
     target: str = "min_q"  # how N target critics become one value: see mbo2o/ensemble/targets.py
     granularity: str = "batch"  # of a random target's draw: batch (ENOTO's code) or sample (REDQ's REM)
-    actor_reduction: str = "min_q"  # likewise for what the actor maximises (ENOTO's code keeps min; REDQ mean_q; TD3 first_q)
+    actor_reduction: str = (
+        "min_q"  # likewise for what the actor maximises (ENOTO's code keeps min; REDQ mean_q; TD3 first_q)
+    )
     gamma: float = 0.99
     tau: float = 0.005  # Polyak step of the targets
     critic_lr: float = 3e-4
     normalize: bool = False  # scale observations by the dataset's mean and deviation, frozen afterwards
-    mask: float = 1.0  # probability that a critic learns from a transition (bootstrapped DQN, SUNRISE: 0.5); 1: all do
+    mask: float = (
+        1.0  # probability that a critic learns from a transition (bootstrapped DQN, SUNRISE: 0.5); 1: all do
+    )
     sunrise: SunriseConfig = field(default_factory=SunriseConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)
     critic: MLPConfig = field(default_factory=MLPConfig)
@@ -71,7 +74,11 @@ class QEnsemble(Agent):
         check_granularity(cfg.granularity)
         self._reduce = find(REDUCTIONS, cfg.target, "target")
         # drawn once per batch and with no weights by the spread of all, a pair needs no more than two target critics
-        self._only_a_pair = (cfg.target, cfg.granularity, cfg.sunrise.weight) == ("random_min_pair", "batch", "none")
+        self._only_a_pair = (cfg.target, cfg.granularity, cfg.sunrise.weight) == (
+            "random_min_pair",
+            "batch",
+            "none",
+        )
         self._reduce_for_actor = find(REDUCTIONS, cfg.actor_reduction, "actor_reduction")
         self.critic = EnsembleMLP((*spec.seeds, cfg.critics), spec.obs_dim + spec.act_dim, 1, cfg.critic)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mbo2o.registry import agent
-
 from mbo2o.agents.sac import SAC, SACConfig
+from mbo2o.registry import agent
 
 
 @dataclass

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.nn.policy import TanhGaussian, repeat
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError, at_least_one
-
-from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 BACKUPS = ("sampled", "deterministic", "max")
 
@@ -25,10 +24,14 @@ class SACConfig(QConfig):
     actor_lr: float = 3e-4
     alpha_lr: float = 3e-4
     init_alpha: float = 1.0  # entropy temperature at the start
-    target_entropy: float | None = None  # None: entropy_per_dim * act_dim (MOPO's repo uses -3 on every D4RL task)
+    target_entropy: float | None = (
+        None  # None: entropy_per_dim * act_dim (MOPO's repo uses -3 on every D4RL task)
+    )
     entropy_per_dim: float = -1.0  # (SAC; RLPD -0.5)
     backup: str = "sampled"  # the target's a': sampled, deterministic (d3rlpy's CQL), max of backup_samples (CQL on antmaze)
-    backup_entropy: bool = True  # the target holds the next action's entropy (MOPO, MBPO, RLPD; CQL and WSRL leave it out)
+    backup_entropy: bool = (
+        True  # the target holds the next action's entropy (MOPO, MBPO, RLPD; CQL and WSRL leave it out)
+    )
     backup_samples: int = 10  # of backup=max
     policy_delay: int = 1  # critic steps per step of actor and temperature (REDQ: 20)
     actor: MLPConfig = field(default_factory=MLPConfig)
@@ -49,7 +52,9 @@ class SAC(QEnsemble):
         self.log_alpha = nn.Parameter(torch.full(spec.seeds, cfg.init_alpha).log())
         self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
         self.log_alpha_optim = Adam([self.log_alpha], cfg.alpha_lr)
-        self.target_entropy = cfg.entropy_per_dim * spec.act_dim if cfg.target_entropy is None else cfg.target_entropy
+        self.target_entropy = (
+            cfg.entropy_per_dim * spec.act_dim if cfg.target_entropy is None else cfg.target_entropy
+        )
 
     def mode(self, obs: Tensor) -> Tensor:
         """Tanh of the mean."""
@@ -118,5 +123,7 @@ class SAC(QEnsemble):
         actor_loss = self.actor_loss(b, act, log_prob).mean(-1)
         self.actor_optim.step(actor_loss)
         entropy = -log_prob.detach().mean(-1)
-        self.log_alpha_optim.step(self.log_alpha * (entropy - self.target_entropy))  # dual ascent on E[-log π] ≥ H̄
+        self.log_alpha_optim.step(
+            self.log_alpha * (entropy - self.target_entropy)
+        )  # dual ascent on E[-log π] ≥ H̄
         return {"actor_loss": actor_loss.detach(), "entropy": entropy, "alpha": alpha}

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, UserError
-
-from mbo2o.agents.qensemble import QConfig, QEnsemble
 
 
 @dataclass
@@ -24,7 +23,9 @@ class TD3BCConfig(QConfig):
     bc_weight: float = 1.0  # b of the imitation, at the start
     bc_final: float | None = None  # b goes there linearly and stays; None: b is constant
     bc_decay_steps: int | None = None  # in so many updates of this agent
-    online_bc_weight: float = 0.3  # b after the switch, from where it goes to 0 (ENOTO's code; the weight before is not known)
+    online_bc_weight: float = (
+        0.3  # b after the switch, from where it goes to 0 (ENOTO's code; the weight before is not known)
+    )
     online_bc_decay_steps: int = 500_000  # ditto: 250,000 of the actor's steps, which is every second
     target_noise: float = 0.2  # deviation of the target policy's smoothing
     target_noise_clip: float = 0.5
@@ -32,12 +33,16 @@ class TD3BCConfig(QConfig):
     policy_delay: int = 2  # critic steps per step of the actor and of all targets
     actor_lr: float = 3e-4
     actor_reduction: str = "first_q"
-    normalize: bool = True  # they add 1e-3 to the deviation; here a constant dimension gets 1, and the others their own
+    normalize: bool = (
+        True  # they add 1e-3 to the deviation; here a constant dimension gets 1, and the others their own
+    )
     actor: MLPConfig = field(default_factory=MLPConfig)
 
     def online(self) -> TD3BCConfig:
         """The same with imitation that fades out (ENOTO's code, which does not stop at 0)."""
-        return replace(self, bc_weight=self.online_bc_weight, bc_final=0.0, bc_decay_steps=self.online_bc_decay_steps)
+        return replace(
+            self, bc_weight=self.online_bc_weight, bc_final=0.0, bc_decay_steps=self.online_bc_decay_steps
+        )
 
 
 @agent("td3bc", TD3BCConfig)
@@ -49,7 +54,9 @@ class TD3BC(QEnsemble):
     def __init__(self, spec: Spec, cfg: TD3BCConfig):
         super().__init__(spec, cfg)
         if (cfg.bc_final is None) != (cfg.bc_decay_steps is None):
-            raise UserError("bc_final and bc_decay_steps make the schedule of bc_weight together: set both or none")
+            raise UserError(
+                "bc_final and bc_decay_steps make the schedule of bc_weight together: set both or none"
+            )
         self.actor = EnsembleMLP(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
@@ -104,7 +111,9 @@ class TD3BC(QEnsemble):
         """One step of the actor down -λ mean Q(s, π(s)) + b mean (π(s) - a)²; the second mean is over dimensions too."""
         act = self.mode(b.obs)
         q = self.value_for_actor(b.obs, act)
-        scale = self.cfg.alpha / q.detach().abs().mean(-1).clamp(min=1e-8)  # λ; a critic that is 0 everywhere has no slope
+        scale = self.cfg.alpha / q.detach().abs().mean(-1).clamp(
+            min=1e-8
+        )  # λ; a critic that is 0 everywhere has no slope
         imitation = (act - b.act).square().mean((-2, -1))
         actor_loss = -scale * q.mean(-1) + self.bc_weight() * imitation
         self.actor_optim.step(actor_loss)

@@ -48,7 +48,9 @@ class Actions:
             low, high = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in self.box))
             low, high = low.ravel(), high.ravel()
             if not (np.isfinite(low) & np.isfinite(high) & (low <= high)).all():
-                raise UserError(f"the bounds of actions {_span(low, high)} are not finite numbers with low <= high; mend them")
+                raise UserError(
+                    f"the bounds of actions {_span(low, high)} are not finite numbers with low <= high; mend them"
+                )
             object.__setattr__(self, "box", (low, high))
 
     @classmethod
@@ -78,7 +80,9 @@ class Actions:
         if not self.maps:
             return
         if self.box is None:
-            raise UserError(f"{where}: {self.give(str(self.mode))} needs the environment's box; name the environment")
+            raise UserError(
+                f"{where}: {self.give(str(self.mode))} needs the environment's box; name the environment"
+            )
         if len(self.box[0]) not in (1, width):
             raise UserError(
                 f"{where}: 'actions' have {width} dimensions, their bounds {len(self.box[0])}; give one bound for each"
@@ -102,7 +106,10 @@ class Actions:
             if not self.clips:
                 raise UserError(f"{where}: {self._outside(low, high)}")
             outside = sum(int((np.abs(actions[part]) > 1 + TOLERANCE).sum()) for part in parts)
-            warnings.warn(f"{where}: {outside} of {actions.size} numbers in 'actions' are outside and clipped", stacklevel=5)
+            warnings.warn(
+                f"{where}: {outside} of {actions.size} numbers in 'actions' are outside and clipped",
+                stacklevel=5,
+            )
         for part in parts:
             actions[part].clip(-1, 1, out=actions[part])
 

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbo2o.store import hdf5
 from mbo2o.types import Batch, Spec
-
-from mbo2o.data import schema
 
 
 class ReplayBuffer:
@@ -28,7 +27,9 @@ class ReplayBuffer:
         self._n_seeds = int(np.prod(spec.seeds, dtype=int))
         self._widths = [spec.obs_dim, spec.act_dim, 1, spec.obs_dim, 1, 1] + ([] if gamma is None else [1])
         self._rows = torch.zeros(self._n_seeds, capacity, sum(self._widths), device=spec.device)
-        self._written = torch.zeros(self._n_seeds, dtype=torch.int64, device=spec.device)  # ever, so also the ring's head
+        self._written = torch.zeros(
+            self._n_seeds, dtype=torch.int64, device=spec.device
+        )  # ever, so also the ring's head
         self._begun = torch.zeros_like(self._written)  # where in that count the episode in flight began
 
     def __len__(self) -> int:
@@ -46,7 +47,9 @@ class ReplayBuffer:
         if b > self.capacity:
             raise ValueError(f"{b} rows do not fit into a buffer of {self.capacity}")
         if self._gamma is not None and batch.mc_return is None and b != 1:
-            raise ValueError(f"a buffer that keeps returns takes steps one at a time, or with their returns; found {b}")
+            raise ValueError(
+                f"a buffer that keeps returns takes steps one at a time, or with their returns; found {b}"
+            )
         truncated = torch.zeros_like(batch.rew) if truncated is None else truncated.to(batch.rew.dtype)
         columns = [x.unsqueeze(-1) for x in (batch.rew, batch.done, truncated)]
         if self._gamma is not None:
@@ -54,7 +57,11 @@ class ReplayBuffer:
             columns.append(mc.unsqueeze(-1))
         rows = torch.cat([batch.obs, batch.act, columns[0], batch.next_obs, *columns[1:]], -1)
         rows = rows.reshape(self._n_seeds, b, rows.shape[-1])
-        kept = torch.ones_like(rows[..., 0], dtype=torch.bool) if keep is None else keep.reshape(self._n_seeds, b)
+        kept = (
+            torch.ones_like(rows[..., 0], dtype=torch.bool)
+            if keep is None
+            else keep.reshape(self._n_seeds, b)
+        )
         place = (self._written.unsqueeze(-1) + kept.cumsum(-1) - 1) % self.capacity
         seed, row = kept.nonzero(as_tuple=True)
         self._rows[seed, place[seed, row]] = rows[seed, row]
@@ -81,7 +88,9 @@ class ReplayBuffer:
         out, later = [0.0] * n, 0.0
         for t, r in reversed(list(enumerate(rew.tolist()))):
             out[t] = later = r + self._gamma * later
-        if self._failure is not None and bool((rew == self._failure).all()):  # as float32, which -0.1 is not in Python
+        if self._failure is not None and bool(
+            (rew == self._failure).all()
+        ):  # as float32, which -0.1 is not in Python
             out = [self._failure / (1 - self._gamma)] * n
         self._rows[k, place, -1] = torch.tensor(out, device=self._rows.device)
         self._begun[k] = self._written[k]
@@ -120,12 +129,21 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Tensor]:
         """The rows written so far and how many there were."""
         used = int(self._written.max().clamp(max=self.capacity))
-        return {"rows": self._rows[:, :used].clone(), "written": self._written.clone(), "begun": self._begun.clone()}
+        return {
+            "rows": self._rows[:, :used].clone(),
+            "written": self._written.clone(),
+            "begun": self._begun.clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what a buffer of the same capacity returned from `state_dict`."""
-        if state["rows"].shape[1] > self.capacity or int(state["written"].max()) > state["rows"].shape[1] < self.capacity:
-            raise RuntimeError(f"saved by a buffer of {state['rows'].shape[1]} rows, this one has {self.capacity}")
+        if (
+            state["rows"].shape[1] > self.capacity
+            or int(state["written"].max()) > state["rows"].shape[1] < self.capacity
+        ):
+            raise RuntimeError(
+                f"saved by a buffer of {state['rows'].shape[1]} rows, this one has {self.capacity}"
+            )
         self._rows[:, : state["rows"].shape[1]] = state["rows"]
         self._written.copy_(state["written"])
         self._begun.copy_(state["begun"])
@@ -146,4 +164,4 @@ class ReplayBuffer:
             "terminals": done[:, 0] > 0,
             "timeouts": timeouts,
         }
-        schema.write(path, fields, attrs)
+        hdf5.write(path, fields, attrs)

@@ -6,11 +6,11 @@ import warnings
 
 import numpy as np
 
-from mbo2o.data import schema
+from mbo2o.store import hdf5
 from mbo2o.types import UserError
 
 
-def find(fields: schema.Fields, attrs: schema.Attrs, where: object, new: schema.New) -> tuple[np.ndarray, bool]:
+def find(fields: hdf5.Fields, attrs: hdf5.Attrs, where: object, new: hdf5.New) -> tuple[np.ndarray, bool]:
     """`(N,)`, in a `new` array, and whether these and the terminations are all ends that there are.
 
     Without timeouts a warning counts what is concluded, and from what. Raises `UserError` for a limit that is none.
@@ -22,7 +22,7 @@ def find(fields: schema.Fields, attrs: schema.Attrs, where: object, new: schema.
         if flagged is None:
             _say(where, out, "next_observations")
     elif flagged is not None:
-        for rows in schema.blocks(len(out)):
+        for rows in hdf5.blocks(len(out)):
             out[rows] = flagged[rows] & ~terminated[rows]
     elif "max_episode_steps" in attrs:
         _cut_at_limit(terminated, attrs["max_episode_steps"], out, where)
@@ -42,10 +42,12 @@ def find(fields: schema.Fields, attrs: schema.Attrs, where: object, new: schema.
 def _say(where: object, out: np.ndarray, source: str) -> None:
     ends = int(np.count_nonzero(out))
     verb = "end follows" if ends == 1 else "ends follow"
-    warnings.warn(f"{where}: no timeouts: {ends} episode {verb} from {source}, beside the terminations", stacklevel=5)
+    warnings.warn(
+        f"{where}: no timeouts: {ends} episode {verb} from {source}, beside the terminations", stacklevel=5
+    )
 
 
-def _find_cuts(fields: schema.Fields, out: np.ndarray, where: object) -> None:
+def _find_cuts(fields: hdf5.Fields, out: np.ndarray, where: object) -> None:
     """Flags and cuts; the flags alone where most rows are cuts, because rounding or shuffling made them.
 
     A cut is a row that is not followed by its own next observation; an unknown one is a cut if there are no flags.
@@ -53,7 +55,7 @@ def _find_cuts(fields: schema.Fields, out: np.ndarray, where: object) -> None:
     obs, next_obs, terminated = fields["observations"], fields["next_observations"], fields["terminals"]
     flagged = fields.get("timeouts")
     hidden = 0
-    for rows in schema.blocks(*obs.shape):
+    for rows in hdf5.blocks(*obs.shape):
         after = obs[rows.start + 1 : rows.stop + 1]
         cuts = np.zeros(rows.stop - rows.start, np.bool_)
         cuts[: len(after)] = (next_obs[rows][: len(after)] != after).any(1)
@@ -68,16 +70,18 @@ def _find_cuts(fields: schema.Fields, out: np.ndarray, where: object) -> None:
         text = f"{where}: {hidden} rows without a flag are not followed by their own next observation; {what}"
         warnings.warn(text, stacklevel=5)
     if flagged is not None:
-        for rows in schema.blocks(len(out)):
+        for rows in hdf5.blocks(len(out)):
             out[rows] = (flagged[rows] if many else flagged[rows] | out[rows]) & ~terminated[rows]
 
 
 def _cut_at_limit(terminated: np.ndarray, limit: object, out: np.ndarray, where: object) -> None:
     """Every `limit`-th row of what lies between two terminations."""
     if not isinstance(limit, int) or limit < 1:
-        raise UserError(f"{where}: attribute max_episode_steps is {limit!r}, expected a positive int; mend it")
+        raise UserError(
+            f"{where}: attribute max_episode_steps is {limit!r}, expected a positive int; mend it"
+        )
     begun = 0
-    for rows in schema.blocks(len(out)):
+    for rows in hdf5.blocks(len(out)):
         row = np.arange(rows.start, rows.stop)
         first = np.append(rows.start == 0 or terminated[rows.start - 1], terminated[rows][:-1])
         start = np.maximum.accumulate(np.where(first, row, begun))

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbo2o.data import cuts, mapped, schema
+from mbo2o.data import cuts
 from mbo2o.data.actions import Actions, Bounds
-from mbo2o.data.io import d4rl, episodes, minari, sb3, table
+from mbo2o.store import d4rl, episodes, hdf5, mapped, minari, sb3, table
 from mbo2o.types import Batch, UserError
 
 MINARI_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
@@ -52,7 +52,7 @@ class TransitionDataset:
     """`(N,)` int64: from 0, counted in file order."""
     index: Tensor
     """`(U,)` int64: the rows that `sample` draws: those with `valid_next`, fit for TD and dynamics, or `every_row`."""
-    attrs: schema.Attrs = field(default_factory=dict)
+    attrs: hdf5.Attrs = field(default_factory=dict)
     """What the file says of itself: `env_id` and the like."""
     seeds: tuple[int, ...] = ()
     """Leading axes of what `sample` returns."""
@@ -63,7 +63,7 @@ class TransitionDataset:
     ends_known: bool = True
     """Whether the record says where all its episodes end. Without timeouts, next observations and a time limit only
     terminations are seen, and the rewards between two of them may be of several episodes."""
-    new: schema.New = schema.in_ram
+    new: hdf5.New = hdf5.in_ram
     """Where a column of N numbers is put that is derived from these."""
 
     @classmethod
@@ -75,7 +75,7 @@ class TransitionDataset:
         terminals: np.ndarray,
         timeouts: np.ndarray | None = None,
         next_observations: np.ndarray | None = None,
-        attrs: schema.Attrs | None = None,
+        attrs: hdf5.Attrs | None = None,
         bounds: Bounds | None = None,
         clip: bool = False,
     ) -> TransitionDataset:
@@ -95,7 +95,7 @@ class TransitionDataset:
         inside an episode. The last row of an episode is then unknown, also where it terminated: its TD target needs no
         next observation, but the reset that stands in the next row would poison a dynamics model.
 
-        Raises `UserError` for what `schema.check` refuses, and when not one next observation is known.
+        Raises `UserError` for what `hdf5.check` refuses, and when not one next observation is known.
         """
         given = {
             "observations": observations,
@@ -106,13 +106,13 @@ class TransitionDataset:
             "next_observations": next_observations,
         }
         given = {key: x for key, x in given.items() if x is not None}
-        return cls._of(schema.check(given, "arrays", how=Actions.given(bounds, clip)), attrs, "arrays")
+        return cls._of(hdf5.check(given, "arrays", how=Actions.given(bounds, clip)), attrs, "arrays")
 
     @classmethod
     def _of(
-        cls, fields: schema.Fields, attrs: schema.Attrs | None, where: object, new: schema.New = schema.in_ram
+        cls, fields: hdf5.Fields, attrs: hdf5.Attrs | None, where: object, new: hdf5.New = hdf5.in_ram
     ) -> TransitionDataset:
-        """Build from what `schema.check` returned, in `new` arrays; `where` names it in errors."""
+        """Build from what `hdf5.check` returned, in `new` arrays; `where` names it in errors."""
         attrs = dict(attrs or {})
         obs, act, given = fields["observations"], fields["actions"], fields.get("next_observations")
         n, obs_dim, act_dim = len(obs), obs.shape[1], act.shape[1]
@@ -121,7 +121,7 @@ class TransitionDataset:
         terminated, valid_next = new("terminated", (n,), np.bool_), new("valid_next", (n,), np.bool_)
         episode = new("episode", (n,), np.int64)
         usable, begun = 0, 0
-        for rows in schema.blocks(*packed.shape):
+        for rows in hdf5.blocks(*packed.shape):
             terminated[rows] = done = fields["terminals"][rows]
             end = done | truncated[rows]
             next_obs = _below(obs, end, rows) if given is None else given[rows]
@@ -132,7 +132,9 @@ class TransitionDataset:
             episode[rows] = begun + ended - end
             usable, begun = usable + int(known.sum()), begun + int(ended[-1])
         if not usable:
-            raise UserError(f"{where}: not one next observation is known; give next_observations, or longer episodes")
+            raise UserError(
+                f"{where}: not one next observation is known; give next_observations, or longer episodes"
+            )
         index = new("index", (usable,), np.int64)
         arrays = (packed, terminated, truncated, valid_next, episode, _filled(index, valid_next))
         tensors: dict[str, Any] = {name: torch.from_numpy(x) for name, x in zip(COLUMNS, arrays, strict=True)}
@@ -140,7 +142,11 @@ class TransitionDataset:
 
     @classmethod
     def load(
-        cls, path_or_id: str | os.PathLike[str], storage: str = "ram", bounds: Bounds | None = None, clip: bool = False
+        cls,
+        path_or_id: str | os.PathLike[str],
+        storage: str = "ram",
+        bounds: Bounds | None = None,
+        clip: bool = False,
     ) -> TransitionDataset:
         """Read a D4RL file (any existing path, or a name ending in .hdf5 or .h5) or a Minari set by its id.
 
@@ -164,25 +170,30 @@ class TransitionDataset:
         dataset_id = minari_id(name)
         made = cls._stored(name, dataset_id, storage, how)
         # a Minari set names its own action space, so that there is nothing to doubt
-        parts = list(schema.blocks(made.n_rows, made.act_dim))
+        parts = list(hdf5.blocks(made.n_rows, made.act_dim))
         if dataset_id is None and (doubt := how.doubt(made.act.numpy(), parts)):
-            raise UserError(f"{schema.shown(name)}: {doubt}")
+            raise UserError(f"{hdf5.shown(name)}: {doubt}")
         return made
 
     @classmethod
     def _stored(cls, name: str, dataset_id: str | None, storage: str, how: Actions) -> TransitionDataset:
         """A file, or a Minari set, in memory or mapped."""
-        where = schema.shown(name) if dataset_id is None else f"minari:{dataset_id}"
+        where = hdf5.shown(name) if dataset_id is None else f"minari:{dataset_id}"
         read = partial(d4rl.read, name) if dataset_id is None else partial(minari.read, dataset_id)
         if storage == "ram":
             return cls._of(*read(how=how), where)
         if dataset_id is None:
-            schema.check_signature(Path(name))
+            hdf5.check_signature(Path(name))
         source = Path(name) if dataset_id is None else minari.folder(dataset_id)
 
-        def convert(new: schema.New) -> mapped.Info:
+        def convert(new: hdf5.New) -> mapped.Info:
             made = cls._of(*read(new, how), where, new)
-            return {"obs_dim": made.obs_dim, "act_dim": made.act_dim, "attrs": made.attrs, "ends_known": made.ends_known}
+            return {
+                "obs_dim": made.obs_dim,
+                "act_dim": made.act_dim,
+                "attrs": made.attrs,
+                "ends_known": made.ends_known,
+            }
 
         arrays, info = mapped.opened(source, f"{dataset_id or ''}{how.key}", where, COLUMNS, convert)
         tensors: dict[str, Any] = {key: mapped.tensor(x) for key, x in arrays.items()}
@@ -190,7 +201,11 @@ class TransitionDataset:
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], attrs: schema.Attrs | None = None, bounds: Bounds | None = None, clip: bool = False
+        cls,
+        data: Mapping[str, Any],
+        attrs: hdf5.Attrs | None = None,
+        bounds: Bounds | None = None,
+        clip: bool = False,
     ) -> TransitionDataset:
         """Build from a dict of arrays by D4RL's names, such as its `env.get_dataset()` returns. See `from_arrays`.
 
@@ -204,7 +219,7 @@ class TransitionDataset:
     def from_episodes(
         cls,
         data: Sequence[episodes.Episode],
-        attrs: schema.Attrs | None = None,
+        attrs: hdf5.Attrs | None = None,
         bounds: Bounds | None = None,
         clip: bool = False,
     ) -> TransitionDataset:
@@ -224,7 +239,7 @@ class TransitionDataset:
         cls,
         path: str | os.PathLike[str],
         columns: table.Columns,
-        attrs: schema.Attrs | None = None,
+        attrs: hdf5.Attrs | None = None,
         bounds: Bounds | None = None,
         clip: bool = False,
     ) -> TransitionDataset:
@@ -245,7 +260,7 @@ class TransitionDataset:
 
     @classmethod
     def from_sb3(
-        cls, buffer: Any, attrs: schema.Attrs | None = None, bounds: Bounds | None = None, clip: bool = False
+        cls, buffer: Any, attrs: hdf5.Attrs | None = None, bounds: Bounds | None = None, clip: bool = False
     ) -> TransitionDataset:
         """Copy a Stable-Baselines3 replay buffer that is alive, such as `model.replay_buffer`; it is never read from a file.
 
@@ -259,7 +274,7 @@ class TransitionDataset:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Store everything at `path` in the layout of `schema`; `load` gives it back bit for bit."""
-        schema.write(path, self._fields(), self.attrs)
+        hdf5.write(path, self._fields(), self.attrs)
 
     def to_minari(self, dataset_id: str) -> None:
         """Add a set to Minari's local store (`MINARI_DATASETS_PATH`, or `~/.minari`), under an id `namespace/name-v0`.
@@ -270,7 +285,7 @@ class TransitionDataset:
         """
         minari.write(dataset_id, self._fields(), self.attrs)
 
-    def _fields(self) -> schema.Fields:
+    def _fields(self) -> hdf5.Fields:
         columns = {
             "observations": self.obs,
             "actions": self.act,
@@ -334,19 +349,19 @@ class TransitionDataset:
 
     def blocks(self) -> Iterator[Batch]:
         """All rows that `sample` draws, without a seed axis, some at a time."""
-        for part in schema.blocks(len(self.index), self.packed.shape[1]):
+        for part in hdf5.blocks(len(self.index), self.packed.shape[1]):
             yield self.rows(self.index[part])
 
     def _column(self, name: str, dtype: Any, block: Callable[[slice], Tensor]) -> Tensor:
         """`(N,)`: what `block` makes of each block of rows, where there is room for it."""
         out = self.new(name, (self.n_rows,), dtype)
-        for rows in schema.blocks(self.n_rows):
+        for rows in hdf5.blocks(self.n_rows):
             out[rows] = block(rows).cpu().numpy()
         return torch.from_numpy(out).to(self.packed.device)
 
     def _count(self, block: Callable[[slice], Tensor]) -> int:
         """How often the flags are true that `block` makes of each block of rows."""
-        return sum(int(block(rows).sum()) for rows in schema.blocks(self.n_rows, self.packed.shape[1]))
+        return sum(int(block(rows).sum()) for rows in hdf5.blocks(self.n_rows, self.packed.shape[1]))
 
     def with_seeds(self, seeds: tuple[int, ...]) -> TransitionDataset:
         """The same data, in the same memory, sampled for `seeds` leading axes."""
@@ -359,7 +374,9 @@ class TransitionDataset:
 
     def every_row(self) -> TransitionDataset:
         """The same data, sampled from all rows: for cloning, which needs no next observation (it is NaN where unknown)."""
-        return replace(self, index=self._column("index", np.int64, lambda rows: torch.arange(rows.start, rows.stop)))
+        return replace(
+            self, index=self._column("index", np.int64, lambda rows: torch.arange(rows.start, rows.stop))
+        )
 
     def with_reward(self, scale: float, shift: float) -> TransitionDataset:
         """The same data with rewards `scale·r + shift`, without returns: `with_returns` comes after."""
@@ -380,7 +397,7 @@ class TransitionDataset:
         rew, episode = self.rew, self.episode
         other = torch.zeros(int(episode[-1]) + 1, dtype=torch.int64, device=episode.device)
         if failure is not None:
-            for rows in schema.blocks(self.n_rows):
+            for rows in hdf5.blocks(self.n_rows):
                 other.index_add_(0, episode[rows], (rew[rows] != failure).to(torch.int64))
 
         def block(rows: slice) -> Tensor:
@@ -400,7 +417,7 @@ class TransitionDataset:
             out[:] = np.nan
             return torch.from_numpy(out).to(self.packed.device)
         rew = self.rew
-        for rows in reversed(list(schema.blocks(self.n_rows))):
+        for rows in reversed(list(hdf5.blocks(self.n_rows))):
             end = (self.terminated[rows] | self.truncated[rows]).tolist()
             sums = np.empty(len(end))
             for t, reward in reversed(list(enumerate(rew[rows].tolist()))):
@@ -418,7 +435,7 @@ class TransitionDataset:
             return np.zeros(0), np.zeros(0, np.int64)
         returns, lengths = np.zeros(int(self.episode[-1]) + 1), np.zeros(int(self.episode[-1]) + 1, np.int64)
         rew, complete = self.rew, 0
-        for rows in schema.blocks(self.n_rows):
+        for rows in hdf5.blocks(self.n_rows):
             episode = self.episode[rows].cpu().numpy()
             np.add.at(returns, episode, rew[rows].cpu().numpy())
             np.add.at(lengths, episode, 1)
@@ -477,7 +494,7 @@ def _below(obs: np.ndarray, end: np.ndarray, rows: slice) -> np.ndarray:
 def _filled(index: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """`index`, with the numbers of the rows in which `mask` is true."""
     done = 0
-    for rows in schema.blocks(len(mask)):
+    for rows in hdf5.blocks(len(mask)):
         found = rows.start + np.flatnonzero(mask[rows])
         index[done : done + len(found)] = found
         done += len(found)

@@ -56,9 +56,13 @@ def warn(fields: Mapping[str, Any], parts: list[slice], where: object) -> None:
         size += (np.where(moved, exact, 0) ** 2).sum(0)
     lost = np.flatnonzero((kept < steps) & ((error > 0.01 * size) | (good < 0.02 * steps)))
     if len(lost):
-        counts = [f"dimension {d} changes in {steps[d]:.0f} rows, in float32 in {kept[d]:.0f}" for d in lost[:SHOWN]]
+        counts = [
+            f"dimension {d} changes in {steps[d]:.0f} rows, in float32 in {kept[d]:.0f}" for d in lost[:SHOWN]
+        ]
         more = f" (and {len(lost) - SHOWN} dimensions more)" if len(lost) > SHOWN else ""
-        text = f"float32 cannot tell observations apart: {'; '.join(counts)}{more}: subtract an offset from them"
+        text = (
+            f"float32 cannot tell observations apart: {'; '.join(counts)}{more}: subtract an offset from them"
+        )
         warnings.warn(LostPrecision(where, text), stacklevel=5)
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from mbo2o.types import Batch, Source, cat, combine
-
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.types import Batch, Source, cat, combine
 
 
 class Mix:
@@ -19,7 +18,9 @@ class Mix:
     def __init__(self, *parts: tuple[Source, float]):
         total = sum(share for _, share in parts)
         if total <= 0 or min(share for _, share in parts) < 0:
-            raise ValueError(f"shares must not be negative and not all zero, found {[share for _, share in parts]}")
+            raise ValueError(
+                f"shares must not be negative and not all zero, found {[share for _, share in parts]}"
+            )
         self.parts: Sequence[tuple[Any, float]] = [(source, share / total) for source, share in parts]
 
     def __len__(self) -> int:

@@ -26,7 +26,9 @@ class SumTree:
         self.nodes[self._seed, node] = priority
         while node[0, 0] > 1:
             node = node // 2
-            self.nodes[self._seed, node] = self.nodes[self._seed, 2 * node] + self.nodes[self._seed, 2 * node + 1]
+            self.nodes[self._seed, node] = (
+                self.nodes[self._seed, 2 * node] + self.nodes[self._seed, 2 * node + 1]
+            )
 
     def draw(self, chance: Floats) -> Indices:
         """`(S, B)` uniform in [0, 1) → leaves `(S, B)`, each with its share of the total as probability."""

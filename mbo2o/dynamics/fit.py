@@ -10,13 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mbo2o.dynamics.model import GaussianDynamics
 from mbo2o.ensemble.gaussian import gaussian_nll
 from mbo2o.ensemble.mlp import EnsembleLinear
 from mbo2o.nn.normalizer import mixture_statistics
 from mbo2o.nn.optim import Adam
 from mbo2o.types import Batch, Diverged, Metrics, UserError
-
-from mbo2o.dynamics.model import GaussianDynamics
 
 Z50, Z90 = 0.67449, 1.64485
 """Half-widths, in standard deviations, of the intervals that hold 50 % and 90 % of a Gaussian."""
@@ -49,18 +48,26 @@ class FitConfig:
 
     lr: float = 1e-3
     batch: int = 256
-    weight_decay: list[float] = field(default_factory=lambda: [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4])  # input → output
+    weight_decay: list[float] = field(
+        default_factory=lambda: [2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4]
+    )  # input → output
     bound_weight: float = 0.01  # pulls the log-variance's bounds together
     holdout: float = 0.1  # share of rows kept for early stopping and elites (MOPO 0.2)
     max_holdout: int = 2000  # rows of it that are scored (MOPO 1000, MBPO 5000)
     bootstrap: float = 0.63  # share of the rows that a member sees: the distinct rows of a bootstrap sample
     improvement: float = 0.01  # relative, of a member's holdout error, that counts as progress
-    patience: int = 5  # looks at the holdout without progress of any of a seed's members before the seed stops
+    patience: int = (
+        5  # looks at the holdout without progress of any of a seed's members before the seed stops
+    )
     min_updates: int = 2000  # never stop before (ours)
     max_updates: int = 50_000  # stop here in any case (MOPO: no bound)
-    epoch_updates: int | None = None  # between two looks at the holdout; None: those of a pass through the data (MOPO), and at
+    epoch_updates: int | None = (
+        None  # between two looks at the holdout; None: those of a pass through the data (MOPO), and at
+    )
     # least 250 (ours: the passes through a few thousand rows are over before an error can fall)
-    scale_tolerance: float = 0.5  # relative change of an input's std at which the statistics are renewed (ours)
+    scale_tolerance: float = (
+        0.5  # relative change of an input's std at which the statistics are renewed (ours)
+    )
 
 
 def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitConfig) -> Metrics:
@@ -82,7 +89,11 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     rng, host_rng = torch.Generator(model.spec.device).manual_seed(seed), torch.Generator().manual_seed(seed)
     # a part with next to no rows yet cannot be split; it joins when it has grown
     candidates = [(rows, share, _pool(model, rows, cfg)) for rows, share in parts if share > 0]
-    usable = [(rows, share, pool) for rows, share, pool in candidates if len(pool.held_out) and len(pool.seen) >= MIN_ROWS]
+    usable = [
+        (rows, share, pool)
+        for rows, share, pool in candidates
+        if len(pool.held_out) and len(pool.seen) >= MIN_ROWS
+    ]
     if not usable:
         n = sum(len(rows.index) for rows, share in parts if share > 0)
         raise UserError(
@@ -92,7 +103,10 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
     parts, pools = [(rows, share) for rows, share, _ in usable], [pool for *_, pool in usable]
     shares = torch.tensor([share for _, share in parts], dtype=torch.float64)
     held = [(_rows(model, rows, p.held_out), share) for (rows, share), p in zip(parts, pools, strict=True)]
-    seen = [(_rows(model, rows, _some(p.seen, 50_000)), share) for (rows, share), p in zip(parts, pools, strict=True)]
+    seen = [
+        (_rows(model, rows, _some(p.seen, 50_000)), share)
+        for (rows, share), p in zip(parts, pools, strict=True)
+    ]
     _set_scales(model, seen, cfg)
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -117,7 +131,9 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Rows, float]], cfg: FitCo
             updates += 1
         best.look(_holdout_mse(model, held), updates, cfg)
     if bool(best.lost.any()):
-        raise Diverged("the dynamics model's holdout error is not finite: check the data's range, or lower fit.lr and refit.lr")
+        raise Diverged(
+            "the dynamics model's holdout error is not finite: check the data's range, or lower fit.lr and refit.lr"
+        )
     if float(best.error.max()) > MAX_ERROR * _target_square(model, held):
         raise Diverged(
             f"the dynamics model's holdout error is over {MAX_ERROR} times the targets' own size: lower fit.lr, refit.lr"
@@ -198,13 +214,18 @@ def _spread(decay: list[float], layers: int) -> list[float]:
 
 
 @torch.no_grad()
-def _set_scales(model: GaussianDynamics, seen: list[tuple[tuple[Tensor, Tensor], float]], cfg: FitConfig) -> None:
+def _set_scales(
+    model: GaussianDynamics, seen: list[tuple[tuple[Tensor, Tensor], float]], cfg: FitConfig
+) -> None:
     """Set the statistics from the training rows, or renew those whose spread has moved too far, keeping the function."""
     shares = [share for _, share in seen]
     first = ~model.fitted
     mean, std = mixture_statistics([x for (x, _), _ in seen], shares)
     far = ((std / model.inputs.std).log().abs() > math.log1p(cfg.scale_tolerance)).any(-1, keepdim=True)
-    mean, std = torch.where(first | far, mean, model.inputs.mean), torch.where(first | far, std, model.inputs.std)
+    mean, std = (
+        torch.where(first | far, mean, model.inputs.mean),
+        torch.where(first | far, std, model.inputs.std),
+    )
     if model.fitted:  # (x - m)/s through W, b equals (x - m')/s' through (s'/s) W, b + (m' - m)/s W
         layer = model.net.net.layers[0]
         assert isinstance(layer, EnsembleLinear)
@@ -226,13 +247,18 @@ def _holdout_mse(model: GaussianDynamics, held: list[tuple[tuple[Tensor, Tensor]
     error = torch.zeros(())
     for (x, y), share in held:
         mean, _ = model.net(model.inputs(x))
-        error = error.to(mean.device) + share / total * (mean - model.targets(y).unsqueeze(-3)).square().mean((-2, -1))
+        error = error.to(mean.device) + share / total * (mean - model.targets(y).unsqueeze(-3)).square().mean(
+            (-2, -1)
+        )
     return error
 
 
 def _target_square(model: GaussianDynamics, held: list[tuple[tuple[Tensor, Tensor], float]]) -> float:
     """Mean square of the held-out targets in target units, weighted by the parts' shares."""
-    return float(sum(share * model.targets(y).square().mean() for (_, y), share in held) / sum(share for _, share in held))
+    return float(
+        sum(share * model.targets(y).square().mean() for (_, y), share in held)
+        / sum(share for _, share in held)
+    )
 
 
 @torch.no_grad()

@@ -42,7 +42,9 @@ class LearnedTermination(nn.Module):
     calibration_error: Tensor
     """Expected calibration error of P(terminated) on the holdout, 15 bins of equal width (Naeini et al. 2015)."""
 
-    def __init__(self, obs_dim: int, act_dim: int, hidden: int = 128, generator: torch.Generator | None = None):
+    def __init__(
+        self, obs_dim: int, act_dim: int, hidden: int = 128, generator: torch.Generator | None = None
+    ):
         super().__init__()
         dims = [2 * obs_dim + act_dim, hidden, hidden, 1]
         self.normalizer = Normalizer((), dims[0])
@@ -132,7 +134,9 @@ class LearnedTermination(nn.Module):
             warnings.warn(f"learned termination: the data hold one class only; {says}", stacklevel=2)
         return head.requires_grad_(False)
 
-    def _train(self, x: Tensor, alive: Tensor, dead: Tensor, steps: int, batch: int, generator: torch.Generator) -> None:
+    def _train(
+        self, x: Tensor, alive: Tensor, dead: Tensor, steps: int, batch: int, generator: torch.Generator
+    ) -> None:
         # So strong a decay, because rules are mostly thresholds on a few entries: measured on Hopper and Walker2d, it
         # lets a third fewer endings pass than none.
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=2e-3, weight_decay=1.0, fused=True)
@@ -160,7 +164,9 @@ class LearnedTermination(nn.Module):
         self.false_alive.copy_((logit[y] <= 0).float().mean())
         self.false_dead.copy_((logit[~y] > 0).float().mean())
         p = logit.sigmoid()
-        gap = torch.zeros(BINS, device=p.device).index_add(0, (p * BINS).long().clamp(max=BINS - 1), y.float() - p)
+        gap = torch.zeros(BINS, device=p.device).index_add(
+            0, (p * BINS).long().clamp(max=BINS - 1), y.float() - p
+        )
         self.calibration_error.copy_(gap.abs().sum() / len(y))
 
 

@@ -53,7 +53,9 @@ class GaussianDynamics(nn.Module):
     def __init__(self, spec: Spec, cfg: DynamicsConfig):
         super().__init__()
         if not 1 <= cfg.elites <= cfg.members:
-            raise UserError(f"recipe.dynamics.elites={cfg.elites} must lie between 1 and recipe.dynamics.members={cfg.members}")
+            raise UserError(
+                f"recipe.dynamics.elites={cfg.elites} must lie between 1 and recipe.dynamics.members={cfg.members}"
+            )
         self.spec, self.cfg = spec, cfg
         n_in, n_out = spec.obs_dim + spec.act_dim, spec.obs_dim + 1
         with torch.device(spec.device):
@@ -70,7 +72,9 @@ class GaussianDynamics(nn.Module):
         mean, log_var = _in_chunks(self.net, self.inputs(torch.cat([obs, act], -1)), self.bootstrap.numel())
         return self.targets.inverse(mean), torch.exp(0.5 * log_var) * self.targets.std.unsqueeze(-3)
 
-    def step(self, obs: Tensor, act: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, obs: Tensor, act: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A draw of next observation `(*S, B, D)` and reward `(*S, B)`, each row from one random elite (TS1).
 
         Rows are dealt to the elites in equal shares at random, and each member computes its share only. Randomness comes from
@@ -84,7 +88,9 @@ class GaussianDynamics(nn.Module):
         dealt = _take_rows(x, order.clamp(max=b - 1)).unflatten(-2, (k, share))
         # the log-variance's bounds are shared by the members
         parameters = {f"net.{name}": p for name, p in members(self.net.net, self.elites).items()}
-        mean, log_var = _in_chunks(lambda x: functional_call(self.net, parameters, (x,)), dealt, self.elites.numel())
+        mean, log_var = _in_chunks(
+            lambda x: functional_call(self.net, parameters, (x,)), dealt, self.elites.numel()
+        )
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         draw = self.targets.inverse(mean + torch.exp(0.5 * log_var) * noise).flatten(-3, -2)
         draw = torch.empty_like(draw).scatter(-2, order.unsqueeze(-1).expand_as(draw), draw)[..., :b, :]
@@ -93,7 +99,9 @@ class GaussianDynamics(nn.Module):
     def draw(self, obs: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """The same draw as `step`, out of a prediction `(*S, M, B, D+1)` that is at hand already."""
         place = torch.randint(self.elites.shape[-1], mean.shape[:-3] + mean.shape[-2:-1], device=mean.device)
-        member = self.elites.gather(-1, place)[..., None, :, None].expand(*mean.shape[:-3], 1, *mean.shape[-2:])
+        member = self.elites.gather(-1, place)[..., None, :, None].expand(
+            *mean.shape[:-3], 1, *mean.shape[-2:]
+        )
         mean, std = mean.gather(-3, member).squeeze(-3), std.gather(-3, member).squeeze(-3)
         y = mean + std * torch.randn_like(mean)
         return obs + y[..., :-1], y[..., -1]
@@ -106,7 +114,9 @@ class GaussianDynamics(nn.Module):
     def seed(self, k: int) -> GaussianDynamics:
         """Seed k's model on its own, without the seed axis."""
         spec = Spec(self.spec.obs_dim, self.spec.act_dim, (), self.spec.device)
-        with torch.random.fork_rng(devices=[]):  # the draws of an initialisation that is overwritten must not show
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the draws of an initialisation that is overwritten must not show
             alone = GaussianDynamics(spec, self.cfg)
         # everything but the scalar flag `fitted` leads with seeds
         alone.load_state_dict({n: x[k] if x.dim() else x for n, x in self.state_dict().items()})
@@ -136,9 +146,19 @@ class GaussianDynamics(nn.Module):
             model = cls(replace(spec, device="meta"), DynamicsConfig(**cfg))
             model.load_state_dict(load_file(path / "model.safetensors", device=device), assign=True)
             model.spec = spec
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as e:
             reason = " ".join(str(e).split())
-            raise UserError(f"{path}: no dynamics model can be read from it ({reason}); expected a folder of `save`") from e
+            raise UserError(
+                f"{path}: no dynamics model can be read from it ({reason}); expected a folder of `save`"
+            ) from e
         return model
 
 
@@ -147,7 +167,9 @@ def _take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(-2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
 
 
-def _in_chunks(net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, networks: int) -> tuple[Tensor, Tensor]:
+def _in_chunks(
+    net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, networks: int
+) -> tuple[Tensor, Tensor]:
     """`net(x)`, on a CPU some rows at a time, so that activations stay in its cache: twice as fast for 10 000 rows or more."""
     if x.device.type != "cpu":
         return net(x)

@@ -8,10 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mbo2o.dynamics.model import GaussianDynamics
 from mbo2o.ensemble.uncertainty import PENALTIES, Penalty, aleatoric_std
 from mbo2o.types import Batch, Metrics, RewardFn, TerminationFn, cat
-
-from mbo2o.dynamics.model import GaussianDynamics
 
 
 class Sink(Protocol):
@@ -69,7 +68,9 @@ def rollout(
         largest = torch.maximum(largest, torch.where(alive, penalised.abs(), 0.0).amax(-1))
         ended = ended | (alive & done)
         alive = alive & ~done
-        obs = torch.where(alive.unsqueeze(-1), next_obs, obs)  # a finished branch stands still, away from infinities
+        obs = torch.where(
+            alive.unsqueeze(-1), next_obs, obs
+        )  # a finished branch stands still, away from infinities
     n = count.clamp(min=1)
     return {
         "penalty": u_sum / n,
@@ -112,7 +113,9 @@ def uncertainty(model: GaussianDynamics, batch: Batch, keep: Tensor | None = Non
     mean, std = model.predict(batch.obs, batch.act)
     weight = torch.ones_like(batch.rew, dtype=torch.bool) if keep is None else keep
     measures = {**PENALTIES, "aleatoric_std": aleatoric_std}
-    return {name: torch.where(weight, f(mean, std), 0.0).sum(-1) / weight.sum(-1) for name, f in measures.items()}
+    return {
+        name: torch.where(weight, f(mean, std), 0.0).sum(-1) / weight.sum(-1) for name, f in measures.items()
+    }
 
 
 @torch.no_grad()

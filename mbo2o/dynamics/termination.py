@@ -134,7 +134,10 @@ TERMINATIONS: dict[str, TerminationFn] = {
 
 # As `run.make.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`, the default of
 # gymnasium-robotics; for sparse ones made that way choose `point_maze` or `non_finite` by name).
-_MAZES = ["UMaze", *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in ("", "_Diverse_G", "_Diverse_GR"))]
+_MAZES = [
+    "UMaze",
+    *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in ("", "_Diverse_G", "_Diverse_GR")),
+]
 _BY_ENV: dict[str, str] = {
     "Hopper": "hopper",
     "Walker2d": "walker2d",
@@ -157,10 +160,38 @@ _BY_ENV: dict[str, str] = {
 
 
 HARMLESS = {
-    *("render_mode", "width", "height", "camera_id", "camera_name", "default_camera_config", "max_geom", "max_episode_steps"),
-    *("forward_reward_weight", "ctrl_cost_weight", "contact_cost_weight", "contact_cost_range", "impact_cost_weight"),
-    *("healthy_reward", "reward_near_weight", "reward_dist_weight", "reward_control_weight", "uph_cost_weight"),
-    *("reset_noise_scale", "contact_force_range", "include_cfrc_ext_in_observation", "use_contact_forces", "frame_skip", "g"),
+    *(
+        "render_mode",
+        "width",
+        "height",
+        "camera_id",
+        "camera_name",
+        "default_camera_config",
+        "max_geom",
+        "max_episode_steps",
+    ),
+    *(
+        "forward_reward_weight",
+        "ctrl_cost_weight",
+        "contact_cost_weight",
+        "contact_cost_range",
+        "impact_cost_weight",
+    ),
+    *(
+        "healthy_reward",
+        "reward_near_weight",
+        "reward_dist_weight",
+        "reward_control_weight",
+        "uph_cost_weight",
+    ),
+    *(
+        "reset_noise_scale",
+        "contact_force_range",
+        "include_cfrc_ext_in_observation",
+        "use_contact_forces",
+        "frame_skip",
+        "g",
+    ),
 }
 """Arguments of environments that change neither what ends an episode nor where the rules above read it."""
 
@@ -187,7 +218,9 @@ def resolve(
     if not isinstance(name, str):
         return name
     if name == "learned":
-        raise ValueError("termination 'learned' is fitted, not resolved: use LearnedTermination.fit(obs, act, ...)")
+        raise ValueError(
+            "termination 'learned' is fitted, not resolved: use LearnedTermination.fit(obs, act, ...)"
+        )
     if name == "auto":
         # A version is all that may follow the base name, a module to import all that may precede it.
         base = re.fullmatch(r"(?:[\w.]+:)?(\w+?)(?:-v\d+)?", env_id or "")
@@ -254,7 +287,9 @@ def load_callable(path: str, option: str) -> Callable[..., Any]:
         found = attrgetter(attribute)(importlib.import_module(module))
     except ImportError as e:
         reason = str(e).splitlines()[0]
-        raise UserError(f"{option}={path}: cannot import {module} ({reason}); is its folder on PYTHONPATH?") from e
+        raise UserError(
+            f"{option}={path}: cannot import {module} ({reason}); is its folder on PYTHONPATH?"
+        ) from e
     except AttributeError as e:
         raise UserError(f"{option}={path}: module {module} has no {attribute}") from e
     if not callable(found):

@@ -44,9 +44,13 @@ class ExploreConfig:
 
     name: str = "policy"  # policy | ucb | bootstrapped | oac
     candidates: int = 10  # actions that ucb and bootstrapped choose from (ENOTO's released code)
-    ucb_coef: float = 1.0  # stds above the mean (ENOTO's code 10; SUNRISE's paper 1 to 10; 1 does on small tasks)
+    ucb_coef: float = (
+        1.0  # stds above the mean (ENOTO's code 10; SUNRISE's paper 1 to 10; 1 does on small tasks)
+    )
     std_ddof: int = 1  # of the critics' std (ENOTO's code 1; SUNRISE and OAC's |Q1 - Q2| / 2: 0)
-    oac_beta: float = 4.66  # stds in the upper bound whose gradient is followed (OAC's paper on Humanoid, ENOTO's code)
+    oac_beta: float = (
+        4.66  # stds in the upper bound whose gradient is followed (OAC's paper on Humanoid, ENOTO's code)
+    )
     oac_delta: float = 23.53  # KL to the policy (ditto): a shift of 6.9 of its stds; 0.5 to 2 for small tasks
 
 
@@ -76,7 +80,9 @@ def oac(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
         u = mean.detach().requires_grad_()
         q = p.q(obs, p.decode(obs, u))
         upper = q.mean(-2) + cfg.oac_beta * member_std(q, cfg.std_ddof)
-        (grad,) = torch.autograd.grad(upper.sum(), u)  # rows do not meet: the sum's gradient is each row's own
+        (grad,) = torch.autograd.grad(
+            upper.sum(), u
+        )  # rows do not meet: the sum's gradient is each row's own
     scaled = std * grad
     # 1e-5: OAC's code; where the gradient vanishes, as in the corners of a tanh, the policy is left alone
     shift = math.sqrt(2 * cfg.oac_delta) * std * scaled / (scaled.norm(dim=-1, keepdim=True) + 1e-5)

@@ -54,7 +54,9 @@ class EnsembleLinear(nn.Module):
         w, b = self.weight, self.bias
         if w.dim() == 2:
             return torch.addmm(b, x, w)
-        if x.dim() < w.dim():  # one wide product for members that share an input was tried: 0.8 to 1.0 times this speed
+        if (
+            x.dim() < w.dim()
+        ):  # one wide product for members that share an input was tried: 0.8 to 1.0 times this speed
             x = x.unsqueeze(-3).expand(*w.shape[:-2], *x.shape[-2:])
         if w.dim() == 3:
             return torch.baddbmm(b, x, w)

@@ -38,7 +38,9 @@ def first_q(q: Tensor, granularity: str = "batch") -> Tensor:
 
 def rem(q: Tensor, granularity: str = "batch") -> Tensor:
     """A random convex mixture, weights u_i / Σ u, u_i ~ U(0, 1) (REM as REDQ and ENOTO use it: on the target only)."""
-    u = 1 - torch.rand(*q.shape[:-1], _draws(q, granularity), dtype=q.dtype, device=q.device)  # (0, 1]: never all zero
+    u = 1 - torch.rand(
+        *q.shape[:-1], _draws(q, granularity), dtype=q.dtype, device=q.device
+    )  # (0, 1]: never all zero
     return (u / u.sum(-2, keepdim=True) * q).sum(-2)
 
 
@@ -66,7 +68,9 @@ def weighted_min_pair(q: Tensor, granularity: str = "batch") -> Tensor:
     return (weight.unsqueeze(-1) * q.sort(-2).values).sum(-2)
 
 
-REDUCTIONS: dict[str, Reduction] = {f.__name__: f for f in (min_q, mean_q, first_q, rem, random_min_pair, weighted_min_pair)}
+REDUCTIONS: dict[str, Reduction] = {
+    f.__name__: f for f in (min_q, mean_q, first_q, rem, random_min_pair, weighted_min_pair)
+}
 
 
 def check_granularity(granularity: str) -> None:
@@ -90,9 +94,13 @@ def member_std(q: Tensor, ddof: int) -> Tensor:
 class SunriseConfig:
     """SUNRISE's weighted Bellman backup: transitions whose target the critics dispute count less."""
 
-    weight: str = "none"  # none | per_sample (paper) | scalar_batch (ENOTO's released code: one number for the batch)
+    weight: str = (
+        "none"  # none | per_sample (paper) | scalar_batch (ENOTO's released code: one number for the batch)
+    )
     temperature: float = 10.0  # T (ENOTO's code 10; SUNRISE's repo 20, paper 10 to 50)
-    std_norm: str = "none"  # none | batch_mean: std over its batch mean, for values of any scale; wants T near 1
+    std_norm: str = (
+        "none"  # none | batch_mean: std over its batch mean, for values of any scale; wants T near 1
+    )
 
 
 def sunrise_weight(q: Tensor, cfg: SunriseConfig) -> Tensor:
@@ -109,13 +117,17 @@ def sunrise_weight(q: Tensor, cfg: SunriseConfig) -> Tensor:
     if cfg.std_norm not in ("none", "batch_mean"):
         raise UserError(f"SUNRISE std_norm {cfg.std_norm!r} is not one of none, batch_mean")
     if cfg.weight == "scalar_batch" and cfg.std_norm != "none":
-        raise UserError(f"SUNRISE weight scalar_batch is one number per batch: std_norm {cfg.std_norm!r} needs per_sample")
+        raise UserError(
+            f"SUNRISE weight scalar_batch is one number per batch: std_norm {cfg.std_norm!r} needs per_sample"
+        )
     q = q.detach()
     if cfg.weight == "none":
         return torch.ones_like(q[..., 0, :1])
     std = member_std(q, 0) if cfg.weight == "per_sample" else member_std(q.mean(-1, keepdim=True), 1)
     if cfg.std_norm == "batch_mean":
-        std = std / std.mean(-1, keepdim=True).clamp(min=torch.finfo(std.dtype).tiny)  # agreement everywhere: 0, not NaN
+        std = std / std.mean(-1, keepdim=True).clamp(
+            min=torch.finfo(std.dtype).tiny
+        )  # agreement everywhere: 0, not NaN
     return torch.sigmoid(-cfg.temperature * std) + 0.5
 
 

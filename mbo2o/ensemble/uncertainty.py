@@ -30,7 +30,9 @@ def max_pairwise(mean: Tensor, std: Tensor) -> Tensor:
     """U3: the largest distance between two members' next states (MOReL's disagreement)."""
     mean = mean[..., :-1]
     members = mean.shape[-3]
-    i, j = torch.triu_indices(members, members, min(1, members - 1), device=mean.device)  # one member: the pair (0, 0)
+    i, j = torch.triu_indices(
+        members, members, min(1, members - 1), device=mean.device
+    )  # one member: the pair (0, 0)
     return (mean.index_select(-3, i) - mean.index_select(-3, j)).norm(dim=-1).amax(-2)
 
 

@@ -39,7 +39,9 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def block_statistics(blocks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
     """`statistics` of all the rows of `blocks()`, `(B, D)` each, which are gone through twice."""
     n, total = 0, torch.zeros((), dtype=torch.float64)
-    for x in blocks():  # added up one by one: small results kept between large blocks keep malloc from using their room again
+    for x in (
+        blocks()
+    ):  # added up one by one: small results kept between large blocks keep malloc from using their room again
         n, total = n + x.shape[0], total + x.sum(0, keepdim=True, dtype=torch.float64)
     mean, squares = total / n, torch.zeros((), dtype=torch.float64)
     for x in blocks():

@@ -17,7 +17,13 @@ class Adam(nn.Module):
     weight_decay: one for each parameter; adds wd·p to its gradient, as wd/2·‖p‖² in the loss would.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, eps: float = 1e-8, weight_decay: Sequence[float] | None = None):
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        eps: float = 1e-8,
+        weight_decay: Sequence[float] | None = None,
+    ):
         super().__init__()
         self.lr, self.eps = lr, eps
         self._params = list(params)
@@ -57,7 +63,9 @@ class Adam(nn.Module):
                 )
 
     def _state(self, name: str, index: list[int]) -> list[Tensor]:
-        return [cast(Tensor, self._buffers[f"{name}_{i}"]) for i in index]  # `get_buffer` takes as long as the update
+        return [
+            cast(Tensor, self._buffers[f"{name}_{i}"]) for i in index
+        ]  # `get_buffer` takes as long as the update
 
 
 @torch.no_grad()

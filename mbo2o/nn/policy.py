@@ -63,7 +63,9 @@ class BoundedGaussian(nn.Module):
     def __init__(self, seeds: tuple[int, ...], obs_dim: int, act_dim: int, cfg: MLPConfig):
         super().__init__()
         self.net = EnsembleMLP(seeds, obs_dim, act_dim, cfg)
-        self.spread = nn.Parameter(torch.full((*seeds, 1, act_dim), math.log(-LOG_STD[0] / LOG_STD[1])))  # σ = 1
+        self.spread = nn.Parameter(
+            torch.full((*seeds, 1, act_dim), math.log(-LOG_STD[0] / LOG_STD[1]))
+        )  # σ = 1
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean in [-1, 1] and log σ, each `(*S, B, A)`."""

@@ -31,7 +31,9 @@ class MbrlModel:
 
     def __init__(self, dynamics: GaussianDynamics, penalty: str = "max_aleatoric", coef: float = 0.0):
         if dynamics.spec.seeds:
-            raise UserError(f"planning takes one model, this holds seeds {dynamics.spec.seeds}; give it model.seed(k)")
+            raise UserError(
+                f"planning takes one model, this holds seeds {dynamics.spec.seeds}; give it model.seed(k)"
+            )
         if penalty not in PENALTIES:
             raise UserError(f"penalty={penalty}: no such penalty; choose one of {', '.join(PENALTIES)}")
         self.dynamics, self.coef = dynamics, coef

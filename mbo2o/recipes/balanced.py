@@ -24,7 +24,9 @@ FLOOR, CEILING = 1e-3, 1e3
 class BalancedConfig:
     """Defaults: the authors' code."""
 
-    first_share: float = 0.5  # f: the share of batches that the first recipe.start online rows get between them
+    first_share: float = (
+        0.5  # f: the share of batches that the first recipe.start online rows get between them
+    )
     temperature: float = 5.0  # T: priorities are ratios to the power 1/T, which mutes them
     first_updates: int = 10_000  # updates at once when recipe.start rows are there, of agent and ratio
     lr: float = 3e-4
@@ -38,7 +40,9 @@ class BalancedReplay(nn.Module):
     w^(1/T) over its mean offline; new rows enter with the highest one that there ever was.
     """
 
-    def __init__(self, spec: Spec, offline: TransitionDataset, online: ReplayBuffer, start: int, cfg: BalancedConfig):
+    def __init__(
+        self, spec: Spec, offline: TransitionDataset, online: ReplayBuffer, start: int, cfg: BalancedConfig
+    ):
         super().__init__()
         if not 0 < cfg.first_share < 1 or cfg.temperature <= 0:
             raise UserError("recipe.balanced: first_share must lie between 0 and 1, temperature above 0")
@@ -47,12 +51,16 @@ class BalancedReplay(nn.Module):
         self.tree = SumTree(seeds, n + online.capacity)
         self.tree.set(np.tile(np.arange(n), (seeds, 1)), np.ones((seeds, n)))
         with torch.device(spec.device):
-            self.ratio_net = per_seed(lambda s: EnsembleMLP(s.seeds, s.obs_dim + s.act_dim, 1, cfg.ratio), spec)
+            self.ratio_net = per_seed(
+                lambda s: EnsembleMLP(s.seeds, s.obs_dim + s.act_dim, 1, cfg.ratio), spec
+            )
             nn.init.ones_(self.ratio_net.layers[-1].bias)  # type: ignore[arg-type]
             self.optim = Adam(self.ratio_net.parameters(), cfg.lr)
         # what a restart needs shares its memory with the tree
         self.register_buffer("nodes", torch.from_numpy(self.tree.nodes))
-        self.top = nn.Buffer(torch.full((seeds,), n * cfg.first_share / ((1 - cfg.first_share) * max(1, start))).double())
+        self.top = nn.Buffer(
+            torch.full((seeds,), n * cfg.first_share / ((1 - cfg.first_share) * max(1, start))).double()
+        )
         self.entered = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self._drawn = np.zeros((seeds, 0), np.int64)
 
@@ -75,7 +83,9 @@ class BalancedReplay(nn.Module):
         new = leaf >= len(self.offline)
         old = self.offline.rows(self.offline.index[torch.where(new, 0, leaf)])
         young = self.online.rows(torch.where(new, leaf - len(self.offline), 0))
-        return combine(lambda a, b: torch.where(new.unsqueeze(-1) if a.dim() > new.dim() else new, b, a), [old, young])
+        return combine(
+            lambda a, b: torch.where(new.unsqueeze(-1) if a.dim() > new.dim() else new, b, a), [old, young]
+        )
 
     def learn(self, n: int, drawn: Batch) -> Metrics:
         """One step of the ratio on `n` uniform rows of each kind, then new priorities for the rows drawn last."""

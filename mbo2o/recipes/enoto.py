@@ -8,10 +8,9 @@ from typing import Any
 from mbo2o.agents.qensemble import QConfig
 from mbo2o.ensemble.explore import ExploreConfig
 from mbo2o.ensemble.targets import SunriseConfig
+from mbo2o.recipes.finetune import Finetune, FinetuneConfig
 from mbo2o.registry import recipe
 from mbo2o.types import UserError
-
-from mbo2o.recipes.finetune import Finetune, FinetuneConfig
 
 
 @dataclass
@@ -24,8 +23,12 @@ class ENOTOConfig(FinetuneConfig):
 
     critics: int = 10  # N, before and after the switch
     offline_target: str = "min_q"
-    target: str = "weighted_min_pair"  # online: less pessimism than the minimum of N, as little noise as the mean
-    mask: float = 1.0  # online: probability that a critic learns from a transition (0.5 with bootstrapped exploration)
+    target: str = (
+        "weighted_min_pair"  # online: less pessimism than the minimum of N, as little noise as the mean
+    )
+    mask: float = (
+        1.0  # online: probability that a critic learns from a transition (0.5 with bootstrapped exploration)
+    )
     explore: ExploreConfig = field(default_factory=lambda: ExploreConfig(name="ucb"))
     sunrise: SunriseConfig = field(default_factory=lambda: SunriseConfig("per_sample", 1.0, "batch_mean"))
 
@@ -43,7 +46,9 @@ class ENOTO(Finetune):
         _, after = super().configs()
         for config in (cfg.offline, after):
             if not isinstance(config, QConfig):
-                raise UserError(f"enoto: {type(config).__name__} has no critics; take an agent that has, as cql, lapo or td3bc")
+                raise UserError(
+                    f"enoto: {type(config).__name__} has no critics; take an agent that has, as cql, lapo or td3bc"
+                )
         before = replace(cfg.offline, critics=cfg.critics, target=cfg.offline_target)
         _unset(cfg.offline, "offline", critics=cfg.critics, target=cfg.offline_target)
         _unset(cfg.online, "online", critics=cfg.critics, target=cfg.target)
@@ -56,4 +61,6 @@ def _unset(config: Any, where: str, **settings: Any) -> None:
     for name, ours in settings.items():
         if config is not None and getattr(config, name) not in (ours, getattr(type(config)(), name)):
             ruler = "offline_target" if (where, name) == ("offline", "target") else name
-            raise UserError(f"recipe.{where}.{name}={getattr(config, name)} is overruled by recipe.{ruler}={ours}: set that")
+            raise UserError(
+                f"recipe.{where}.{name}={getattr(config, name)} is overruled by recipe.{ruler}={ours}: set that"
+            )

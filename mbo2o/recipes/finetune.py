@@ -17,12 +17,11 @@ from mbo2o.agents import Agent, make_agent
 from mbo2o.agents.base import Change
 from mbo2o.agents.qensemble import QEnsemble
 from mbo2o.data.sources import Aged, Mix
+from mbo2o.recipes.balanced import BalancedConfig, BalancedReplay
+from mbo2o.recipes.base import Recipe
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
 from mbo2o.types import Batch, Metrics, Source, UserError
-
-from mbo2o.recipes.balanced import BalancedConfig, BalancedReplay
-from mbo2o.recipes.base import Recipe
 
 PROBE = 1000
 """Rows of the dataset that a probe looks at."""
@@ -42,7 +41,9 @@ class FinetuneConfig:
     batch: int = 256
     utd: int = 1  # gradient steps per environment step
     start: int = 1000  # environment steps before the first online update; the agent acts, nothing learns (WSRL 5000, CORL 0)
-    buffer: str = "empty"  # what online batches hold: empty (online data alone), append (uniform over both), mix
+    buffer: str = (
+        "empty"  # what online batches hold: empty (online data alone), append (uniform over both), mix
+    )
     # (offline_share of each batch), anneal (that share, falling to 0), distill (a random part of the dataset seeds the buffer),
     # balanced (both, by how much they look like online data)
     offline_share: float = 0.5  # of mix (Cal-QL, RLPD), and of anneal at its start
@@ -50,10 +51,14 @@ class FinetuneConfig:
     distill_share: float = 0.05  # of distill (adaptive BC), but at least
     distill_rows: int = 50_000  # rows
     balanced: BalancedConfig = field(default_factory=BalancedConfig)
-    inherit: str = "all"  # what crosses the switch: all, policy, critics or none of the networks (WSRL, section 5.6)
+    inherit: str = (
+        "all"  # what crosses the switch: all, policy, critics or none of the networks (WSRL, section 5.6)
+    )
     carry_moments: bool = True  # the optimisers' moments cross the switch
     probe_every: int = 1000  # turns between looks at Q and actions on fixed rows of the dataset
-    carry_temperature: bool = True  # and so does the entropy temperature (balanced replay starts it at 1 again)
+    carry_temperature: bool = (
+        True  # and so does the entropy temperature (balanced replay starts it at 1 again)
+    )
 
 
 @recipe("finetune", FinetuneConfig)
@@ -115,9 +120,13 @@ class Finetune(Recipe):
 
     def distill(self, run: Run) -> None:
         """Put a random part of the dataset, drawn for each seed, into the online buffer, first to be overwritten."""
-        n = min(max(round(self.cfg.distill_share * len(run.dataset)), self.cfg.distill_rows), len(run.dataset))
+        n = min(
+            max(round(self.cfg.distill_share * len(run.dataset)), self.cfg.distill_rows), len(run.dataset)
+        )
         if n > run.cfg.online_capacity:
-            raise UserError(f"recipe.buffer=distill keeps {n} rows, more than run.online_capacity={run.cfg.online_capacity}")
+            raise UserError(
+                f"recipe.buffer=distill keeps {n} rows, more than run.online_capacity={run.cfg.online_capacity}"
+            )
         order = torch.rand(*run.spec.seeds, len(run.dataset), device=run.spec.device).argsort(-1)
         run.online.add(run.dataset.rows(run.dataset.index[order[..., :n]]))
 
@@ -150,7 +159,9 @@ class Finetune(Recipe):
         over critics, `td_error` their mean squared distance from their targets: without offline data it rises (WSRL).
         """
         b = run.dataset.rows(
-            run.dataset.index[torch.linspace(0, len(run.dataset) - 1, PROBE).long()].expand(*run.spec.seeds, -1)
+            run.dataset.index[torch.linspace(0, len(run.dataset) - 1, PROBE).long()].expand(
+                *run.spec.seeds, -1
+            )
         )
         metrics = {"distance": (self.agent.act(b.obs) - b.act).norm(dim=-1).median(-1).values}
         if isinstance(self.agent, QEnsemble):

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbo2o.data.sources import Mix
+from mbo2o.recipes.modelbased import ModelBased, ModelBasedConfig, OnlineConfig
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
-
-from mbo2o.recipes.modelbased import ModelBased, ModelBasedConfig, OnlineConfig
 
 
 @dataclass
@@ -18,7 +17,9 @@ class MBPOConfig(OnlineConfig, ModelBasedConfig):
 
     start: int = 5000  # uniform random actions before anything is learned
     coef: float = 0.0  # no penalty
-    horizon: Any = 1  # HalfCheetah, Walker2d; Hopper [1, 15, 20, 150], Ant [1, 25, 20, 100], Humanoid [1, 25, 20, 300]
+    horizon: Any = (
+        1  # HalfCheetah, Walker2d; Hopper [1, 15, 20, 150], Ant [1, 25, 20, 100], Humanoid [1, 25, 20, 300]
+    )
     utd: int = 20
 
 

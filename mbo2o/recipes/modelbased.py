@@ -20,11 +20,10 @@ from mbo2o.dynamics.rollout import Branches, Sink, one_step_error, rollout, unce
 from mbo2o.dynamics.termination import name_of, resolve, resolve_reward
 from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.nn.init import per_seed
+from mbo2o.recipes.base import Recipe
 from mbo2o.registry import find
 from mbo2o.run.run import Run
 from mbo2o.types import Metrics, RewardFn, Source, TerminationFn, UserError
-
-from mbo2o.recipes.base import Recipe
 
 PROBE = 1000
 """Rows on which the model's uncertainty is looked at."""
@@ -34,10 +33,14 @@ PROBE = 1000
 class ModelBasedConfig:
     """Defaults: MOPO's code (mopo/algorithms/mopo.py, examples/config/d4rl) unless said."""
 
-    agent: SACConfig = field(default_factory=SACConfig)  # or a variant: redq, sacn, edac, cql (as in COMBO), obac
+    agent: SACConfig = field(
+        default_factory=SACConfig
+    )  # or a variant: redq, sacn, edac, cql (as in COMBO), obac
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     fit: FitConfig = field(default_factory=FitConfig)
-    termination: str = "auto"  # by the environment's name; or one of the named, `learned`, `none`, `module:function`
+    termination: str = (
+        "auto"  # by the environment's name; or one of the named, `learned`, `none`, `module:function`
+    )
     reward: str | None = None  # `module:function` instead of the learned reward
     penalty: str = "max_aleatoric"  # u(s, a): see mbo2o/ensemble/uncertainty.py; coefficients do not transfer between them
     coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
@@ -58,7 +61,9 @@ class OnlineConfig:
     )  # starts from the current weights, hence shorter than the first fit (ours)
     online_rollouts: int = 50_000  # branches after each refit (MBPO 100 000)
     online_retain: int = 1  # epochs whose imagined data stay
-    utd: int = 1  # whole updates of the agent per environment step (MBPO 20 to 40; the notes on MOORe say nothing)
+    utd: int = (
+        1  # whole updates of the agent per environment step (MBPO 20 to 40; the notes on MOORe say nothing)
+    )
 
 
 def branch_length(horizon: Any, epoch: int) -> int:
@@ -83,8 +88,14 @@ def longest(horizon: Any) -> int:
 def check_horizon(name: str, horizon: Any) -> None:
     """Raise a `UserError` for what `branch_length` cannot read."""
     numbers = [horizon] if isinstance(horizon, int) else horizon
-    if not isinstance(numbers, list) or len(numbers) not in (1, 4) or not all(type(x) is int for x in numbers):
-        raise UserError(f"recipe.{name}={horizon} must be a number of steps, or [FROM, TO, FIRST, LAST], four whole numbers")
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) not in (1, 4)
+        or not all(type(x) is int for x in numbers)
+    ):
+        raise UserError(
+            f"recipe.{name}={horizon} must be a number of steps, or [FROM, TO, FIRST, LAST], four whole numbers"
+        )
     if min(numbers[:2]) < 1:
         raise UserError(f"recipe.{name}={horizon}: a branch must have at least 1 step")
     if len(numbers) == 4 and not 0 <= numbers[2] < numbers[3]:
@@ -111,12 +122,16 @@ class ModelBased(Recipe):
         if self.needs_dataset:
             self.agent.prepare(run.dataset)
         run.track(agent=self.agent, model=self.model)
-        self.termination = self._learn_termination(run) if cfg.termination == "learned" else self._named_termination(run)
+        self.termination = (
+            self._learn_termination(run) if cfg.termination == "learned" else self._named_termination(run)
+        )
 
     def _own_reward(self, run: Run) -> RewardFn | None:
         """The user's reward function, in the units that the run's other rewards have."""
         reward, scale, shift = resolve_reward(self.cfg.reward), run.cfg.reward_scale, run.cfg.reward_shift
-        return None if reward is None else lambda obs, act, next_obs: scale * reward(obs, act, next_obs) + shift
+        return (
+            None if reward is None else lambda obs, act, next_obs: scale * reward(obs, act, next_obs) + shift
+        )
 
     def _named_termination(self, run: Run) -> TerminationFn:
         rule = resolve(self.cfg.termination, run.env.id, run.env.kwargs, run.env.layout)

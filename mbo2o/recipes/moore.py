@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbo2o.data.sources import Aged, offline_share
+from mbo2o.recipes.modelbased import OnlineConfig, branch_length, check_horizon
+from mbo2o.recipes.mopo import MOPO, MOPOConfig
 from mbo2o.registry import find, recipe
 from mbo2o.run.run import Run
 from mbo2o.types import UserError
-
-from mbo2o.recipes.modelbased import OnlineConfig, branch_length, check_horizon
-from mbo2o.recipes.mopo import MOPO, MOPOConfig
 
 Sampling = Callable[[int, float, int, int], float]
 """(epoch ≥ 1, alpha, offline rows, online rows) → probability that a row is offline."""
@@ -46,7 +45,9 @@ class MOOReConfig(OnlineConfig, MOPOConfig):
     sampling: str = "geometric"  # see SAMPLING; uniform, half and online are the ablation's baselines
     alpha: float = 0.9  # pace of the offline data's fading, per epoch (ours)
     online_coef: float | None = None  # λ online; None: what it was offline, as the paper has it
-    online_horizon: Any = None  # as horizon, in epochs online; None: the length that the offline phase ends with
+    online_horizon: Any = (
+        None  # as horizon, in epochs online; None: the length that the offline phase ends with
+    )
 
 
 @recipe("moore", MOOReConfig)

@@ -9,10 +9,9 @@ import torch
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Mix, Youngest
 from mbo2o.dynamics.fit import fit
+from mbo2o.recipes.modelbased import ModelBased, ModelBasedConfig, branch_length, longest
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
-
-from mbo2o.recipes.modelbased import ModelBased, ModelBasedConfig, branch_length, longest
 
 
 @dataclass
@@ -44,12 +43,16 @@ class MOPO(ModelBased):
             run.write("model", fitted | {"share_offline": torch.ones(run.spec.seeds)})
             if bool((fitted["updates"] >= cfg.fit.max_updates).any()):
                 # an agent exploits what a model has not learned yet: on HalfCheetah this alone cost MOPO all its return
-                run.say(f"the fit was stopped by recipe.fit.max_updates={cfg.fit.max_updates}: its error was still falling")
+                run.say(
+                    f"the fit was stopped by recipe.fit.max_updates={cfg.fit.max_updates}: its error was still falling"
+                )
         for t in run.steps(cfg.offline_steps):
             length = branch_length(cfg.horizon, t // cfg.rollout_every)
             if t % cfg.rollout_every == 0:
                 before = self.probe(run, length)
-                run.write("uncertainty", before | self.imagine(run, run.dataset, cfg.rollouts, cfg.coef, length))
+                run.write(
+                    "uncertainty", before | self.imagine(run, run.dataset, cfg.rollouts, cfg.coef, length)
+                )
             imagined = Youngest(self.imagined, cfg.retain * length * cfg.rollouts)
             batches = Mix((run.dataset, cfg.real), (imagined, 1 - cfg.real))
             run.log(self.agent.update(batches.sample(cfg.batch)))

@@ -8,10 +8,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from mbo2o.agents import make_agent
+from mbo2o.recipes.base import Recipe
 from mbo2o.registry import recipe
 from mbo2o.run.run import Run
-
-from mbo2o.recipes.base import Recipe
 
 
 @dataclass

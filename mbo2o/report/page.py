@@ -93,7 +93,9 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     body.append(_switch_table(Path(run_dir) / "switch.json"))
     for section in SECTIONS:
         if not log.has(*section.needs):  # another kind of method, or not that far yet
-            (out / f"{section.name}.png").unlink(missing_ok=True)  # of a report on an earlier run of this name
+            (out / f"{section.name}.png").unlink(
+                missing_ok=True
+            )  # of a report on an earlier run of this name
             continue
         body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
         png = _png(section.draw(log))
@@ -104,7 +106,9 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
             f"<figcaption>{escape(section.caption)}</figcaption></figure>"
         )
     config = escape(OmegaConf.to_yaml(OmegaConf.create(log.config)))
-    body.append(f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>')
+    body.append(
+        f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>'
+    )
     page = (
         f'<!doctype html><html lang="en"><head>{HEAD}<title>{escape(log.title)}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
@@ -157,7 +161,11 @@ def _table(log: RunLog) -> str:
     seeds = max(len(values) for _, values in rows)
     head = "".join(f"<th>{x}</th>" for x in ["return", "mean", KIND, *(f"seed {i}" for i in range(seeds))])
     behaviour = log.behaviour_return
-    first = "" if behaviour is None else f"<tr><td>behaviour policy (dataset)</td><td>{_number(behaviour)}</td></tr>"
+    first = (
+        ""
+        if behaviour is None
+        else f"<tr><td>behaviour policy (dataset)</td><td>{_number(behaviour)}</td></tr>"
+    )
     return (
         f'<h2 id="numbers">Numbers</h2><table><tr>{head}</tr>{first}{"".join(_row(*row) for row in rows)}</table>'
         f'<p class="note">{_caution(seeds)} “–”: a value that the log lacks.</p>'

@@ -82,7 +82,9 @@ def critics(log: RunLog) -> Figure:
         ("distance", "median\n‖π(s) - a‖", BLUE),
     ]
     shown = [x for x in known if log.has("probe", x[0])]
-    figure, rows = _timeline(log, "Critics and policy on the dataset's rows", [label for _, label, _ in shown])
+    figure, rows = _timeline(
+        log, "Critics and policy on the dataset's rows", [label for _, label, _ in shown]
+    )
     for row, (name, _, colour) in zip(rows, shown, strict=True):
         _draw(log, row, "probe", name, colour, name)
         if name == "td_error":
@@ -96,7 +98,9 @@ def calibration(log: RunLog) -> Figure:
     figure = Figure(figsize=(10, 5.2))
     panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
     figure.subplots_adjust(left=0.1, right=0.86, top=0.76, bottom=0.15)
-    _title(figure, "Are the model's intervals as wide as they should be?", _subtitle(log, "large: mean, small"))
+    _title(
+        figure, "Are the model's intervals as wide as they should be?", _subtitle(log, "large: mean, small")
+    )
     for name, nominal, colour, marker in (("coverage50", 0.5, ORANGE, "s"), ("coverage90", 0.9, BLUE, "o")):
         series = log.series("model", name)
         for axes, at, when in zip(panels, (0, -1), ("first fit", "last fit"), strict=True):
@@ -146,7 +150,9 @@ def compare(runs: dict[str, RunLog], phase: str = "online") -> Figure:
     A run without an evaluation there is left out; more runs than the palette has colours are a `ValueError`.
     """
     curves = {name: c for name, log in runs.items() if len((c := curve(log, phase)).step)}
-    subject = " · ".join(dict.fromkeys(f"{x.config.get('env')} · {x.config.get('dataset')}" for x in runs.values()))
+    subject = " · ".join(
+        dict.fromkeys(f"{x.config.get('env')} · {x.config.get('dataset')}" for x in runs.values())
+    )
     return compare_panels({"": curves}, subject, phase)
 
 
@@ -158,13 +164,20 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colours = _colours(names)
-    rows = max(len(curves) for curves in panels.values()) + 3  # of a legend: behaviour, dotted and shaded parts
+    rows = (
+        max(len(curves) for curves in panels.values()) + 3
+    )  # of a legend: behaviour, dotted and shaded parts
     columns = 3 if len(panels) == 1 else 2
     width, legend = (8.5 if len(panels) == 1 else 5.2 * len(panels)), 0.22 * -(-rows // columns)
     head = 1.05 if any(panels) else 0.85  # inches; panels have titles, or there is only one
     height = 3.6 + head + legend
     figure = Figure(figsize=(width, height))
-    edges = {"left": 0.85 / width, "right": 1 - 0.3 / width, "top": 1 - head / height, "bottom": (0.7 + legend) / height}
+    edges = {
+        "left": 0.85 / width,
+        "right": 1 - 0.3 / width,
+        "top": 1 - head / height,
+        "bottom": (0.7 + legend) / height,
+    }
     figure.subplots_adjust(**edges, wspace=0.06)
     row = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     _title(figure, subject, _marks(panels.values()))
@@ -177,7 +190,9 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.set_xlabel(_step_label(curves, phase), fontsize=12)
-        axes.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns)
+        axes.legend(
+            frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns
+        )
     success = "Maze" in subject
     row[0].set_ylabel("success rate" if success else "return per episode", fontsize=13)
     if success:
@@ -259,7 +274,9 @@ def _draw_curves(axes: Axes, curves: dict[str, Curve], colours: dict[str, str], 
             axes.plot(x, c.values, color=colour, lw=0.7, alpha=0.45)
     behaviour = {c.behaviour for c in curves.values() if c.behaviour is not None}
     if len(behaviour) == 1:
-        axes.axhline(behaviour.pop(), color=GREY, ls="--", lw=1.5, label="the data's behaviour" if explain else None)
+        axes.axhline(
+            behaviour.pop(), color=GREY, ls="--", lw=1.5, label="the data's behaviour" if explain else None
+        )
     if frozen and explain:
         axes.plot([], [], color=GREY, ls=":", lw=2.4, label="frozen, no update yet")
 
@@ -270,7 +287,11 @@ def _step_label(curves: dict[str, Curve], phase: str) -> str:
     if not any(c.random for c in curves.values()):
         return "environment steps since the switch"
     # without a switch steps count from the first one taken
-    return "environment steps" if all(c.random for c in curves.values()) else "environment steps (mbpo: from nothing)"
+    return (
+        "environment steps"
+        if all(c.random for c in curves.values())
+        else "environment steps (mbpo: from nothing)"
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -320,7 +341,9 @@ def compare_critics(runs: dict[str, dict[str, Curve]], subject: str) -> Figure:
 def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[Row]]:
     """Axes for `len(labels)` rows over the phases that the run has reached, the switch marked where it has been."""
     phases = {x["phase"] for x in log.lines}
-    panels = [p for p, of in (("offline", {"offline"}), ("online", {"switch", "online"})) if of & phases] or ["offline"]
+    panels = [p for p, of in (("offline", {"offline"}), ("online", {"switch", "online"})) if of & phases] or [
+        "offline"
+    ]
     height = 5.8 if len(labels) == 1 else 1.7 + 2.4 * len(labels)
     figure = Figure(figsize=(10, height))
     grid = figure.subplots(len(labels), len(panels), sharex="col", sharey="row", squeeze=False,
@@ -336,7 +359,9 @@ def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[
             if panel == "offline":
                 axes.set_facecolor("#F3F5F7")
         if "online" in row and log.frozen_steps:
-            row["online"].axvspan(0, log.frozen_steps, color="#EFE7D6", lw=0, zorder=0, label="frozen, no update yet")
+            row["online"].axvspan(
+                0, log.frozen_steps, color="#EFE7D6", lw=0, zorder=0, label="frozen, no update yet"
+            )
         if len(panels) == 2:
             row["online"].axvline(0, color=INK, lw=2.5, label="switch", clip_on=False, zorder=5)
     for panel, axes in rows[0].items():
@@ -349,12 +374,16 @@ def _timeline(log: RunLog, title: str, labels: list[str]) -> tuple[Figure, list[
     for panel, axes in rows[-1].items():
         axes.set_xlabel(units[panel], fontsize=14)
         # the last offline tick would run into the first online one
-        axes.xaxis.set_major_locator(MaxNLocator(5, prune="upper" if panel == "offline" and len(panels) == 2 else None))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(5, prune="upper" if panel == "offline" and len(panels) == 2 else None)
+        )
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     return figure, rows
 
 
-def _draw(log: RunLog, row: Row, kind: str, name: str, colour: str, label: str, hold: bool = False, ls: str = "-") -> None:
+def _draw(
+    log: RunLog, row: Row, kind: str, name: str, colour: str, label: str, hold: bool = False, ls: str = "-"
+) -> None:
     """Draw the mean and the seeds of a metric; with `hold` each value lasts until the next, and the last to the end."""
     series = log.series(kind, name)
     for panel, axes in row.items():
@@ -380,7 +409,11 @@ def _switch(log: RunLog) -> int:
 
 def _limits(log: RunLog, panel: str) -> tuple[float, float]:
     offline = panel == "offline"
-    x = [x["step"] if offline else x["total"] - _switch(log) for x in log.lines if (x["phase"] == "offline") == offline]
+    x = [
+        x["step"] if offline else x["total"] - _switch(log)
+        for x in log.lines
+        if (x["phase"] == "offline") == offline
+    ]
     return min([0, *x]), max([1, *x])
 
 
@@ -405,9 +438,13 @@ def _log_scale(rows: list[Row]) -> None:
 
 def _legend(row: Row) -> None:
     """One legend for a row, each label once, in the last panel: that one is wider and has every curve."""
-    entries = {label: line for a in row.values() for line, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    entries = {
+        label: line for a in row.values() for line, label in zip(*a.get_legend_handles_labels(), strict=True)
+    }
     entries.pop("switch", None)
-    list(row.values())[-1].legend(entries.values(), entries.keys(), edgecolor="none", framealpha=0.9, fontsize=12, loc="best")
+    list(row.values())[-1].legend(
+        entries.values(), entries.keys(), edgecolor="none", framealpha=0.9, fontsize=12, loc="best"
+    )
 
 
 def _title(figure: Figure, title: str, subtitle: str) -> None:

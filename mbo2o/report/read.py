@@ -38,7 +38,9 @@ class RunLog:
     def title(self) -> str:
         """What ran, in one line."""
         recipe, dataset = self.config.get("recipe"), self.config.get("dataset")
-        names = [x.get("name") if isinstance(x, dict) else x for x in (recipe, self.config.get("env"), dataset)]
+        names = [
+            x.get("name") if isinstance(x, dict) else x for x in (recipe, self.config.get("env"), dataset)
+        ]
         return " · ".join(str(x) for x in names if x) or "unnamed run"
 
     @property
@@ -68,12 +70,18 @@ class RunLog:
 
     def names(self, kind: str, starts: tuple[str, ...]) -> list[str]:
         """Metrics of this kind that begin with one of `starts`, deviations left out, in log order."""
-        found = dict.fromkeys(name for x in self.lines if x["kind"] == kind for name in x if name.startswith(starts))
+        found = dict.fromkeys(
+            name for x in self.lines if x["kind"] == kind for name in x if name.startswith(starts)
+        )
         return [name for name in found if not name.endswith("_std") and self.has(kind, name)]
 
     def series(self, kind: str, name: str, phase: str | None = None) -> Series:
         """One metric over time, in log order, over one phase or all; T = 0 where nothing was logged."""
-        rows = [x for x in self.lines if x["kind"] == kind and x.get(name) is not None and phase in (None, x["phase"])]
+        rows = [
+            x
+            for x in self.lines
+            if x["kind"] == kind and x.get(name) is not None and phase in (None, x["phase"])
+        ]
         values = np.array([np.atleast_1d(np.asarray(x[name], float)) for x in rows])
         return Series(
             np.array([x["total"] for x in rows], np.int64),

@@ -42,7 +42,9 @@ def interval(x: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
     return v.mean(-1) - half, v.mean(-1) + half
 
 
-def bootstrap_interval(x: ArrayLike, level: float = 0.95, n: int = 2000, seed: int = 0) -> tuple[Array, Array]:
+def bootstrap_interval(
+    x: ArrayLike, level: float = 0.95, n: int = 2000, seed: int = 0
+) -> tuple[Array, Array]:
     """Percentile bootstrap of the mean over seeds: `(..., S)` → low `(...)`, high `(...)`; NaN for one seed.
 
     No table uses it: below ten seeds it is too narrow (the protocol page has its simulated coverage), and no study has ten.
@@ -94,7 +96,9 @@ def unpaired_difference(a: ArrayLike, b: ArrayLike) -> Estimate:
     va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     with np.errstate(invalid="ignore"):  # two constant samples
         df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return _estimate(float(a.mean() - b.mean()), float(va + vb) ** 0.5, float(df if np.isfinite(df) else seeds - 1), seeds)
+    return _estimate(
+        float(a.mean() - b.mean()), float(va + vb) ** 0.5, float(df if np.isfinite(df) else seeds - 1), seeds
+    )
 
 
 def _estimate(mean: float, error: float, df: float, seeds: int) -> Estimate:
@@ -186,7 +190,9 @@ def common_window(arms: Mapping[str, Pace]) -> tuple[int, dict[str, NDArray[np.i
     """
     updates = {name: (np.asarray(a.step, float) - a.start) * a.utd for name, a in arms.items()}
     if not updates or any(u[-1] <= 0 for u in updates.values()):
-        return 0, {name: np.zeros(0, np.int64) for name in arms}  # an arm has not been evaluated since it began to learn
+        return 0, {
+            name: np.zeros(0, np.int64) for name in arms
+        }  # an arm has not been evaluated since it began to learn
     spacing = max(float(np.diff(u, prepend=0).max()) for u in updates.values())
     shortest = min(float(u[-1]) for u in updates.values())
     looks = max(1, min(int(shortest // spacing), max(2, round(0.2 * shortest / spacing))))
@@ -218,7 +224,9 @@ class Summary:
     """Highest evaluation: chosen with hindsight, so no fair result."""
 
 
-def summarise(step: ArrayLike, ret: ArrayLike, early: NDArray[np.int64] | None = None, start: int = 0) -> Summary:
+def summarise(
+    step: ArrayLike, ret: ArrayLike, early: NDArray[np.int64] | None = None, start: int = 0
+) -> Summary:
     """Summarise one phase: `step` `(T,)` ascending, `ret` `(T, S)`; the budget is what has been run so far.
 
     `early` are the evaluations in the window that the arms of a study share; a run alone, whose policy is frozen for

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbo2o.envs import streams
+from mbo2o.envs.disturb import DisturbConfig
+from mbo2o.envs.faults import EnvironmentFault, Faults
+from mbo2o.envs.lanes import Lane
+from mbo2o.envs.make import EnvChoice
 from mbo2o.types import Metrics
-
-from mbo2o.run import streams
-from mbo2o.run.disturb import DisturbConfig
-from mbo2o.run.faults import EnvironmentFault, Faults
-from mbo2o.run.lanes import Lane
-from mbo2o.run.make import EnvChoice
 
 
 class Evaluator:
@@ -66,7 +65,9 @@ class Evaluator:
         cure = "draw in reset from self.np_random, from a generator that is an attribute, or from np.random"
         return f"environment {self._lanes[0].env_id!r}: {text} ({cure})"
 
-    def __call__(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
+    def __call__(
+        self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]
+    ) -> Metrics:
         """Mean return and length `(*S,)`, and the agent's value beside the discounted return that followed.
 
         `q_over_return` is the first of the two over the second: 1 where the critics have grown to what the policy earns.
@@ -88,7 +89,9 @@ class Evaluator:
             lane.start(start)
         alive, qs, rews = np.ones(len(lanes), bool), [], []
         while alive.any():
-            obs = torch.from_numpy(np.stack([x.obs for x in lanes])).reshape(*self._seeds, -1, lanes[0].obs.shape[0])
+            obs = torch.from_numpy(np.stack([x.obs for x in lanes])).reshape(
+                *self._seeds, -1, lanes[0].obs.shape[0]
+            )
             with torch.no_grad():
                 act = policy(obs)
                 q = value(obs, act)
@@ -99,10 +102,17 @@ class Evaluator:
                     alive[i] = not (terminated or truncated)
             qs.append(np.where(was_alive, q.reshape(-1).cpu().numpy(), np.nan))
             rews.append(np.where(was_alive, rew, np.nan))
-        returns, lengths = np.array([x.episode_return for x in lanes]), np.array([x.length for x in lanes], float)
+        returns, lengths = (
+            np.array([x.episode_return for x in lanes]),
+            np.array([x.length for x in lanes], float),
+        )
         q_mean, mc_mean = self._values(np.array(qs), np.array(rews), lanes)
-        per_seed = lambda x: torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(self._seeds)  # noqa: E731
-        spread = torch.as_tensor(returns.reshape(self._n, -1).std(-1), dtype=torch.float32).reshape(self._seeds)
+        per_seed = lambda x: torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(
+            self._seeds
+        )  # noqa: E731
+        spread = torch.as_tensor(returns.reshape(self._n, -1).std(-1), dtype=torch.float32).reshape(
+            self._seeds
+        )
         told = [x.success for x in lanes]
         success = {} if not told or None in told else {"success": per_seed(np.array(told, float))}
         return {

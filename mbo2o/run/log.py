@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mbo2o.store.whole import writing
 from mbo2o.types import Metrics, UserError, duration
-
-from mbo2o.run.disk import writing
 
 
 class MetricsFile:
@@ -142,7 +141,9 @@ class Progress:
 
 def tell(text: str) -> None:
     """Say something to whoever watches; nobody has to: a terminal that is gone, or a log on a full disk, stops no run."""
-    with contextlib.suppress(OSError, RuntimeError):  # the latter: a signal's handler that speaks while another is speaking
+    with contextlib.suppress(
+        OSError, RuntimeError
+    ):  # the latter: a signal's handler that speaks while another is speaking
         print(text, file=sys.stderr, flush=True)
 
 

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from mbo2o.agents.base import Agent
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.types import Diverged, Metrics, Spec, UserError, at_least_one
-
-from mbo2o.run import checkpoint, streams
-from mbo2o.run.disturb import DisturbConfig
+from mbo2o.envs import streams
+from mbo2o.envs.disturb import DisturbConfig
+from mbo2o.envs.faults import EnvironmentFault, Faults
+from mbo2o.envs.lanes import Lanes
+from mbo2o.envs.layouts import about
+from mbo2o.envs.make import CAP, EnvChoice
+from mbo2o.envs.scores import Reference, find_reference
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.faults import EnvironmentFault, Faults
-from mbo2o.run.lanes import Lanes
-from mbo2o.run.layouts import about
 from mbo2o.run.log import Means, MetricsFile, Progress, describe, tell
-from mbo2o.run.make import CAP, EnvChoice
-from mbo2o.run.scores import Reference, find_reference
+from mbo2o.store import checkpoint
+from mbo2o.types import Diverged, Metrics, Spec, UserError, at_least_one
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
@@ -49,18 +49,28 @@ class RunConfig:
     checkpoint_every: int = 5000  # turns between checkpoints; entering a loop is one, too
     reference: Any = "mbo2o-v5"  # what scores 0 and 100: that set, d4rl-v2, or two returns [LOW,HIGH]
     allow_mismatch: bool = False  # let a set of other versions of the task stand, as d4rl-v2 for a -v5
-    q_limit: float | None = None  # a mean |Q| beyond it counts as divergence; None: ten times what the rewards met so far
+    q_limit: float | None = (
+        None  # a mean |Q| beyond it counts as divergence; None: ten times what the rewards met so far
+    )
     # allow, max(1, |r|) / (1 - γ), in the dataset, the environment and the model; it grows with them
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
     tensorboard: bool = False
-    reward_scale: Any = 1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
+    reward_scale: Any = (
+        1.0  # agents learn from scale·r + shift, offline and online; evaluations and episodes stay raw
+    )
     # auto: 1000 / (best - worst return of the dataset's whole episodes), as IQL's authors do on MuJoCo; stored as the number
     reward_shift: float = 0.0  # antmaze: -1 (IQL), or 10 and -5 (CQL, Cal-QL)
-    failure_reward: float | None = None  # transformed reward of failing: episodes of nothing else fail for ever (Cal-QL: -5)
+    failure_reward: float | None = (
+        None  # transformed reward of failing: episodes of nothing else fail for ever (Cal-QL: -5)
+    )
     disturb: DisturbConfig = field(default_factory=DisturbConfig)
     env_faults: int = 3  # environments that raise, hang or return nonsense are made anew so often, then the run saves and stops
-    env_seconds: float | None = 300.0  # a step or reset that takes longer is such a fault; None: wait for ever
-    max_episode_steps: int | None = CAP  # where the task has no time limit of its own, episodes (of evaluations, too) are cut
+    env_seconds: float | None = (
+        300.0  # a step or reset that takes longer is such a fault; None: wait for ever
+    )
+    max_episode_steps: int | None = (
+        CAP  # where the task has no time limit of its own, episodes (of evaluations, too) are cut
+    )
     # there, as by one; None: never, for tasks that end by themselves
 
     def __post_init__(self) -> None:
@@ -70,7 +80,9 @@ class RunConfig:
         if self.env_seconds is not None and not self.env_seconds > 0:
             raise UserError(f"run.env_seconds={self.env_seconds} must be above 0, or null for no limit")
         if self.q_limit is not None and not self.q_limit > 0:
-            raise UserError(f"run.q_limit={self.q_limit} must be above 0, or null for a limit guessed from the rewards")
+            raise UserError(
+                f"run.q_limit={self.q_limit} must be above 0, or null for a limit guessed from the rewards"
+            )
         if self.max_episode_steps is not None:
             at_least_one("run", max_episode_steps=self.max_episode_steps)
 
@@ -148,11 +160,19 @@ class Run:
         inits = tuple(torch.Generator().manual_seed(seed + k) for k in range(seeds))
         self.spec = Spec(self._lanes.obs_dim, self._lanes.act_dim, (seeds,), device, inits)
         self.reference = self._reference(cfg)
-        if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (self.spec.obs_dim, self.spec.act_dim):
+        if dataset is not None and (sizes := (dataset.obs_dim, dataset.act_dim)) != (
+            self.spec.obs_dim,
+            self.spec.act_dim,
+        ):
             here = f"{self.spec.obs_dim} and {self.spec.act_dim}"
-            raise UserError(f"the dataset has {sizes[0]} observations and {sizes[1]} actions per step, {env_id} has {here}")
+            raise UserError(
+                f"the dataset has {sizes[0]} observations and {sizes[1]} actions per step, {env_id} has {here}"
+            )
         self._dataset, self._gamma = None, gamma
-        self._largest = (0.0, "")  # |reward| among those that the agent may have learned from, and where it was met
+        self._largest = (
+            0.0,
+            "",
+        )  # |reward| among those that the agent may have learned from, and where it was met
         if dataset is not None:
             shaped = dataset.to(device).with_reward(cfg.reward_scale, cfg.reward_shift)
             self._dataset = shaped.with_returns(gamma, cfg.failure_reward).with_seeds(self.spec.seeds)
@@ -160,7 +180,9 @@ class Run:
         try:
             self.online = ReplayBuffer(self.spec, cfg.online_capacity, gamma, cfg.failure_reward)
         except RuntimeError as e:  # torch's, when there is not as much memory
-            raise UserError(f"run.online_capacity={cfg.online_capacity} rows do not fit into memory; give less") from e
+            raise UserError(
+                f"run.online_capacity={cfg.online_capacity} rows do not fit into memory; give less"
+            ) from e
         self._evaluate = self.evaluator(cfg.eval_episodes, seed, gamma)
         if text := self._evaluate.unrepeatable():
             warnings.warn(text, stacklevel=2)
@@ -222,7 +244,9 @@ class Run:
                 try:
                     x.load_state_dict(state)
                 except RuntimeError as e:
-                    raise UserError(f"{key} does not fit what was saved ({_first_line(e)}); was it another network?") from e
+                    raise UserError(
+                        f"{key} does not fit what was saved ({_first_line(e)}); was it another network?"
+                    ) from e
 
     def steps(self, n: int) -> Iterator[int]:
         """`n` turns of learning, numbered from 0."""
@@ -242,7 +266,9 @@ class Run:
                 transition, truncated, ended = self._lanes.step(self._act(agent))
             except EnvironmentFault as e:
                 self._save()
-                raise EnvironmentFault(f"{e} at {self._where()}; saved, the same command goes on from here") from e
+                raise EnvironmentFault(
+                    f"{e} at {self._where()}; saved, the same command goes on from here"
+                ) from e
             transition.rew = self.cfg.reward_scale * transition.rew + self.cfg.reward_shift
             self._meet(float(transition.rew.abs().max()), f"at {self.phase} turn {self.turn + 1}")
             self.online.add(transition.map(lambda x: x.to(self.spec.device)), truncated.to(self.spec.device))
@@ -262,7 +288,9 @@ class Run:
 
     def _finite(self, x: Tensor, name: str) -> Tensor:
         if not bool(torch.isfinite(x).all()):
-            raise Diverged(f"{self._not_finite() or name} is not finite at {self._where()}; the last checkpoint is kept")
+            raise Diverged(
+                f"{self._not_finite() or name} is not finite at {self._where()}; the last checkpoint is kept"
+            )
         return x
 
     def once(self, name: str) -> Iterator[None]:
@@ -305,7 +333,11 @@ class Run:
     def enter(self, phase: str) -> None:
         """Begin a phase."""
         self.phase, self._order = phase, 0
-        if phase == "switch" and self._saved is not None and all(key.startswith("offline.") for key in self._done):
+        if (
+            phase == "switch"
+            and self._saved is not None
+            and all(key.startswith("offline.") for key in self._done)
+        ):
             self._go_live()  # what was saved ends here: networks made at the switch draw as they would have without a break
 
     def finish(self) -> None:
@@ -331,13 +363,17 @@ class Run:
             return
 
         def overdue(number: int, frame: object) -> None:
-            raise Stopped(f"stopped in the middle of {self._where()}; the same command goes on from the last checkpoint")
+            raise Stopped(
+                f"stopped in the middle of {self._where()}; the same command goes on from the last checkpoint"
+            )
 
         def stop(number: int, frame: object) -> None:
             for x in SIGNALS:
                 signal.signal(x, signal.SIG_DFL)
             if self._in_stage:
-                raise Stopped(f"stopped during a stage of {self.phase}, which begins anew when the same command is given again")
+                raise Stopped(
+                    f"stopped during a stage of {self.phase}, which begins anew when the same command is given again"
+                )
             self._stop = True
             signal.signal(signal.SIGALRM, overdue)
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)
@@ -368,7 +404,9 @@ class Run:
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """One that plays this run's task, and discounts the rewards that its agents learn from."""
         shaped = (self.cfg.reward_scale, self.cfg.reward_shift)
-        return Evaluator(self.env, self.spec.seeds, episodes, seed, gamma, shaped, self.cfg.disturb, self._faults)
+        return Evaluator(
+            self.env, self.spec.seeds, episodes, seed, gamma, shaped, self.cfg.disturb, self._faults
+        )
 
     def evaluate(self, who: str = "agent") -> Metrics:
         """Play the evaluation episodes with a tracked agent's deterministic policy."""
@@ -391,7 +429,10 @@ class Run:
         finally:
             agent.train()
         metric = self.reference.metric
-        score = {metric: self.reference.score(result["return"]), f"{metric}_std": self.reference.spread(result["return_std"])}
+        score = {
+            metric: self.reference.score(result["return"]),
+            f"{metric}_std": self.reference.spread(result["return_std"]),
+        }
         return {**result, **(score if self.reference.known else {})}
 
     def _take_over(self, other: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -400,7 +441,9 @@ class Run:
         if saved is None:
             raise UserError(f"{other}: has no checkpoint to start from")
         if not all(key.startswith("offline.") for key in saved[1]["done"]):
-            raise UserError(f"{other}: has gone on online; start_from needs a run that ended offline (recipe.online_steps=0)")
+            raise UserError(
+                f"{other}: has gone on online; start_from needs a run that ended offline (recipe.online_steps=0)"
+            )
         past = (other / "metrics.jsonl").read_bytes()[: saved[1]["metrics_bytes"]]
         (self.directory / "metrics.jsonl").write_bytes(past)
         return saved
@@ -503,7 +546,9 @@ class Run:
             if not last:
                 self._save()
             start = "the last checkpoint" if last else "here"
-            raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; the same command goes on from {start}") from e
+            raise EnvironmentFault(
+                f"{e} in the evaluation at {self._where()}; the same command goes on from {start}"
+            ) from e
         self._owed = False
         for name, result in zip(names, results, strict=True):
             values = self._file.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
@@ -536,7 +581,9 @@ class Run:
         self._check(self._means.peek())  # what is saved is what a restart begins with
         sums, counts = self._means.state()
         lanes, lane_rngs = self._lanes.state()
-        tensors: dict[str, Tensor] = {f"means/{k}": v for k, v in sums.items()} | {f"lanes/{k}": v for k, v in lanes.items()}
+        tensors: dict[str, Tensor] = {f"means/{k}": v for k, v in sums.items()} | {
+            f"lanes/{k}": v for k, v in lanes.items()
+        }
         for key, x in self._tracked.values():
             tensors |= {f"{key}/{name}": v for name, v in x.state_dict().items()}
         tensors["rng/cpu"] = torch.get_rng_state()
@@ -567,7 +614,9 @@ class Run:
         self._owed = state.get("owed", False)
         assert self._file is not None
         self._file.truncate(state["metrics_bytes"])
-        of_process = streams.loads(state["globals"]) if "globals" in state else None  # older checkpoints have none
+        of_process = (
+            streams.loads(state["globals"]) if "globals" in state else None
+        )  # older checkpoints have none
         if of_process is not None:
             streams.set_globals(of_process)  # lanes whose episode drew nothing since find them here
         self._lanes.load({k: v.cpu() for k, v in _under("lanes/", tensors).items()}, state["lanes"])

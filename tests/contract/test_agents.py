@@ -10,7 +10,7 @@ import torch
 from mbo2o import agents  # noqa: F401  registers
 from mbo2o.agents import make_agent
 from mbo2o.agents.qensemble import QConfig
-from mbo2o.cli import conf_folder
+from mbo2o.cli.main import conf_folder
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig
@@ -44,11 +44,20 @@ def make(name, seeds=(3,), **change):
 def batch(seeds=(3,), n=8):
     obs, next_obs = torch.randn(2, *seeds, n, OBS)
     act = torch.rand(*seeds, n, ACT) * 2 - 1
-    return Batch(obs, act, torch.rand(*seeds, n), next_obs, (torch.rand(*seeds, n) < 0.3).float(), torch.randn(*seeds, n))
+    return Batch(
+        obs,
+        act,
+        torch.rand(*seeds, n),
+        next_obs,
+        (torch.rand(*seeds, n) < 0.3).float(),
+        torch.randn(*seeds, n),
+    )
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_there_are_agents():
@@ -77,7 +86,9 @@ def test_shapes_and_bounds(name, seeds):
     for _ in range(2):  # delays
         metrics = agent.update(batch(seeds))
         assert metrics
-        assert all(x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values()), metrics
+        assert all(
+            x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values()
+        ), metrics
     obs = 5 * torch.randn(*seeds, 7, OBS)
     for exploring in (False, True):
         act = agent.act(obs, exploring)
@@ -137,7 +148,17 @@ def test_update_never_reads_back(name, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a tensor was read back to the host")
 
-    for method in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
+    for method in (
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "nonzero",
+    ):
         monkeypatch.setattr(torch.Tensor, method, refuse)
     with pytest.raises(AssertionError, match="read back"):
         float(batches[0].rew.mean())  # so it would be noticed
@@ -148,7 +169,11 @@ def test_update_never_reads_back(name, monkeypatch):
 @pytest.mark.parametrize("name", AGENTS)
 def test_its_successor_acts_as_it_did(name):
     """The switch with zero updates changes nothing: the same action everywhere, every part accounted for."""
-    before = make(name, normalize=True) if "normalize" in {f.name for f in fields(AGENTS[name].config)} else make(name)
+    before = (
+        make(name, normalize=True)
+        if "normalize" in {f.name for f in fields(AGENTS[name].config)}
+        else make(name)
+    )
     for _ in range(3):
         before.update(batch())
     cfg = before.cfg.online() if hasattr(before.cfg, "online") else before.cfg
@@ -233,5 +258,7 @@ def test_weights_and_masks_change_what_critics_learn(name, change):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_has_a_yaml_that_restates_nothing(name):
-    assert (conf_folder() / "agent" / f"{name}.yaml").read_text() == f"defaults:\n  - {name}_base\n  - _self_\n"
+    assert (
+        conf_folder() / "agent" / f"{name}.yaml"
+    ).read_text() == f"defaults:\n  - {name}_base\n  - _self_\n"
     assert is_dataclass(AGENTS[name].config)

@@ -10,12 +10,16 @@ import yaml
 
 import mbo2o.agents  # noqa: F401  registers
 from mbo2o.agents import make_agent
-from mbo2o.cli import compose_config, conf_folder, main
+from mbo2o.cli.main import compose_config, conf_folder, main
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.train import KINDS, _name, _resolve, read_config
 from mbo2o.types import Batch, Spec
 
-PRESETS = [(group, p.stem) for group in ("switch", "experiment") for p in sorted((conf_folder() / group).glob("*.yaml"))]
+PRESETS = [
+    (group, p.stem)
+    for group in ("switch", "experiment")
+    for p in sorted((conf_folder() / group).glob("*.yaml"))
+]
 NET = MLPConfig(hidden=[8])
 
 
@@ -38,7 +42,9 @@ def test_settings_on_top_of_a_preset_are_told():
     plain = composed("switch=wsrl").provenance
     assert plain.startswith("switch=wsrl: official: ")
     changed = composed("switch=wsrl", "recipe.utd=1", "run.reward_scale=2", "seeds=3", "seed=5").provenance
-    assert changed.startswith("switch=wsrl: official, with 2 settings overridden (recipe.utd=1, run.reward_scale=2): ")
+    assert changed.startswith(
+        "switch=wsrl: official, with 2 settings overridden (recipe.utd=1, run.reward_scale=2): "
+    )
     one = composed("switch=cql-sac", "agent@recipe.online=redq").provenance
     assert one.startswith("switch=cql-sac: official, with 1 setting overridden (agent@recipe.online=redq): ")
     assert composed("recipe=mopo").provenance is None
@@ -47,8 +53,18 @@ def test_settings_on_top_of_a_preset_are_told():
 def test_provenance_is_stored_and_is_no_part_of_a_run_s_identity(pendulum, tmp_path, monkeypatch):
     """The same settings by hand are the same run."""
     monkeypatch.chdir(tmp_path)
-    small = ["recipe.offline_steps=20", "recipe.online_steps=20", "recipe.batch=8", "run.eval_episodes=1", "report=false"]
-    small += ["recipe.offline.actor.hidden=[8]", "recipe.offline.critic.hidden=[8]", "recipe.offline.samples=2"]
+    small = [
+        "recipe.offline_steps=20",
+        "recipe.online_steps=20",
+        "recipe.batch=8",
+        "run.eval_episodes=1",
+        "report=false",
+    ]
+    small += [
+        "recipe.offline.actor.hidden=[8]",
+        "recipe.offline.critic.hidden=[8]",
+        "recipe.offline.samples=2",
+    ]
     args = ["train", "switch=cql-sac", f"dataset={pendulum}", *small]
     with pytest.raises(SystemExit) as done:
         main(args)
@@ -75,7 +91,9 @@ def shrink(agent):
 
 def batch(n=64):
     obs, next_obs = torch.randn(2, n, 11)
-    return Batch(obs, torch.rand(n, 3) * 2 - 1, torch.randn(n), next_obs, torch.zeros(n), torch.full((n,), -torch.inf))
+    return Batch(
+        obs, torch.rand(n, 3) * 2 - 1, torch.randn(n), next_obs, torch.zeros(n), torch.full((n,), -torch.inf)
+    )
 
 
 def relative_weight(agent, b):
@@ -126,7 +144,9 @@ def test_the_conservative_term_weighs_what_its_source_has(preset, weight):
 
 
 def test_no_preset_with_a_conservative_term_is_left_out():
-    found = {name for group, name in PRESETS if group == "switch" and hasattr(offline_config(name), "gap_floor")}
+    found = {
+        name for group, name in PRESETS if group == "switch" and hasattr(offline_config(name), "gap_floor")
+    }
     assert found == {*WEIGHTS, *LAGRANGE}
 
 

@@ -30,8 +30,8 @@ from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.registry import RECIPES
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.run import checkpoint
 from mbo2o.run.run import Run, RunConfig, Stopped
+from mbo2o.store import checkpoint
 from mbo2o.train import Config, restore, train
 from mbo2o.types import UserError
 
@@ -63,7 +63,10 @@ BALANCED = BalancedConfig(first_updates=7, ratio=NET)
 WSRL = SACConfig(actor=NET, critic=NET, critics=3, target="random_min_pair", policy_delay=2)
 VARIANTS = {
     "balanced": ("finetune", {"buffer": "balanced", "balanced": BALANCED}),
-    "wsrl": ("finetune", {"offline": CQLConfig(actor=NET, critic=NET, critics=3, samples=2), "online": WSRL, "utd": 2}),
+    "wsrl": (
+        "finetune",
+        {"offline": CQLConfig(actor=NET, critic=NET, critics=3, samples=2), "online": WSRL, "utd": 2},
+    ),
     "obac": ("scratch", {"agent": OBACConfig(actor=NET, critic=NET, constraint_weight=0.1), "watcher": None}),
 }
 """Settings of a recipe that bring networks or memory of their own."""
@@ -78,7 +81,14 @@ def small(name, dataset, directory, seeds=3, **more):
     run = RunConfig(log_every=15, eval_every=50, eval_episodes=1, checkpoint_every=20, online_capacity=1000)
     data = str(dataset) if RECIPES[name].cls.needs_dataset else None
     return Config(
-        recipe=recipe, dataset=data, env="Pendulum-v1", seeds=seeds, dir=str(directory), run=run, report=False, **more
+        recipe=recipe,
+        dataset=data,
+        env="Pendulum-v1",
+        seeds=seeds,
+        dir=str(directory),
+        run=run,
+        report=False,
+        **more,
     )
 
 
@@ -176,13 +186,21 @@ def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, 
     phases = {key.split(".")[0] for key in reference[1] if ":" not in key}
     for phase in sorted(phases, key=["offline", "switch", "online"].index):
         turns = sum(n for k, n in reference[1].items() if k.startswith(f"{phase}.") and ":" not in k)
-        killed(config, lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n // 3)
-        killed(config, lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n - 1)
+        killed(
+            config,
+            lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n // 3,
+        )
+        killed(
+            config,
+            lambda run, event, p=phase, n=turns: event == "turn" and run.phase == p and run.turn == n - 1,
+        )
     total = sum(reference[1].values())
     killed(config, lambda turn, event: event == "save" and turn == total)  # while writing the last one
     train(config)
     assert_same(outcome(tmp_path / "run"), reference)
-    promise("kill -9 at a chosen turn of a phase, or within a save: same bits at the end", 2 * len(phases) + 1)
+    promise(
+        "kill -9 at a chosen turn of a phase, or within a save: same bits at the end", 2 * len(phases) + 1
+    )
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(13, marks=pytest.mark.survival)])
@@ -198,7 +216,9 @@ def test_killed_at_any_instant_ends_like_uninterrupted(name, kills, finished, pe
         train(config)
         assert_same(outcome(tmp_path / str(i)), reference)
     assert landed >= kills / 2
-    promise(f"kill -9 at an instant drawn by the clock{', at length' * (kills > 1)}: same bits at the end", landed)
+    promise(
+        f"kill -9 at an instant drawn by the clock{', at length' * (kills > 1)}: same bits at the end", landed
+    )
 
 
 def killed_after(config, seconds):
@@ -226,7 +246,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
 
     if "online.0" not in outcome(finished(name))[1]:
         monkeypatch.setattr(
-            Run, "_after_turn", lambda s, last: (s.turn == 17 and setattr(s, "_stop", True), after_turn(s, last))
+            Run,
+            "_after_turn",
+            lambda s, last: (s.turn == 17 and setattr(s, "_stop", True), after_turn(s, last)),
         )
     else:
         monkeypatch.setattr(Run, "_after_turn", terminated)
@@ -265,7 +287,9 @@ def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_pat
     config.run.q_limit = 1e30
     train(config)
     dirty = outcome(tmp_path / "run")[0]
-    seedwise = [k for k in clean if ("agent/" in k or "model/" in k) and clean[k].dim() and clean[k].shape[0] == 3]
+    seedwise = [
+        k for k in clean if ("agent/" in k or "model/" in k) and clean[k].dim() and clean[k].shape[0] == 3
+    ]
     assert len(seedwise) > 20
     assert any(not torch.equal(clean[k][0], dirty[k][0]) for k in seedwise)
     assert [k for k in seedwise if not torch.equal(clean[k][1:], dirty[k][1:])] == []
@@ -278,7 +302,10 @@ def test_start_from_an_offline_run_equals_doing_both(finished, pendulum, tmp_pat
     both = small("moore", pendulum, tmp_path / "both", start_from=str(tmp_path / "offline"))
     train(both)
     assert_same(outcome(tmp_path / "both"), outcome(finished("moore")))
-    kept = [(p / "dynamics" / "online" / "model.safetensors").read_bytes() for p in (tmp_path / "both", finished("moore"))]
+    kept = [
+        (p / "dynamics" / "online" / "model.safetensors").read_bytes()
+        for p in (tmp_path / "both", finished("moore"))
+    ]
     assert kept[0] == kept[1]
     other = small("moore", pendulum, tmp_path / "other", start_from=str(tmp_path / "offline"), seed=7)
     with pytest.raises(UserError, match="seed=0, not 7"):
@@ -322,7 +349,9 @@ def test_probes_look_at_held_out_rows_from_all_over_the_data(pendulum, finished,
     monkeypatch.setattr(modelbased, "PROBE", 20)
     asked = []
     rows = TransitionDataset.rows
-    monkeypatch.setattr(TransitionDataset, "rows", lambda self, index: asked.append(index) or rows(self, index))
+    monkeypatch.setattr(
+        TransitionDataset, "rows", lambda self, index: asked.append(index) or rows(self, index)
+    )
     recipe.probe(run, 2)
     (index,) = asked
     assert index.shape == (3, 20)
@@ -360,7 +389,9 @@ def test_report_and_notebook_read_what_a_run_writes(finished, tmp_path, monkeypa
     sections = ("numbers", "return", "uncertainty", "offline_share", "q_values", "calibration", "config")
     assert [x for x in sections if f'id="{x}"' not in html] == []
     monkeypatch.setenv("MBO2O_RUN", str(directory))
-    notebook = nbformat.read(Path(__file__).parents[2] / "notebooks" / "01_uncertainty_decay.ipynb", as_version=4)
+    notebook = nbformat.read(
+        Path(__file__).parents[2] / "notebooks" / "01_uncertainty_decay.ipynb", as_version=4
+    )
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
     assert sum("image/png" in x.get("data", {}) for x in outputs) >= 3
@@ -376,7 +407,10 @@ def test_damaged_checkpoints_are_skipped_and_never_overwritten(finished, pendulu
     log = (directory / "metrics.jsonl").read_bytes()
     for path in (directory / "checkpoints").iterdir():
         (path / "state.json").write_text("{}")
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(UserError, match="every checkpoint is damaged"):
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(UserError, match="every checkpoint is damaged"),
+    ):
         train(small("mopo", pendulum, directory))
     assert (directory / "metrics.jsonl").read_bytes() == log
 

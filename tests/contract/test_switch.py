@@ -11,7 +11,7 @@ import yaml
 from mbo2o.agents import make_agent
 from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.iql import IQLConfig
-from mbo2o.cli import compose_config, conf_folder
+from mbo2o.cli.main import compose_config, conf_folder
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Aged, Mix
 from mbo2o.ensemble.mlp import MLPConfig
@@ -68,7 +68,12 @@ ROWS = {
     "lapo-enoto": (set(), SUNRISE, "empty", 1000),
     "lapo-enoto-antmaze": (set(), SUNRISE, "empty", 1000),
     "wsrl": (CONSERVATIVE, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
-    "wsrl-calql": (CALIBRATED | {"log_lagrange", "log_lagrange_optim"}, {"policy_delay": "1 → 4"}, "empty", 5000),
+    "wsrl-calql": (
+        CALIBRATED | {"log_lagrange", "log_lagrange_optim"},
+        {"policy_delay": "1 → 4"},
+        "empty",
+        5000,
+    ),
     "wsrl-calql-adroit": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
     "wsrl-calql-kitchen": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
     "rlpd": (set(), {}, "mix", 5000),
@@ -88,9 +93,18 @@ def small(preset, dataset, directory, **change):
     cfg = compose_config([f"switch={preset}", f"dataset={dataset}"])
     offline = shrink(cfg.recipe.offline)
     online = cfg.recipe.online and shrink(cfg.recipe.online)
-    sizes = {"offline_steps": 20, "online_steps": 30, "batch": 8, "offline": offline, "online": online, "distill_rows": 50}
+    sizes = {
+        "offline_steps": 20,
+        "online_steps": 30,
+        "batch": 8,
+        "offline": offline,
+        "online": online,
+        "distill_rows": 50,
+    }
     run = RunConfig(log_every=10, eval_every=10, eval_episodes=1, checkpoint_every=1000, online_capacity=1000)
-    return replace(cfg, recipe=replace(cfg.recipe, **sizes | change), run=run, dir=str(directory), seeds=2, report=False)
+    return replace(
+        cfg, recipe=replace(cfg.recipe, **sizes | change), run=run, dir=str(directory), seeds=2, report=False
+    )
 
 
 PRESETS = sorted(p.stem for p in (conf_folder() / "switch").glob("*.yaml"))
@@ -106,7 +120,12 @@ def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
     assert (cfg.recipe.buffer, cfg.recipe.offline_share, cfg.recipe.start) == ("mix", 0.5, 5000)
     train(replace(cfg, recipe=replace(cfg.recipe, start=5)))
     table = {x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
-    assert {x for x, what in table.items() if what == "new"} == {"second", "second_optim", "inverse_temperature", "scale"}
+    assert {x for x, what in table.items() if what == "new"} == {
+        "second",
+        "second_optim",
+        "inverse_temperature",
+        "scale",
+    }
     assert {x for x, what in table.items() if what == "dropped"} == {"actor_optim"}
     assert read_run(tmp_path / "run").has("train", "second")
 
@@ -115,7 +134,9 @@ def test_balanced_replay_is_handed_networks_and_starts_moments_and_temperature_a
     cfg = compose_config(["switch=balanced", f"dataset={pendulum}"])
     tiny = replace(cfg.recipe.balanced, first_updates=6, ratio=NET)
     train(small("balanced", pendulum, tmp_path / "run", start=5, balanced=tiny))
-    table = {(x["part"], x["what"]): x["note"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
+    table = {
+        (x["part"], x["what"]): x["note"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())
+    }
     assert {part for part, what in table if what == "kept"} == {"observe", "critic", "target", "actor"}
     assert table[("critic_optim", "reset")] == table[("actor_optim", "reset")] == "moments"
     assert {part for part, what in table if what == "reset"} >= {"log_alpha", "log_alpha_optim"}
@@ -249,13 +270,22 @@ def test_the_rates_after_the_switch_are_those_of_the_resolved_config(preset, pen
             if isinstance(optim, Adam):
                 assert optim.lr == rate_of(after, part.removesuffix("_optim")), part
         if online is not cfg.recipe.online:
-            changed = {x["part"] for x in json.loads((directory / "switch.json").read_text()) if x["what"] == "changed"}
+            changed = {
+                x["part"]
+                for x in json.loads((directory / "switch.json").read_text())
+                if x["what"] == "changed"
+            }
             assert set(rates) - {"lagrange_lr"} <= changed | {"second_lr"}
 
 
 def rate_of(cfg, part):
     """What a config says of a part's learning rate."""
-    own = {"log_alpha": "alpha_lr", "log_lagrange": "lagrange_lr", "value_net": "value_lr", "second": "actor_lr"}
+    own = {
+        "log_alpha": "alpha_lr",
+        "log_lagrange": "lagrange_lr",
+        "value_net": "value_lr",
+        "second": "actor_lr",
+    }
     name = own.get(part, f"{part}_lr")
     return getattr(cfg, name) if hasattr(cfg, name) else cfg.critic_lr
 
@@ -282,7 +312,9 @@ def test_a_run_from_when_rates_were_carried_goes_on_or_is_refused(pendulum, tmp_
     other = replace(named, recipe=replace(named.recipe, online=online), dir=str(tmp_path / "other"))
     train(other)
     stored(tmp_path / "other")
-    assert read_config(tmp_path / "other")[0].recipe.online.alpha_lr == named.recipe.offline.alpha_lr  # as it learned
+    assert (
+        read_config(tmp_path / "other")[0].recipe.online.alpha_lr == named.recipe.offline.alpha_lr
+    )  # as it learned
     with pytest.raises(UserError, match=r"recipe\.online\.alpha_lr=0\.0001, not 0\.5 \(1 setting differs\)"):
         train(other)
 
@@ -290,7 +322,9 @@ def test_a_run_from_when_rates_were_carried_goes_on_or_is_refused(pendulum, tmp_
 def test_directories_keep_the_names_they_had_with_carry_rates(monkeypatch):
     resolved = {"recipe": {"name": "finetune", "utd": 1}, "run": {}, "dataset": "a.hdf5", "env": "E"}
     old = {"recipe": {"name": "finetune", "utd": 1, "carry_rates": True}, "run": {"reference": "d4rl-v2"}}
-    digest = hashlib.sha256(json.dumps(old | {"dataset": "a.hdf5", "env": "E"}, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(
+        json.dumps(old | {"dataset": "a.hdf5", "env": "E"}, sort_keys=True).encode()
+    ).hexdigest()[:8]
     assert _name(resolved) == f"finetune-a-{digest}"
 
 
@@ -299,7 +333,16 @@ def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):
     cfg = replace(cfg, run=replace(cfg.run, reward_scale=0.1, reward_shift=1.0))
     train(cfg)
     plain = find_dataset(str(pendulum))
-    run = Run(tmp_path / "run", cfg.run, env_id="Pendulum-v1", seed=0, seeds=2, gamma=0.99, dataset=plain, look_only=True)
+    run = Run(
+        tmp_path / "run",
+        cfg.run,
+        env_id="Pendulum-v1",
+        seed=0,
+        seeds=2,
+        gamma=0.99,
+        dataset=plain,
+        look_only=True,
+    )
     torch.testing.assert_close(run.dataset.rew, 0.1 * plain.rew + 1)
     assert (run.online.latest(30).rew <= 1).all()
     assert (run.online.latest(30).rew > -0.7).all()  # raw rewards go down to -16
@@ -332,7 +375,10 @@ def test_keeping_and_naming_another_is_refused(pendulum, tmp_path):
         (["agent@recipe.online=bc"], "BCConfig has no critics"),
         (["recipe.offline.critics=7"], "overruled by recipe.critics=10: set that"),
         (["recipe.offline.target=rem"], "overruled by recipe.offline_target=min_q"),
-        (["agent@recipe.online=sac", "recipe.online.target=rem"], "overruled by recipe.target=weighted_min_pair"),
+        (
+            ["agent@recipe.online=sac", "recipe.online.target=rem"],
+            "overruled by recipe.target=weighted_min_pair",
+        ),
         (["recipe.probe_every=0"], "recipe.probe_every=0 must be at least 1"),
         (["recipe.start=-1"], "recipe.start=-1 must not be negative"),
         (["recipe.explore.candidates=0"], "candidates=0 must be at least 1"),
@@ -346,10 +392,15 @@ def test_what_enoto_cannot_do_is_one_line_before_anything_is_learned(settings, m
     cfg = compose_config(["recipe=enoto", f"dataset={pendulum}", f"dir={tmp_path / 'run'}", *settings])
     with pytest.raises(UserError, match=message):
         train(cfg)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert (
+        not (tmp_path / "run" / "metrics.jsonl").exists()
+        or not (tmp_path / "run" / "metrics.jsonl").read_text()
+    )
 
 
-@pytest.mark.parametrize("change", [{"run": {"reward_shift": -1.0}}, {"run": {"reward_scale": 0.1}}, {"recipe": {"batch": 4}}])
+@pytest.mark.parametrize(
+    "change", [{"run": {"reward_shift": -1.0}}, {"run": {"reward_scale": 0.1}}, {"recipe": {"batch": 4}}]
+)
 def test_an_offline_phase_under_other_rewards_is_not_taken_over(change, pendulum, tmp_path):
     train(small("cql-sac", pendulum, tmp_path / "offline", online_steps=0))
     cfg = small("cql-sac", pendulum, tmp_path / "run")
@@ -361,7 +412,9 @@ def test_an_offline_phase_under_other_rewards_is_not_taken_over(change, pendulum
 def test_values_that_no_reward_allows_are_divergence(pendulum, tmp_path):
     """Pendulum's rewards reach -16: at γ = 0.9 no return is beyond 163."""
     cfg = small("cql-sac", pendulum, tmp_path / "run")
-    offline = replace(cfg.recipe.offline, gamma=0.9, critic_lr=300.0, critic=MLPConfig(hidden=[8], layer_norm=True))
+    offline = replace(
+        cfg.recipe.offline, gamma=0.9, critic_lr=300.0, critic=MLPConfig(hidden=[8], layer_norm=True)
+    )
     with pytest.raises(Diverged, match=r"beyond run\.q_limit=1\.[56]\de\+03"):
         train(replace(cfg, recipe=replace(cfg.recipe, offline=offline)))
 
@@ -386,7 +439,8 @@ def test_wsrl_learns_nothing_while_it_warms_up_and_sees_no_offline_row(pendulum,
     assert all(size == 4 * 8 for _, size in seen)  # four whole batches in one draw
     log = read_run(tmp_path / "run")
     assert (
-        log.series("eval", "return", "online").values[1].tolist() == log.series("eval", "return", "online").values[0].tolist()
+        log.series("eval", "return", "online").values[1].tolist()
+        == log.series("eval", "return", "online").values[0].tolist()
     )
 
 
@@ -400,7 +454,9 @@ def test_rlpd_starts_from_nothing_on_exact_halves(pendulum, tmp_path, monkeypatc
     train(small("rlpd", pendulum, tmp_path / "run", offline_steps=0, start=5, utd=2))
     assert len(seen) == 25
     assert all(size == 2 * 4 for _, size in seen)  # of two batches of 8
-    agent = make_agent(compose_config(["switch=rlpd", "dataset=hopper-medium-v5"]).recipe.offline, Spec(11, 3))
+    agent = make_agent(
+        compose_config(["switch=rlpd", "dataset=hopper-medium-v5"]).recipe.offline, Spec(11, 3)
+    )
     assert agent.target_entropy == -1.5
 
 
@@ -432,6 +488,8 @@ def test_looking_at_td_errors_shifts_no_draw(pendulum, tmp_path):
     for every in (5, 1000):
         train(small("cql-sac", pendulum, tmp_path / str(every), start=3, probe_every=every))
     a, b = (read_run(tmp_path / x) for x in ("5", "1000"))
-    assert a.series("train", "critic_loss").values.tolist() == b.series("train", "critic_loss").values.tolist()
+    assert (
+        a.series("train", "critic_loss").values.tolist() == b.series("train", "critic_loss").values.tolist()
+    )
     assert (a.series("probe", "td_error").values > 0).all()
     assert len(a.series("probe", "td_error").step) > len(b.series("probe", "td_error").step)

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mbo2o import cli
 from mbo2o.agents.bc import BCConfig
-from mbo2o.data import schema
+from mbo2o.cli.main import main as cli
 from mbo2o.data.actions import MODES, Actions
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
+from mbo2o.store import hdf5
 from mbo2o.train import Config, find_dataset, restore, train
 from mbo2o.types import UserError
 
@@ -43,7 +43,7 @@ def fields(actions):
     }
 
 
-def hdf5(path, x, **attrs):
+def h5_file(path, x, **attrs):
     with h5py.File(path, "w") as file:
         for key, value in x.items():
             file[key] = value
@@ -69,7 +69,9 @@ def minari_set(x, box, name="box/test-v0"):
         )
         for e in episodes(x)
     ]
-    minari.create_dataset_from_buffers(name, buffers, observation_space=spaces.Box(-np.inf, np.inf, (2,)), action_space=box)
+    minari.create_dataset_from_buffers(
+        name, buffers, observation_space=spaces.Box(-np.inf, np.inf, (2,)), action_space=box
+    )
     return name
 
 
@@ -86,10 +88,24 @@ class Buffer:
 
 def table(path, x):
     width = x["actions"].shape[1]
-    names = {"observations": ["o0", "o1"], "actions": [f"a{i}" for i in range(width)], "rewards": "r", "terminals": "d"}
+    names = {
+        "observations": ["o0", "o1"],
+        "actions": [f"a{i}" for i in range(width)],
+        "rewards": "r",
+        "terminals": "d",
+    }
     names |= {"timeouts": "t", "next_observations": ["n0", "n1"]}
-    columns = [x["observations"], x["actions"], x["rewards"], x["terminals"], x["timeouts"], x["next_observations"]]
-    header = ",".join(name for group in names.values() for name in ([group] if isinstance(group, str) else group))
+    columns = [
+        x["observations"],
+        x["actions"],
+        x["rewards"],
+        x["terminals"],
+        x["timeouts"],
+        x["next_observations"],
+    ]
+    header = ",".join(
+        name for group in names.values() for name in ([group] if isinstance(group, str) else group)
+    )
     rows = np.column_stack([np.asarray(c, np.float64) for c in columns])
     np.savetxt(path, rows, "%.17g", ",", header=header, comments="")
     return path, names
@@ -99,11 +115,13 @@ LOADERS = {
     "arrays": lambda x, tmp, **how: TransitionDataset.from_arrays(**x, **how),
     "dict": lambda x, tmp, **how: TransitionDataset.from_dict(x, **how),
     "episodes": lambda x, tmp, **how: TransitionDataset.from_episodes(episodes(x), **how),
-    "hdf5": lambda x, tmp, **how: TransitionDataset.load(hdf5(tmp / "x.hdf5", x), **how),
-    "memmap": lambda x, tmp, **how: TransitionDataset.load(hdf5(tmp / "x.hdf5", x), "memmap", **how),
+    "hdf5": lambda x, tmp, **how: TransitionDataset.load(h5_file(tmp / "x.hdf5", x), **how),
+    "memmap": lambda x, tmp, **how: TransitionDataset.load(h5_file(tmp / "x.hdf5", x), "memmap", **how),
     "sb3": lambda x, tmp, **how: TransitionDataset.from_sb3(Buffer(x), **how),
 }
-FLAT = LOADERS | {"table": lambda x, tmp, **how: TransitionDataset.from_table(*table(tmp / "x.csv", x), **how)}
+FLAT = LOADERS | {
+    "table": lambda x, tmp, **how: TransitionDataset.from_table(*table(tmp / "x.csv", x), **how)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +151,9 @@ def test_actions_of_several_axes_are_flattened_in_c_order(loader, tmp_path):
 def test_minari_s_actions_of_several_axes_are_flattened_and_mapped_each_by_its_own_bounds():
     low, high = np.array([[-2, 0], [1, -5]], np.float32), np.array([[2, 4], [3, -4]], np.float32)
     raw = np.random.default_rng(0).uniform(low, high, (ROWS, 2, 2)).astype(np.float32)
-    with pytest.warns(UserWarning, match=r"minari:box/test-v0: actions are mapped to \[-1, 1\] from .* \[-5, 4\]$"):
+    with pytest.warns(
+        UserWarning, match=r"minari:box/test-v0: actions are mapped to \[-1, 1\] from .* \[-5, 4\]$"
+    ):
         made = TransitionDataset.load(minari_set(fields(raw), spaces.Box(low, high)))
     expected = ((raw - (low + high) / 2) / ((high - low) / 2)).reshape(ROWS, 4)
     np.testing.assert_allclose(made.act, expected, atol=1e-6)
@@ -188,7 +208,7 @@ def test_unit_data_are_untouched_bit_for_bit_in_any_environment(case, mode, data
     how = Actions(mode, (low, high), "dataset_actions=")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        act = schema.check(fields(x), "x", how=how)["actions"]
+        act = hdf5.check(fields(x), "x", how=how)["actions"]
     assert act.tobytes() == x.tobytes()
     assert how.doubt(act, [slice(0, ROWS)]) is None
     unit_box = Actions("env", (-np.ones(raw.shape[1]), np.ones(raw.shape[1])))
@@ -218,7 +238,7 @@ def test_actions_that_never_leave_a_small_box_are_doubted(case, storage, tmp_pat
     low, high, least, most = DOUBTED[case]
     raw = np.random.default_rng(0).uniform(least, most, (ROWS, len(low)))
     raw[0], raw[1] = least, most
-    path = hdf5(tmp_path / "x.hdf5", fields(raw))
+    path = h5_file(tmp_path / "x.hdf5", fields(raw))
     TransitionDataset.load(path, storage)  # where no environment is known there is nothing to compare with
     box = (np.array(low), np.array(high))
     said = refusal(TransitionDataset.load_as, path, storage, Actions(None, box, "dataset_actions="))
@@ -237,8 +257,10 @@ def test_actions_that_never_leave_a_small_box_are_doubted(case, storage, tmp_pat
 def test_actions_that_tell_are_not(case, tmp_path):
     low, high, least, most = SURE[case]
     raw = np.linspace(least, most, ROWS)[:, None].repeat(len(low), 1)
-    path = hdf5(tmp_path / "x.hdf5", fields(raw))
-    made = TransitionDataset.load_as(path, "ram", Actions(None, (np.array(low), np.array(high)), "dataset_actions="))
+    path = h5_file(tmp_path / "x.hdf5", fields(raw))
+    made = TransitionDataset.load_as(
+        path, "ram", Actions(None, (np.array(low), np.array(high)), "dataset_actions=")
+    )
     np.testing.assert_array_equal(made.act, raw.astype(np.float32))
 
 
@@ -249,7 +271,7 @@ def test_actions_outside_are_refused_with_both_ways_out():
         "arrays: 'actions' lie in [-1.5, 2], expected [-1, 1]; if they are in the environment's own units, rescale them with "
         "bounds=(low, high); if they are a policy's unclipped outputs, clip them with clip=True"
     )
-    said = refusal(schema.check, fields(raw), "x", how=Actions(None, (-2, 2), "dataset_actions="))
+    said = refusal(hdf5.check, fields(raw), "x", how=Actions(None, (-2, 2), "dataset_actions="))
     assert "(its box is [-2, 2]), rescale them with dataset_actions=env;" in said
     assert said.endswith("clip them with dataset_actions=clip")
     said = refusal(TransitionDataset.from_arrays, **fields(raw), bounds=(-1.5, 1.5))
@@ -261,7 +283,9 @@ def test_actions_outside_are_refused_with_both_ways_out():
 def test_outputs_that_nobody_clipped_are_clipped_and_counted(loader, tmp_path):
     raw = np.linspace(-1.5, 1.5, ROWS)[:, None].repeat(2, 1)
     outside = int((np.abs(raw) > 1).sum())
-    with pytest.warns(UserWarning, match=f"{outside} of {raw.size} numbers in 'actions' are outside and clipped"):
+    with pytest.warns(
+        UserWarning, match=f"{outside} of {raw.size} numbers in 'actions' are outside and clipped"
+    ):
         made = FLAT[loader](fields(raw), tmp_path, clip=True)
     np.testing.assert_array_equal(made.act, raw.clip(-1, 1).astype(np.float32))
     (tmp_path / "y").mkdir()
@@ -286,14 +310,18 @@ def test_bounds_that_are_none_are_refused(case):
 
 def test_a_mode_that_is_none_is_refused():
     assert cli.MODES == MODES  # which the command line names without loading NumPy
-    assert "dataset_actions=raw is not one of unit, env, clip, env-clip" in refusal(Actions, "raw", None, "dataset_actions=")
+    assert "dataset_actions=raw is not one of unit, env, clip, env-clip" in refusal(
+        Actions, "raw", None, "dataset_actions="
+    )
 
 
 def test_a_minari_set_is_mapped_by_its_own_box_unless_a_mode_says_otherwise(tmp_path):
     raw = np.random.default_rng(0).uniform(-0.4, 0.4, (ROWS, 2)).astype(np.float32)
     name = minari_set(fields(raw), spaces.Box(-0.4, 0.4, (2,)))
     for storage in ("ram", "memmap", "memmap"):  # the second time out of the map, which says it again
-        with pytest.warns(UserWarning, match=r"mapped to \[-1, 1\] from the set's own action space, \[-0.4, 0.4\]"):
+        with pytest.warns(
+            UserWarning, match=r"mapped to \[-1, 1\] from the set's own action space, \[-0.4, 0.4\]"
+        ):
             made = TransitionDataset.load(name, storage)
         np.testing.assert_allclose(made.act, raw / 0.4, atol=1e-6)
         unit = TransitionDataset.load_as(name, storage, Actions("unit"))
@@ -306,7 +334,10 @@ def test_a_minari_set_is_mapped_by_its_own_box_unless_a_mode_says_otherwise(tmp_
 class Narrow(gym.Env):
     """Pays minus the distance of the action from 0.3; Humanoid-v5's box."""
 
-    observation_space, action_space = spaces.Box(-1, 1, (2,), np.float64), spaces.Box(-0.4, 0.4, (1,), np.float32)
+    observation_space, action_space = (
+        spaces.Box(-1, 1, (2,), np.float64),
+        spaces.Box(-0.4, 0.4, (1,), np.float32),
+    )
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -325,14 +356,25 @@ def raw_file(tmp_path):
     rng, n = np.random.default_rng(0), 400
     obs, last = rng.uniform(-1, 1, (n + 1, 2)), np.arange(n) % 10 == 9
     act = np.clip(0.3 + 0.02 * rng.standard_normal((n, 1)), -0.4, 0.4).astype(np.float32)
-    x = {"observations": obs[:-1], "actions": act, "rewards": -np.abs(act[:, 0] - 0.3), "terminals": last & False}
-    return hdf5(tmp_path / "raw.hdf5", x | {"timeouts": last, "next_observations": obs[1:]}, env_id="MboNarrow-v0")
+    x = {
+        "observations": obs[:-1],
+        "actions": act,
+        "rewards": -np.abs(act[:, 0] - 0.3),
+        "terminals": last & False,
+    }
+    return h5_file(
+        tmp_path / "raw.hdf5", x | {"timeouts": last, "next_observations": obs[1:]}, env_id="MboNarrow-v0"
+    )
 
 
 def cloning(path, directory, **more):
     net = MLPConfig(hidden=[16, 16])
-    recipe = FinetuneConfig(offline=BCConfig(actor=net, actor_lr=3e-3), offline_steps=400, online_steps=0, batch=64)
-    often = RunConfig(log_every=200, eval_every=400, eval_episodes=3, checkpoint_every=400, online_capacity=50)
+    recipe = FinetuneConfig(
+        offline=BCConfig(actor=net, actor_lr=3e-3), offline_steps=400, online_steps=0, batch=64
+    )
+    often = RunConfig(
+        log_every=200, eval_every=400, eval_episodes=3, checkpoint_every=400, online_capacity=50
+    )
     return Config(recipe=recipe, dataset=str(path), dir=str(directory), report=False, run=often, **more)
 
 
@@ -369,7 +411,10 @@ def test_the_doctor_doubts_raw_actions_and_believes_a_mode(raw_file, capsys):
     report = json.loads(out)
     found = {f["name"]: f for f in report["findings"]}
     assert code == 1
-    assert "the box of this environment is [-0.4, 0.4]: are they raw?" in found["actions_in_env_units"]["message"]
+    assert (
+        "the box of this environment is [-0.4, 0.4]: are they raw?"
+        in found["actions_in_env_units"]["message"]
+    )
     assert {x["verdict"] for x in report["verdicts"].values()} == {"no"}
     for mode in ("env", "unit"):
         _, out, _ = data(capsys, "check", raw_file, "--json", "--actions", mode)
@@ -380,13 +425,13 @@ def test_inspecting_maps_by_the_file_s_own_environment(raw_file, capsys, tmp_pat
     assert data(capsys, "inspect", raw_file, "--actions", "env")[0] == 0
     made = find_dataset(str(raw_file), actions="env")
     np.testing.assert_allclose(made.act.mean(), 0.75, atol=0.01)
-    hdf5(tmp_path / "nameless.hdf5", fields(np.zeros((ROWS, 1))))
+    h5_file(tmp_path / "nameless.hdf5", fields(np.zeros((ROWS, 1))))
     code, _, err = data(capsys, "inspect", "nameless.hdf5", "--actions", "env")
     assert (code, err.strip()) == (
         2,
         "mbo2o: nameless.hdf5: --actions env needs the environment's box; name the environment",
     )
-    hdf5(tmp_path / "wide.hdf5", fields(np.full((ROWS, 1), 1.5)))
+    h5_file(tmp_path / "wide.hdf5", fields(np.full((ROWS, 1), 1.5)))
     code, _, err = data(capsys, "check", "wide.hdf5")
     assert code == 2
     assert "rescale them with --actions env" in err

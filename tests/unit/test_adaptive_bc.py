@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mbo2o.agents.adaptive_bc import AdaptiveBC, AdaptiveBCConfig
-from mbo2o.cli import compose_config
+from mbo2o.cli.main import compose_config
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.train import train
 from mbo2o.types import Batch, Spec, UserError
@@ -20,12 +20,16 @@ def _seeded():
 
 
 def make(seeds=(), **cfg) -> AdaptiveBC:
-    return AdaptiveBC(Spec(3, 2, seeds), AdaptiveBCConfig(**{"actor": SMALL, "critic": SMALL, "critics": 3} | cfg))
+    return AdaptiveBC(
+        Spec(3, 2, seeds), AdaptiveBCConfig(**{"actor": SMALL, "critic": SMALL, "critics": 3} | cfg)
+    )
 
 
 def batch(seeds=(), n=16) -> Batch:
     obs, next_obs = torch.randn(2, *seeds, n, 3)
-    return Batch(obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n))
+    return Batch(
+        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n)
+    )
 
 
 def test_controller_by_hand():
@@ -75,9 +79,18 @@ def test_without_references_it_is_refused_before_anything_is_learned(recipe, age
         "env=Pendulum-v1",
         "run.reference=d4rl-v2",
     ]
-    sizes = ["recipe.batch=4", f"{agent}.actor.hidden=[4]", f"{agent}.critic.hidden=[4]", "recipe.online_steps=5"]
-    more = ["recipe.offline_steps=5"] if recipe == "finetune" else ["recipe.start=0", "recipe.agent.adapt=true"]
-    with pytest.raises(UserError, match=r"steers by scores, and run\.reference knows no returns of Pendulum-v1"):
+    sizes = [
+        "recipe.batch=4",
+        f"{agent}.actor.hidden=[4]",
+        f"{agent}.critic.hidden=[4]",
+        "recipe.online_steps=5",
+    ]
+    more = (
+        ["recipe.offline_steps=5"] if recipe == "finetune" else ["recipe.start=0", "recipe.agent.adapt=true"]
+    )
+    with pytest.raises(
+        UserError, match=r"steers by scores, and run\.reference knows no returns of Pendulum-v1"
+    ):
         train(compose_config([*chosen, *sizes, *more, f"dir={tmp_path}/run", "report=false"]))
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 

@@ -160,7 +160,10 @@ def test_what_an_agent_becomes_has_its_rates():
 def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
     before = pretrained(critics=2, critic_lr=1e-5)
     after = sac(critics=10)
-    fresh = {part: {k: x.clone() for k, x in state(after, part).items()} for part in ("critic", "target", "critic_optim")}
+    fresh = {
+        part: {k: x.clone() for k, x in state(after, part).items()}
+        for part in ("critic", "target", "critic_optim")
+    }
     table = {x.part: x for x in after.adopt(before)}
     for part, expected in fresh.items():
         assert table[part].what == "reset"
@@ -205,7 +208,10 @@ def test_cql_of_no_weight_and_a_soft_backup_is_sac_step_for_step():
         for agent in (before, after):
             torch.manual_seed(t)
             improve = SAC.improve
-            agent.improve = lambda b, agent=agent, improve=improve, t=t: (torch.manual_seed(99 + t), improve(agent, b))[1]
+            agent.improve = lambda b, agent=agent, improve=improve, t=t: (
+                torch.manual_seed(99 + t),
+                improve(agent, b),
+            )[1]
             agent.update(b)
         for part in (*NETWORKS, *OPTIMISERS, "log_alpha"):
             assert same(after, before, part), (t, part)
@@ -221,13 +227,19 @@ def test_gradients_differ_by_the_conservative_term():
         torch.manual_seed(1)
         y, next_q = agent.backup(b)
         extra, _ = agent.regulariser(b, q)
-        found.append(torch.autograd.grad((agent.td_loss(b, q, y, next_q) + extra).sum(), list(agent.critic.parameters())))
+        found.append(
+            torch.autograd.grad(
+                (agent.td_loss(b, q, y, next_q) + extra).sum(), list(agent.critic.parameters())
+            )
+        )
     torch.manual_seed(1)
     before.backup(b)
     term = before.regulariser(b, before.q(b.obs, b.act))[0].sum()
     intended = torch.autograd.grad(term, list(before.critic.parameters()), allow_unused=True)
     for cql, plain, g in zip(*found, intended, strict=True):
-        torch.testing.assert_close(cql - plain, torch.zeros_like(plain) if g is None else g, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            cql - plain, torch.zeros_like(plain) if g is None else g, rtol=1e-4, atol=1e-4
+        )
     assert intended[0].abs().max() > 1e-2
 
 
@@ -239,4 +251,6 @@ def test_moments_of_a_network_that_is_not_taken_over_are_not_either():
     found = {x.part: x.what for x in after.adopt(before)}
     assert found["critic_optim"] == "kept"
     assert found["actor"] == found["actor_optim"] == "reset"
-    assert not any(x.any() for k, x in after.actor_optim.state_dict().items() if x.is_floating_point() and "lr" not in k)
+    assert not any(
+        x.any() for k, x in after.actor_optim.state_dict().items() if x.is_floating_point() and "lr" not in k
+    )

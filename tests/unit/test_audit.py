@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o import cli
-from mbo2o.check import check
-from mbo2o.data import schema
-from mbo2o.data.audit import audit
+from mbo2o.cli.main import main as cli
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.data.findings import ADVICE, FAMILIES
-from mbo2o.data.record import Record, Task
+from mbo2o.doctor.audit import audit
+from mbo2o.doctor.check import check
+from mbo2o.doctor.evidence import Record, Task
+from mbo2o.doctor.findings import ADVICE, FAMILIES
 from mbo2o.dynamics.termination import hopper
+from mbo2o.store import hdf5
 from mbo2o.types import UserError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -23,7 +23,7 @@ HOPPER = Task("Hopper-v5", 11, 3, 1000, "Hopper-v5")
 LENGTH, EPISODES = 25, 40
 
 
-def counter() -> schema.Fields:
+def counter() -> hdf5.Fields:
     """Observations say which episode (twice) and which step; a fifth of the episodes terminates, at 20 steps."""
     lengths = np.where(np.arange(EPISODES) % 5 == 4, 20, LENGTH)
     episode, step = np.repeat(np.arange(EPISODES), lengths), np.concatenate([np.arange(n) for n in lengths])
@@ -50,7 +50,7 @@ COUNTER = Task("Counter-v0", 3, 2, LENGTH, "Counter-v0")
 
 @pytest.fixture(scope="module")
 def real():
-    return schema.read(DATA / "hopper-medium-v5.hdf5")[0]
+    return hdf5.read(DATA / "hopper-medium-v5.hdf5")[0]
 
 
 def drop(x, *keys):
@@ -95,7 +95,9 @@ def extra_observations(x):
     """d3rlpy's reading of Minari: T + 1 observations per episode joined uncut, actions and flags T."""
     end = x["terminals"] | x["timeouts"]
     pieces = np.split(np.arange(len(end)), np.flatnonzero(end)[:-1] + 1)
-    obs = np.concatenate([np.concatenate([x["observations"][p], x["next_observations"][p[-1:]]]) for p in pieces])
+    obs = np.concatenate(
+        [np.concatenate([x["observations"][p], x["next_observations"][p[-1:]]]) for p in pieces]
+    )
     return drop(x, "next_observations") | {"observations": obs[: len(end)]}
 
 
@@ -139,7 +141,8 @@ def lanes(x, n=2):
     """Two environments' steps taken in turn, as vector buffers keep them."""
     half = len(x["rewards"]) // n
     return {
-        key: np.stack([v[i * half : (i + 1) * half] for i in range(n)], 1).reshape(-1, *v.shape[1:]) for key, v in x.items()
+        key: np.stack([v[i * half : (i + 1) * half] for i in range(n)], 1).reshape(-1, *v.shape[1:])
+        for key, v in x.items()
     }
 
 
@@ -178,7 +181,11 @@ CASES = {
         ),
         {"td": "no", "dynamics": "no"},
     ),
-    "stray": ("next_strays", lambda x: set_rows(x, "next_observations", [3, 40], 30.0), {"td": "no", "dynamics": "no"}),
+    "stray": (
+        "next_strays",
+        lambda x: set_rows(x, "next_observations", [3, 40], 30.0),
+        {"td": "no", "dynamics": "no"},
+    ),
     "one more observation": ("extra_observations", extra_observations, NO),
     "out of step": ("timeouts_out_of_step", out_of_step, BLIND),
     "hidden, told": ("hidden_cuts", hidden, {"returns": "with care"}),
@@ -196,7 +203,11 @@ CASES = {
     "shuffled": ("rows_out_of_order", shuffled, {"returns": "no"}),
     "lanes": ("rows_out_of_order", lanes, {"returns": "no"}),
     "next shifted": ("next_observations_shifted", lambda x: rolled(x, "next_observations", -1), None),
-    "next repeated": ("next_observations_shifted", lambda x: x | {"next_observations": x["observations"]}, None),
+    "next repeated": (
+        "next_observations_shifted",
+        lambda x: x | {"next_observations": x["observations"]},
+        None,
+    ),
     "next of others": (
         "next_observations_misaligned",
         lambda x: x | {"next_observations": np.random.default_rng(0).permutation(x["next_observations"])},
@@ -214,7 +225,9 @@ CASES = {
     ),
     "death unmarked": (
         "false_dead",
-        lambda x: x | {"terminals": np.zeros_like(x["terminals"]), "timeouts": x["terminals"] | x["timeouts"]},
+        lambda x: (
+            x | {"terminals": np.zeros_like(x["terminals"]), "timeouts": x["terminals"] | x["timeouts"]}
+        ),
         {"td": "with care", "dynamics": "no"},
     ),
     "death invented": (
@@ -230,10 +243,18 @@ CASES = {
         lambda x: set_rows(x, "actions", (slice(None), 1), 0.0),
         {"td": "with care", "dynamics": "with care"},
     ),
-    "saturated": ("saturated_actions", lambda x: x | {"actions": np.sign(x["actions"])}, {"cloning": "with care"}),
+    "saturated": (
+        "saturated_actions",
+        lambda x: x | {"actions": np.sign(x["actions"])},
+        {"cloning": "with care"},
+    ),
     "zero rewards": ("constant_rewards", zero_rewards, {"td": "no", "returns": "no"}),
     "a wild reward": ("reward_outliers", lambda x: set_rows(x, "rewards", [17], 1e6), UNSURE),
-    "constant observation": ("constant_observations", lambda x: set_rows(x, "observations", (slice(None), 0), 0.0), None),
+    "constant observation": (
+        "constant_observations",
+        lambda x: set_rows(x, "observations", (slice(None), 0), 0.0),
+        None,
+    ),
     "one episode": ("few_episodes", lambda x: {key: v[:LENGTH] for key, v in x.items()}, UNSURE),
 }
 
@@ -274,7 +295,9 @@ def test_counts_and_rows_are_those_of_the_fault():
     found = only(look(no_flags(x)), "hidden_cuts")
     assert (found.count, found.rows) == (EPISODES - 1, end[:5].tolist())
     assert only(look(twice(x)), "duplicate_rows").count == 500
-    assert "twins of about 62 % of the rows" in only(look(twice(x)), "split_leak").message  # 1000 × 0.9 of 1460
+    assert (
+        "twins of about 62 % of the rows" in only(look(twice(x)), "split_leak").message
+    )  # 1000 × 0.9 of 1460
     assert only(look(zero_filled(x)), "zero_next").count == x["terminals"].sum()
 
 
@@ -328,14 +351,16 @@ def test_what_the_schema_refuses_is_refused():
 
 def test_the_shipped_files_are_sound():
     for name in ("hopper-medium-v5", "hopper-medium-replay-v5"):
-        report = audit(*schema.read(DATA / f"{name}.hdf5"), task=HOPPER, termination=hopper)
+        report = audit(*hdf5.read(DATA / f"{name}.hdf5"), task=HOPPER, termination=hopper)
         assert report.findings == []
         assert report.certificate.certified
         assert report.certificate.terminal_rows in (63, 866)
 
 
 def test_resets_are_found_without_any_flag(real):
-    blind = drop(real, "next_observations") | {key: np.zeros(len(real["rewards"]), bool) for key in ("timeouts", "terminals")}
+    blind = drop(real, "next_observations") | {
+        key: np.zeros(len(real["rewards"]), bool) for key in ("timeouts", "terminals")
+    }
     jumps = Record(blind, {}, None, None, "").jumps[0]
     np.testing.assert_array_equal(jumps, (real["terminals"] | real["timeouts"])[:-1])
 
@@ -346,7 +371,10 @@ def test_resets_of_a_runner_are_found_though_its_steps_are_as_long():
     for _ in range(40):
         radius = np.minimum(1, 0.02 * 1.6 ** np.arange(50))[:, None]
         angle = np.arange(50)[:, None] + rng.uniform(0, 6, 4)
-        pieces.append(np.concatenate([radius * np.sin(angle), radius * np.cos(angle)], 1) + rng.normal(size=(50, 8)) / 50)
+        pieces.append(
+            np.concatenate([radius * np.sin(angle), radius * np.cos(angle)], 1)
+            + rng.normal(size=(50, 8)) / 50
+        )
     x = {"observations": np.concatenate(pieces), "actions": rng.uniform(-1, 1, (2000, 1))}
     x |= {"rewards": rng.normal(size=2000), "terminals": np.zeros(2000), "timeouts": np.zeros(2000)}
     found = only(audit(x), "hidden_cuts")
@@ -357,7 +385,7 @@ def test_resets_of_a_runner_are_found_though_its_steps_are_as_long():
 # ------------------------------------------------------------------------------------------------- facts beat statistics
 
 
-def spinning(switch: bool, rows: int = 4000) -> schema.Fields:
+def spinning(switch: bool, rows: int = 4000) -> hdf5.Fields:
     """A joint that spins, observed as an angle in (-π, π] and a speed; or without leaps, with a switch that is on in two rows.
 
     Every next observation is the row below, and episodes of 200 steps go on where the last one stopped.
@@ -386,7 +414,12 @@ def spinning(switch: bool, rows: int = 4000) -> schema.Fields:
     ("switch", "name", "message", "cure"),
     [
         (False, "angle_leaps", "dimension 0 leaps by its whole range", "sine and cosine"),
-        (True, "rare_switch", "dimension 3 rarely changes: in 0.10 % (4) of steps", "nothing, if the task has it so"),
+        (
+            True,
+            "rare_switch",
+            "dimension 3 rarely changes: in 0.10 % (4) of steps",
+            "nothing, if the task has it so",
+        ),
     ],
 )
 def test_an_angle_that_wraps_and_a_rare_switch_are_notes_with_a_cure(switch, name, message, cure, stored):
@@ -406,7 +439,9 @@ def test_a_leap_between_rows_that_the_file_says_follow_each_other_is_no_cut():
     x = counter()
     obs = x["observations"].copy()
     obs[110:] += 200.0  # in the midst of an episode
-    after = np.where((x["terminals"] | x["timeouts"])[:, None], obs + np.float32([0, 1, 0]), np.roll(obs, -1, 0))
+    after = np.where(
+        (x["terminals"] | x["timeouts"])[:, None], obs + np.float32([0, 1, 0]), np.roll(obs, -1, 0)
+    )
     x |= {"observations": obs, "next_observations": after}
     assert "hidden_cuts" not in names(audit(x))
     assert only(audit(drop(x, "next_observations")), "hidden_cuts").rows == [109]
@@ -437,7 +472,8 @@ def test_next_observations_of_another_row_are_told_from_rows_of_several_environm
 
 
 @pytest.mark.parametrize(
-    ("reward", "dies", "verdict"), [(0, True, "no"), (-1, False, "no"), (-1, True, "with care"), (1, False, "with care")]
+    ("reward", "dies", "verdict"),
+    [(0, True, "no"), (-1, False, "no"), (-1, True, "with care"), (1, False, "with care")],
 )
 def test_a_constant_reward_chooses_between_long_episodes_and_short_ones(reward, dies, verdict):
     x = counter()
@@ -454,7 +490,10 @@ def test_shifted_actions_and_rewards(real, rows):
     assert "actions_shifted" in names(audit(rolled(real, "actions", rows), task=HOPPER), ("fault",))
     assert names(audit(rolled(real, "rewards", rows), task=HOPPER), ("fault",)) == {"rewards_shifted"}
     where = "above" if rows == -1 else "below"
-    assert f"of the row {where}" in only(audit(rolled(real, "actions", rows), task=HOPPER), "actions_shifted").message
+    assert (
+        f"of the row {where}"
+        in only(audit(rolled(real, "actions", rows), task=HOPPER), "actions_shifted").message
+    )
 
 
 @pytest.mark.parametrize(
@@ -506,17 +545,22 @@ def run(capsys, *args):
 def test_a_sound_file(capsys):
     code, out, _ = run(capsys, "hopper-medium-v5")
     assert code == 0
-    assert "certified: 0 of 19937 rows alive by the file are dead by the rule hopper; 0 of 63 the other way" in out
+    assert (
+        "certified: 0 of 19937 rows alive by the file are dead by the rule hopper; 0 of 63 the other way"
+        in out
+    )
     assert "dynamics training    yes" in out
     assert "no findings" in out
 
 
 def test_a_poisoned_file_and_its_json(tmp_path, capsys):
     path = tmp_path / "x.hdf5"
-    schema.write(path, next_below(counter()), {"env_id": "Counter-v0"})
+    hdf5.write(path, next_below(counter()), {"env_id": "Counter-v0"})
     code, out, _ = run(capsys, path)
     assert code == 1
-    assert "dynamics training    no         4.1 % (39) of next observations are the next episode's start" in out
+    assert (
+        "dynamics training    no         4.1 % (39) of next observations are the next episode's start" in out
+    )
     assert "Counter-v0 cannot be made here" in out
     assert "not checked: terminals against a rule" in out
 
@@ -537,7 +581,7 @@ def test_a_poisoned_file_and_its_json(tmp_path, capsys):
 
 def test_a_file_of_an_older_version_in_the_newer_environment(tmp_path, capsys, real):
     path = tmp_path / "x.hdf5"
-    schema.write(path, {key: v[:3000] for key, v in real.items()}, {"env_id": "Hopper-v2"})
+    hdf5.write(path, {key: v[:3000] for key, v in real.items()}, {"env_id": "Hopper-v2"})
     code, out, _ = run(capsys, path)
     assert code == 0
     assert "Hopper-v2 cannot be made here" in out
@@ -593,7 +637,10 @@ def test_a_share_of_everything_is_written_without_an_exponent():
 
 @pytest.mark.parametrize(
     ("env_id", "says"),
-    [("Pendulum-v1", "takes no argument 'gravity', which env_kwargs gives"), (None, "does not say which environment it is of")],
+    [
+        ("Pendulum-v1", "takes no argument 'gravity', which env_kwargs gives"),
+        (None, "does not say which environment it is of"),
+    ],
 )
 def test_arguments_for_an_environment_that_cannot_use_them_are_refused(tmp_path, env_id, says):
     path = tmp_path / "x.hdf5"

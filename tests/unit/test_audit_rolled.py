@@ -25,17 +25,25 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.collect import Actor
-from mbo2o.data import schema
-from mbo2o.data.audit import audit
-from mbo2o.data.findings import Report
-from mbo2o.data.record import Task
+from mbo2o.collect.sac import Actor
+from mbo2o.doctor.audit import audit
+from mbo2o.doctor.evidence import Task
+from mbo2o.doctor.findings import Report
 from mbo2o.dynamics.termination import resolve
+from mbo2o.store import hdf5
 from mbo2o.types import UserError
 
 ACTORS = Path(__file__).parents[2] / "data" / "actors"
 BODIES = [
-    *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
+    *(
+        "Ant",
+        "HalfCheetah",
+        "Hopper",
+        "Humanoid",
+        "HumanoidStandup",
+        "InvertedDoublePendulum",
+        "InvertedPendulum",
+    ),
     *("Pusher", "Reacher", "Swimmer", "Walker2d"),
 ]
 TRAINED = ("Hopper", "Walker2d", "HalfCheetah")
@@ -85,7 +93,9 @@ def recipe(suite: int, index: int) -> Recipe:
         kinds += ["medium", "medium sampled", "expert", "expert and noise"]
     episodes = int(rng.choice([2, 3, 5, 10, 20, 50, 100]))
     limit = int(min(rng.choice([20, 50, 100, 200, 1000]), rng.choice(ROWS) // episodes))
-    return Recipe(suite, index, f"{body}-v5", str(rng.choice(kinds)), episodes, limit, str(rng.choice(LAYOUTS)))
+    return Recipe(
+        suite, index, f"{body}-v5", str(rng.choice(kinds)), episodes, limit, str(rng.choice(LAYOUTS))
+    )
 
 
 def behaviour(kind: str, env_id: str, obs_dim: int, act_dim: int, rng: np.random.Generator) -> Policy:
@@ -112,13 +122,15 @@ def behaviour(kind: str, env_id: str, obs_dim: int, act_dim: int, rng: np.random
         else:
             with torch.no_grad():
                 seen = torch.as_tensor(obs, dtype=torch.float32)[None]
-                action = (actor.sample(seen)[0] if noise == "sampled" else actor.mode(seen))[0].double().numpy()
+                action = (
+                    (actor.sample(seen)[0] if noise == "sampled" else actor.mode(seen))[0].double().numpy()
+                )
         return (action + (0.2 * rng.normal(size=act_dim) if noise == "and noise" else 0)).clip(-1, 1)
 
     return act
 
 
-def rolled(made: Recipe) -> schema.Fields:
+def rolled(made: Recipe) -> hdf5.Fields:
     """All six fields, float32, with a timeout at the limit."""
     rng = np.random.default_rng([made.suite, made.index, 1])
     torch.manual_seed(1000 * made.suite + made.index)
@@ -140,13 +152,17 @@ def rolled(made: Recipe) -> schema.Fields:
     return {key: x if x.dtype == bool else x.astype(np.float32) for key, x in columns.items()}
 
 
-def laid_out(x: schema.Fields, made: Recipe) -> tuple[schema.Fields, schema.Attrs]:
+def laid_out(x: hdf5.Fields, made: Recipe) -> tuple[hdf5.Fields, hdf5.Attrs]:
     """The columns that such a file has, and its attributes."""
     if made.layout.endswith("cut"):
         x = {key: v[: -max(1, made.limit // 3)] if len(v) > made.limit else v for key, v in x.items()}
-    gone = {"no next": ["next_observations"], "no next, cut": ["next_observations"], "no timeouts": ["timeouts"]}
+    gone = {
+        "no next": ["next_observations"],
+        "no next, cut": ["next_observations"],
+        "no timeouts": ["timeouts"],
+    }
     gone["limit alone"] = ["next_observations", "timeouts"]
-    attrs: schema.Attrs = {"env_id": made.env_id, "max_episode_steps": made.limit}
+    attrs: hdf5.Attrs = {"env_id": made.env_id, "max_episode_steps": made.limit}
     return {key: v for key, v in x.items() if key not in gone.get(made.layout, [])}, attrs
 
 
@@ -158,7 +174,7 @@ def task(env_id: str) -> Task:
     return Task(env_id, obs_dim, act_dim, 1000, env_id)
 
 
-def examined(x: schema.Fields, made: Recipe) -> Report:
+def examined(x: hdf5.Fields, made: Recipe) -> Report:
     fields, attrs = laid_out(x, made)
     try:
         rule = resolve("auto", made.env_id)
@@ -168,7 +184,9 @@ def examined(x: schema.Fields, made: Recipe) -> Report:
 
 
 def shown(report: Report) -> str:
-    worst = [f"    {f.severity} {f.name} {f.harms}: {f.message}" for f in report.findings if f.severity != "note"]
+    worst = [
+        f"    {f.severity} {f.name} {f.harms}: {f.message}" for f in report.findings if f.severity != "note"
+    ]
     return "\n".join([f"  {report.dataset} ({report.rows} rows)", *worst])
 
 
@@ -192,7 +210,10 @@ def tally(suite: int, files: range, plant_every: int = 0) -> Tally:
         x = rolled(made)
         report = examined(x, made)
         out.findings.update({(f.severity, f.name) for f in report.findings})
-        if any(f.severity == "fault" or (f.severity == "warning" and f.name not in REASONS) for f in report.findings):
+        if any(
+            f.severity == "fault" or (f.severity == "warning" and f.name not in REASONS)
+            for f in report.findings
+        ):
             out.odd.append(shown(report))
         if plant_every and index % plant_every == 0:
             full = replace(made, layout="full")
@@ -206,63 +227,65 @@ def tally(suite: int, files: range, plant_every: int = 0) -> Tally:
 # -------------------------------------------------------------------------------------------------------- planted faults
 
 
-def shifted(key: str, rows: int) -> Callable[[schema.Fields], schema.Fields]:
+def shifted(key: str, rows: int) -> Callable[[hdf5.Fields], hdf5.Fields]:
     """A column that stands some rows below where it belongs."""
     return lambda x: x | {key: np.roll(x[key], rows, 0)}
 
 
-def without(x: schema.Fields, *keys: str) -> schema.Fields:
+def without(x: hdf5.Fields, *keys: str) -> hdf5.Fields:
     return {key: v for key, v in x.items() if key not in keys}
 
 
-def no_flags(x: schema.Fields) -> schema.Fields:
+def no_flags(x: hdf5.Fields) -> hdf5.Fields:
     return without(x, "next_observations") | {key: np.zeros_like(x[key]) for key in ("terminals", "timeouts")}
 
 
-def next_below(x: schema.Fields) -> schema.Fields:
+def next_below(x: hdf5.Fields) -> hdf5.Fields:
     return x | {"next_observations": np.concatenate([x["observations"][1:], x["next_observations"][-1:]])}
 
 
-def no_timeouts_and_next_below(x: schema.Fields) -> schema.Fields:
+def no_timeouts_and_next_below(x: hdf5.Fields) -> hdf5.Fields:
     return without(next_below(x), "timeouts")
 
 
-def zero_next(x: schema.Fields) -> schema.Fields:
+def zero_next(x: hdf5.Fields) -> hdf5.Fields:
     return x | {"next_observations": np.where(x["terminals"][:, None], 0, x["next_observations"])}
 
 
-def stale_next(x: schema.Fields) -> schema.Fields:
+def stale_next(x: hdf5.Fields) -> hdf5.Fields:
     end = x["terminals"] | x["timeouts"]
     return x | {"next_observations": np.where(end[:, None], x["observations"], x["next_observations"])}
 
 
-def limit_as_terminal(x: schema.Fields) -> schema.Fields:
+def limit_as_terminal(x: hdf5.Fields) -> hdf5.Fields:
     return x | {"terminals": x["terminals"] | x["timeouts"], "timeouts": np.zeros_like(x["timeouts"])}
 
 
-def out_of_step(x: schema.Fields) -> schema.Fields:
+def out_of_step(x: hdf5.Fields) -> hdf5.Fields:
     blind = without(x, "next_observations") | {"terminals": np.zeros_like(x["terminals"])}
     return blind | {"timeouts": np.roll(x["timeouts"] | x["terminals"], -1)}
 
 
-def extra_observations(x: schema.Fields) -> schema.Fields:
+def extra_observations(x: hdf5.Fields) -> hdf5.Fields:
     end = x["terminals"] | x["timeouts"]
     pieces = np.split(np.arange(len(end)), np.flatnonzero(end)[:-1] + 1)
-    obs = np.concatenate([np.concatenate([x["observations"][p], x["next_observations"][p[-1:]]]) for p in pieces])
+    obs = np.concatenate(
+        [np.concatenate([x["observations"][p], x["next_observations"][p[-1:]]]) for p in pieces]
+    )
     return without(x, "next_observations") | {"observations": obs[: len(end)]}
 
 
-def told(x: schema.Fields) -> schema.Fields:
+def told(x: hdf5.Fields) -> hdf5.Fields:
     return x | {"timeouts": np.zeros_like(x["timeouts"])}
 
 
-def stray(x: schema.Fields) -> schema.Fields:
+def stray(x: hdf5.Fields) -> hdf5.Fields:
     after = x["next_observations"].copy()
     after[len(after) // 2] = after[len(after) // 2] + 30
     return x | {"next_observations": after}
 
 
-FAULTS: dict[str, tuple[Callable[[schema.Fields], schema.Fields], set[str]]] = {
+FAULTS: dict[str, tuple[Callable[[hdf5.Fields], hdf5.Fields], set[str]]] = {
     # what: (how, findings of which one must be there)
     "actions one row up": (shifted("actions", -1), {"actions_shifted"}),
     "actions one row down": (shifted("actions", 1), {"actions_shifted"}),
@@ -282,9 +305,13 @@ FAULTS: dict[str, tuple[Callable[[schema.Fields], schema.Fields], set[str]]] = {
 }
 
 
-def is_real(fault: str, x: schema.Fields, made: Recipe) -> bool:
+def is_real(fault: str, x: hdf5.Fields, made: Recipe) -> bool:
     """Whether it makes this file wrong, in a way that its rows can show."""
-    ends, timeouts, terminals = (x["terminals"] | x["timeouts"]).sum(), x["timeouts"].sum(), x["terminals"].sum()
+    ends, timeouts, terminals = (
+        (x["terminals"] | x["timeouts"]).sum(),
+        x["timeouts"].sum(),
+        x["terminals"].sum(),
+    )
     if fault.startswith("actions"):
         return made.policy != "constant"
     if fault.startswith("rewards"):

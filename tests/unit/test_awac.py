@@ -88,7 +88,9 @@ def test_advantage_equals_a_loop_over_samples(seeds):
     own = agent.sample(b.obs)
     q, q_own = agent.q(b.obs, b.act), agent.q(b.obs, own)
     for *k, i in rows(seeds):
-        expected = min(q[(*k, n, i)].item() for n in range(3)) - min(q_own[(*k, n, i)].item() for n in range(3))
+        expected = min(q[(*k, n, i)].item() for n in range(3)) - min(
+            q_own[(*k, n, i)].item() for n in range(3)
+        )
         assert advantage[(*k, i)].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert not advantage.requires_grad
     assert own.abs().max() <= 1

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
-from mbo2o.cli import main
-from mbo2o.data import firstlook, schema
+from mbo2o.cli.main import main
+from mbo2o.store import firstlook, hdf5
 from mbo2o.types import UserError
 
 N = 24
@@ -137,14 +137,16 @@ def filled_bomb(path):
     """Zeros that really are there: 1 GB in 1 MB."""
     with h5py.File(written(path), "r+") as file:
         del file["observations"]
-        x = file.create_dataset("observations", (N, 12_000_000), "f4", chunks=(N, 500_000), compression="gzip")
+        x = file.create_dataset(
+            "observations", (N, 12_000_000), "f4", chunks=(N, 500_000), compression="gzip"
+        )
         chunk = zlib.compress(bytes(4 * N * 500_000))
         for start in range(0, 12_000_000, 500_000):
             x.id.write_direct_chunk((0, start), chunk)
 
 
 def ours(path):
-    schema.write(path, content(), {"env_id": "Hopper-v5"})
+    hdf5.write(path, content(), {"env_id": "Hopper-v5"})
     return path
 
 
@@ -259,8 +261,11 @@ UNSOUND = {
     "zip": (zipped, "a zip archive"),
     "npy": (lambda path: np.save(path.open("wb"), np.zeros(3)), "a NumPy array"),
     "gzip of a good one": (of_good(gzip.compress), "packed with gzip"),
-    "signature alone": (raw(schema.SIGNATURE), "not a readable HDF5 file"),
-    "signature, then noise": (raw(schema.SIGNATURE + random.Random(1).randbytes(4000)), "not a readable HDF5 file"),
+    "signature alone": (raw(hdf5.SIGNATURE), "not a readable HDF5 file"),
+    "signature, then noise": (
+        raw(hdf5.SIGNATURE + random.Random(1).randbytes(4000)),
+        "not a readable HDF5 file",
+    ),
     "newer superblock": (of_good(lambda data: data[:8] + b"\x63" + data[9:]), "not a readable HDF5 file"),
     # no regular file
     "folder": (lambda path: path.mkdir(), "a folder has that name"),
@@ -279,24 +284,46 @@ UNSOUND = {
     "no symbol table": (zeroed(b"SNOD", 0, 8), "not a readable HDF5 file"),
     "no names": (zeroed(b"HEAP", 0, 32), "not a readable HDF5 file"),
     "names without end": (zeroed(b"GCOL", 16, 64), "not a readable HDF5 file"),
-    **{f"checksum of {key}": (damaged_chunk(key), f"not a readable HDF5 file ({key!r}: ") for key in schema.LAYOUT},
+    **{
+        f"checksum of {key}": (damaged_chunk(key), f"not a readable HDF5 file ({key!r}: ")
+        for key in hdf5.LAYOUT
+    },
     "held by a writer": (held, "another process has it open for writing"),
     "killed writer": (marked_open, "its writer did not close it"),
     "odd attribute": (unreadable_attribute, "attribute 'odd' cannot be read"),
     "10^12 rows": (bomb, "has shape (1000000000000, 3), 1.2e+13 bytes, expected at most"),
     "10^12 rows in chunks": (lambda path: bomb(path, chunks=True), "has shape (1000000000000, 3)"),
     "10^12 rows, gzip": (lambda path: bomb(path, compression="gzip"), "has shape (1000000000000, 3)"),
-    "1 GB of zeros, gzip": (filled_bomb, "'observations' has shape (24, 12000000), 1.15e+09 bytes, expected at most"),
+    "1 GB of zeros, gzip": (
+        filled_bomb,
+        "'observations' has shape (24, 12000000), 1.15e+09 bytes, expected at most",
+    ),
 }
 COMPOUND = np.dtype([("x", "f4"), ("y", "f4")])
 BAD = UNSOUND | {
     # keys
-    **{f"without {key}": (without(key), f"{key!r} is missing") for key in schema.LAYOUT if key not in schema.OPTIONAL},
+    **{
+        f"without {key}": (without(key), f"{key!r} is missing")
+        for key in hdf5.LAYOUT
+        if key not in hdf5.OPTIONAL
+    },
     "nothing in it": (lambda path: written(path, {}), "'observations' is missing"),
-    "key misspelt": (lambda path: written(path, {"Observations": np.zeros((N, 3))}), "'observations' is missing"),
-    "group for dataset": (replaced("rewards", lambda f, key, _: f.create_group(key)), "'rewards' is a group, expected a da"),
-    "optional group": (replaced("timeouts", lambda f, key, _: f.create_group(key)), "'timeouts' is a group, expected a da"),
-    "type for dataset": (replaced("rewards", lambda f, key, _: f.__setitem__(key, np.dtype("f4"))), "'rewards' is a datatype"),
+    "key misspelt": (
+        lambda path: written(path, {"Observations": np.zeros((N, 3))}),
+        "'observations' is missing",
+    ),
+    "group for dataset": (
+        replaced("rewards", lambda f, key, _: f.create_group(key)),
+        "'rewards' is a group, expected a da",
+    ),
+    "optional group": (
+        replaced("timeouts", lambda f, key, _: f.create_group(key)),
+        "'timeouts' is a group, expected a da",
+    ),
+    "type for dataset": (
+        replaced("rewards", lambda f, key, _: f.__setitem__(key, np.dtype("f4"))),
+        "'rewards' is a datatype",
+    ),
     "external link": (replaced("rewards", outward), "'rewards' is a link to another file"),
     "external link aside": (replaced("metadata", outward), "'metadata' is a link to another file"),
     "soft link loop": (replaced("actions", soft_loop), "'actions' is a link that leads nowhere"),
@@ -310,21 +337,51 @@ BAD = UNSOUND | {
     "newer layout": (attributes(format="mbo2o", schema=2), "layout version 2, expected 1"),
     "text for layout": (attributes(format="mbo2o", schema="one"), "layout version 'one', expected 1"),
     # shapes
-    "axis too many": (field("observations", lambda x: x[..., None]), "'observations' has shape (24, 3, 1), expected (rows, f"),
-    "axis too few": (field("observations", lambda x: x[:, 0]), "'observations' has shape (24,), expected (rows, features)"),
+    "axis too many": (
+        field("observations", lambda x: x[..., None]),
+        "'observations' has shape (24, 3, 1), expected (rows, f",
+    ),
+    "axis too few": (
+        field("observations", lambda x: x[:, 0]),
+        "'observations' has shape (24,), expected (rows, features)",
+    ),
     "scalar": (field("rewards", lambda x: x[0]), "'rewards' has shape (), expected (rows,)"),
-    "no shape": (replaced("rewards", lambda f, key, _: f.__setitem__(key, h5py.Empty("f4"))), "'rewards' is an empty dataset"),
-    "no columns": (field("actions", lambda x: x[:, :0]), "'actions' has shape (24, 0), expected (rows, features)"),
+    "no shape": (
+        replaced("rewards", lambda f, key, _: f.__setitem__(key, h5py.Empty("f4"))),
+        "'rewards' is an empty dataset",
+    ),
+    "no columns": (
+        field("actions", lambda x: x[:, :0]),
+        "'actions' has shape (24, 0), expected (rows, features)",
+    ),
     "row too few": (field("rewards", lambda x: x[:-1]), "'rewards' has 23 rows where 'observations' has 24"),
-    "row too many": (field("terminals", lambda x: np.append(x, False)), "'terminals' has 25 rows where 'observations' has 24"),
-    "T+1 observations": (field("observations", lambda x: np.append(x, x[:1], 0)), "has 24 rows where 'observations' has 25"),
-    "next of other width": (field("next_observations", lambda x: x[:, :2]), "expected that of 'observations', (24, 3)"),
+    "row too many": (
+        field("terminals", lambda x: np.append(x, False)),
+        "'terminals' has 25 rows where 'observations' has 24",
+    ),
+    "T+1 observations": (
+        field("observations", lambda x: np.append(x, x[:1], 0)),
+        "has 24 rows where 'observations' has 25",
+    ),
+    "next of other width": (
+        field("next_observations", lambda x: x[:, :2]),
+        "expected that of 'observations', (24, 3)",
+    ),
     "no rows": (every_row(0), "'observations' has no rows"),
     # claims
-    "10^12 empty rows": (field("actions", lambda x: np.zeros((10**12, 0))), "'actions' has shape (1000000000000, 0)"),
+    "10^12 empty rows": (
+        field("actions", lambda x: np.zeros((10**12, 0))),
+        "'actions' has shape (1000000000000, 0)",
+    ),
     # dtypes
-    "text for numbers": (field("rewards", lambda x: x.astype("S9")), "'rewards' has dtype |S9, expected float32"),
-    "variable text": (field("rewards", lambda x: np.array(["a"] * N, object)), "'rewards' has dtype text, expected numbers"),
+    "text for numbers": (
+        field("rewards", lambda x: x.astype("S9")),
+        "'rewards' has dtype |S9, expected float32",
+    ),
+    "variable text": (
+        field("rewards", lambda x: np.array(["a"] * N, object)),
+        "'rewards' has dtype text, expected numbers",
+    ),
     "variable length": (
         replaced("rewards", dataset(shape=(N,), dtype=h5py.vlen_dtype("f4"))),
         "'rewards' has dtype of variable length, expected numbers",
@@ -333,11 +390,26 @@ BAD = UNSOUND | {
         replaced("rewards", dataset(shape=(N,), dtype=h5py.ref_dtype)),
         "'rewards' has dtype reference, expected nu",
     ),
-    "complex": (field("rewards", lambda x: x.astype(np.complex64)), "'rewards' has dtype complex64, expected float32"),
-    "compound": (replaced("rewards", dataset(shape=(N,), dtype=COMPOUND)), "'rewards' has dtype [('x', '<f4'), ('y', '<f4')]"),
-    "void": (replaced("rewards", dataset(shape=(N,), dtype="V4")), "'rewards' has dtype |V4, expected float32"),
-    "discrete actions": (field("actions", lambda x: (x > 0).astype(np.int64)), "'actions' has dtype int64, expected float32"),
-    "flat discrete actions": (field("actions", lambda x: np.ones(N, np.int8)), "'actions' has shape (24,), expected (rows, fe"),
+    "complex": (
+        field("rewards", lambda x: x.astype(np.complex64)),
+        "'rewards' has dtype complex64, expected float32",
+    ),
+    "compound": (
+        replaced("rewards", dataset(shape=(N,), dtype=COMPOUND)),
+        "'rewards' has dtype [('x', '<f4'), ('y', '<f4')]",
+    ),
+    "void": (
+        replaced("rewards", dataset(shape=(N,), dtype="V4")),
+        "'rewards' has dtype |V4, expected float32",
+    ),
+    "discrete actions": (
+        field("actions", lambda x: (x > 0).astype(np.int64)),
+        "'actions' has dtype int64, expected float32",
+    ),
+    "flat discrete actions": (
+        field("actions", lambda x: np.ones(N, np.int8)),
+        "'actions' has shape (24,), expected (rows, fe",
+    ),
     # values
     **{
         f"{value} in {key}": (put(key, value), f"{key!r} is not a finite float32 in row 4 ({value})")
@@ -345,13 +417,25 @@ BAD = UNSOUND | {
         for value in (np.nan, np.inf)
     },
     "inf in next": (put("next_observations", np.inf), "'next_observations' is neither finite nor all NaN"),
-    "part of next nan": (put("next_observations", np.nan, (4, 0)), "'next_observations' is neither finite nor all NaN"),
-    "rewards all nan": (put("rewards", np.nan, slice(None)), "'rewards' is not a finite float32 in row 0 (nan)"),
+    "part of next nan": (
+        put("next_observations", np.nan, (4, 0)),
+        "'next_observations' is neither finite nor all NaN",
+    ),
+    "rewards all nan": (
+        put("rewards", np.nan, slice(None)),
+        "'rewards' is not a finite float32 in row 0 (nan)",
+    ),
     "beyond float32": (put("rewards", 1e300), "'rewards' is not a finite float32 in row 4 (1e+300)"),
-    "nan in terminals": (put("terminals", np.nan), "'terminals' holds values other than 0 and 1 (nan in row 4)"),
+    "nan in terminals": (
+        put("terminals", np.nan),
+        "'terminals' holds values other than 0 and 1 (nan in row 4)",
+    ),
     "nan in timeouts": (put("timeouts", np.nan), "'timeouts' holds values other than 0 and 1 (nan in row 4)"),
     "terminals of 2": (put("terminals", 2), "'terminals' holds values other than 0 and 1 (2.0 in row 4)"),
-    "terminals of a half": (put("terminals", 0.5), "'terminals' holds values other than 0 and 1 (0.5 in row 4)"),
+    "terminals of a half": (
+        put("terminals", 0.5),
+        "'terminals' holds values other than 0 and 1 (0.5 in row 4)",
+    ),
     "actions beyond": (put("actions", -2.5), "'actions' lie in [-2.5, "),
     "actions just beyond": (put("actions", 1.001), "1.001], expected [-1, 1]"),
 }
@@ -366,7 +450,10 @@ def inspect(capsys, path) -> tuple[object, str, str]:
 
 def peak() -> int:
     """The most memory that this process and any child of it ever had, in MB."""
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
+    return (
+        sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        // 1024
+    )
 
 
 def spent() -> float:
@@ -381,7 +468,7 @@ def test_there_are_kinds_enough():
 def look_here(path) -> str | None:
     """The first look without an interpreter of its own, which takes 0.15 s, for files that HDF5 finds nothing wrong with."""
     try:
-        return firstlook.look(str(path), list(schema.LAYOUT))
+        return firstlook.look(str(path), list(hdf5.LAYOUT))
     except firstlook.Fault as fault:
         return str(fault)
 
@@ -390,7 +477,7 @@ def look_here(path) -> str | None:
 def test_a_bad_file_is_one_line(tmp_path, capsys, monkeypatch, kind, promise):
     build, expected = BAD[kind]
     if kind not in UNSOUND:
-        monkeypatch.setattr(schema, "_first_look", look_here)
+        monkeypatch.setattr(hdf5, "_first_look", look_here)
     path = tmp_path / "bad.hdf5"
     with contextlib.ExitStack() as stack:
         built = build(path)
@@ -416,10 +503,14 @@ GOOD = {
     "flags as floats": field("terminals", lambda x: x.astype(np.float64)),
     "unknown next": put("next_observations", np.nan),
     "one row": every_row(1),
-    "extra key": lambda path: written(path, content() | {"infos/qpos": np.zeros((3, 2)), "actions2": np.zeros(3)}),
+    "extra key": lambda path: written(
+        path, content() | {"infos/qpos": np.zeros((3, 2)), "actions2": np.zeros(3)}
+    ),
     "dataset for the metadata group": replaced("metadata", dataset(data=np.zeros(3))),
     "soft link": replaced("metadata", lambda f, key, _: f.__setitem__(key, h5py.SoftLink("/rewards"))),
-    "dangling soft link aside": replaced("metadata", lambda f, key, _: f.__setitem__(key, h5py.SoftLink("/gone"))),
+    "dangling soft link aside": replaced(
+        "metadata", lambda f, key, _: f.__setitem__(key, h5py.SoftLink("/gone"))
+    ),
     "user block": lambda path: written(path, userblock_size=512),
     "newest HDF5": lambda path: written(path, libver="latest"),
     "no attributes": attributes(empty=h5py.Empty("f4")),
@@ -435,14 +526,14 @@ GOOD = {
 @pytest.mark.parametrize("kind", GOOD)
 def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind, promise):
     if kind not in ("user block", "attribute of text that is none"):
-        monkeypatch.setattr(schema, "_first_look", look_here)
+        monkeypatch.setattr(hdf5, "_first_look", look_here)
     path = tmp_path / "odd.hdf5"
     GOOD[kind](path)
     code, out, err = inspect(capsys, path)
     assert code == 0
     assert all(line.startswith("warning: ") for line in err.splitlines())
     out.encode()
-    fields, _ = schema.read(path)
+    fields, _ = hdf5.read(path)
     if kind in ("float16", "float64", "big-endian"):
         np.testing.assert_allclose(fields["observations"], content()["observations"], rtol=1e-3, atol=1e-3)
         assert fields["observations"].dtype == np.float32
@@ -451,11 +542,13 @@ def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind, promi
     promise("kinds of odd but sound dataset files: read")
 
 
-@pytest.mark.parametrize("name", ["line\nbreak.hdf5", "tab\t.hdf5", os.fsdecode(b"no-utf8-\xff.hdf5"), "ü 中.hdf5", "-h.hdf5"])
+@pytest.mark.parametrize(
+    "name", ["line\nbreak.hdf5", "tab\t.hdf5", os.fsdecode(b"no-utf8-\xff.hdf5"), "ü 中.hdf5", "-h.hdf5"]
+)
 def test_names_of_all_kinds(tmp_path, capsys, name):
     path = tmp_path / name
     with pytest.raises(UserError) as caught:
-        schema.read(path)
+        hdf5.read(path)
     assert str(caught.value).isprintable()
     path.write_bytes(b"text")
     assert inspect(capsys, path)[2].count("\n") == 1
@@ -479,7 +572,10 @@ def test_a_process_of_its_own_ends_with_code_2(tmp_path):
 # -------------------------------------------------------------------------------------------- what becomes of a first look
 
 FATES = {
-    "crashes": ("import os; os.kill(os.getpid(), 11)", "reading it killed the process that tried, with SIGSEGV"),
+    "crashes": (
+        "import os; os.kill(os.getpid(), 11)",
+        "reading it killed the process that tried, with SIGSEGV",
+    ),
     "aborts": ("import os; os.abort()", "with SIGABRT"),
     "loops": ("firstlook._limit(0)\nwhile True: pass", "reading it came to no end"),
     "grows": (
@@ -495,11 +591,13 @@ FATES = {
 def test_whatever_becomes_of_the_first_look_is_one_line(tmp_path, monkeypatch, fate):
     code, expected = FATES[fate]
     script = tmp_path / "look.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {os.path.dirname(firstlook.__file__)!r})\nimport firstlook\n{code}\n")
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {os.path.dirname(firstlook.__file__)!r})\nimport firstlook\n{code}\n"
+    )
     path = written(tmp_path / "x.hdf5")
     monkeypatch.setattr(firstlook, "__file__", str(script))
     with pytest.raises(UserError) as caught:
-        schema.read(path)
+        hdf5.read(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert expected in str(caught.value)
     assert str(caught.value).isprintable()
@@ -509,25 +607,25 @@ def test_storage_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     def run(*args, **kwargs):
         raise subprocess.TimeoutExpired(args[0], kwargs["timeout"])
 
-    monkeypatch.setattr(schema.subprocess, "run", run)
+    monkeypatch.setattr(hdf5.subprocess, "run", run)
     with pytest.raises(UserError, match="cannot be read within 60 s"):
-        schema.read(written(tmp_path / "x.hdf5"))
+        hdf5.read(written(tmp_path / "x.hdf5"))
 
 
 def test_a_file_is_looked_at_once_and_again_when_it_changed(tmp_path, monkeypatch):
-    looks, look = [], schema._first_look
-    monkeypatch.setattr(schema, "_first_look", lambda path: looks.append(path.name) or look(path))
+    looks, look = [], hdf5._first_look
+    monkeypatch.setattr(hdf5, "_first_look", lambda path: looks.append(path.name) or look(path))
     path = written(tmp_path / "x.hdf5")
     for _ in range(2):
-        schema.read(path)
+        hdf5.read(path)
     assert looks == ["x.hdf5"]
     BAD["checksum of rewards"][0](path)
     for _ in range(2):
         with pytest.raises(UserError, match="'rewards'"):
-            schema.read(path)
+            hdf5.read(path)
     assert len(looks) == 3
     ours(path)
-    schema.read(path)  # what this process wrote needs no look
+    hdf5.read(path)  # what this process wrote needs no look
     assert len(looks) == 3
 
 
@@ -556,8 +654,12 @@ FLIPS = 300
 def test_a_flipped_bit_of_our_own_file_is_reported_or_changes_nothing(tmp_path, monkeypatch, where, promise):
     """`dense` leaves out the room that HDF5 leaves in its headers, two thirds of so small a file."""
     path = ours(tmp_path / "ours.hdf5")
-    data, expected = path.read_bytes(), schema.read(path)
-    bits = [bit for bit in range(8 * len(data)) if where == "anywhere" or any(data[max(bit // 8 - 8, 0) : bit // 8 + 9])]
+    data, expected = path.read_bytes(), hdf5.read(path)
+    bits = [
+        bit
+        for bit in range(8 * len(data))
+        if where == "anywhere" or any(data[max(bit // 8 - 8, 0) : bit // 8 + 9])
+    ]
     folder = tmp_path / "flipped"
     folder.mkdir()
     for i, bit in enumerate(random.Random(0).sample(bits, FLIPS)):
@@ -565,11 +667,17 @@ def test_a_flipped_bit_of_our_own_file_is_reported_or_changes_nothing(tmp_path, 
         flipped[bit // 8] ^= 1 << bit % 8
         (folder / f"{i:03}.hdf5").write_bytes(flipped)
     sound = sound_ones(sorted(folder.iterdir()))
-    monkeypatch.setattr(schema, "_first_look", lambda path: None if path in sound else "not a readable HDF5 file")
+    monkeypatch.setattr(
+        hdf5, "_first_look", lambda path: None if path in sound else "not a readable HDF5 file"
+    )
     outcomes = [outcome(path, expected) for path in sorted(folder.iterdir())]
     assert outcomes.count("changed") == 0
     assert outcomes.count("reported") > FLIPS * (0.9 if where == "dense" else 0.25)
-    for fate, words in {"reported": "reported", "same": "in unused room, without effect", "changed": "unnoticed"}.items():
+    for fate, words in {
+        "reported": "reported",
+        "same": "in unused room, without effect",
+        "changed": "unnoticed",
+    }.items():
         promise(f"flipped bits in a dataset file: {words}", outcomes.count(fate))
 
 
@@ -601,7 +709,7 @@ def look_and_tell(path) -> str | None:
 
 def outcome(path, expected) -> str:
     try:
-        (fields, attrs), (before, before_attrs) = schema.read(path), expected
+        (fields, attrs), (before, before_attrs) = hdf5.read(path), expected
     except UserError as error:
         return "reported" if str(error).isprintable() else "changed"
     same = fields.keys() == before.keys() and all(fields[k].tobytes() == before[k].tobytes() for k in before)

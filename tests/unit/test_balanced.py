@@ -36,7 +36,9 @@ def test_tree_draws_as_a_search_through_sums_does(capacity):
     assert np.allclose(tree.nodes[:, tree.size : tree.size + capacity], plain)
     assert np.allclose(tree.nodes[:, 1], plain.sum(1))
     chance = rng.uniform(size=(2, 500))
-    expected = [np.searchsorted(np.cumsum(plain[k]), chance[k] * plain[k].sum(), side="right") for k in range(2)]
+    expected = [
+        np.searchsorted(np.cumsum(plain[k]), chance[k] * plain[k].sum(), side="right") for k in range(2)
+    ]
     assert (tree.draw(chance) == np.stack(expected)).mean() > 0.99  # sums in another order round differently
 
 
@@ -84,7 +86,9 @@ def dataset(obs: np.ndarray) -> TransitionDataset:
     obs = obs.astype(np.float32)
     acts = np.zeros((n, 1), np.float32)
     ends = np.arange(n) % 50 == 49
-    return TransitionDataset.from_arrays(obs, acts, np.arange(n, dtype=np.float32), ends, None, np.roll(obs, -1, axis=0))
+    return TransitionDataset.from_arrays(
+        obs, acts, np.arange(n, dtype=np.float32), ends, None, np.roll(obs, -1, axis=0)
+    )
 
 
 def replay(centre: float, seeds=(2,), n=200, **cfg) -> BalancedReplay:

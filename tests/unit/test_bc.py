@@ -41,12 +41,16 @@ def batch(seeds=(), n=8, act_dim=2) -> Batch:
 def test_loss_equals_a_loop_over_samples(seeds):
     agent, b = make(seeds), batch(seeds)
     agent.actor.spread.data.normal_(-1.0, 0.3)
-    mean, std = (x.detach() for x in (torch.tanh(agent.actor.net(b.obs)), agent.actor(b.obs)[1].exp()[..., :1, :]))
+    mean, std = (
+        x.detach() for x in (torch.tanh(agent.actor.net(b.obs)), agent.actor(b.obs)[1].exp()[..., :1, :])
+    )
     loss = agent.update(b)["actor_loss"]
     assert loss.shape == seeds
     assert not loss.requires_grad
     for k in [(0,), (1,)] if seeds else [()]:
-        normals = [Normal(mean[(*k, i)], std[(*k, 0)]).log_prob(b.act[(*k, i)]).sum().item() for i in range(8)]
+        normals = [
+            Normal(mean[(*k, i)], std[(*k, 0)]).log_prob(b.act[(*k, i)]).sum().item() for i in range(8)
+        ]
         assert loss[k].item() == pytest.approx(-sum(normals) / 8, rel=1e-5)
 
 
@@ -115,7 +119,9 @@ def test_seeds_do_not_touch(poison):
     assert m["actor_loss"][1:].isfinite().all()
 
 
-@pytest.mark.parametrize("cfg", [IQLConfig(actor=SMALL, critic=SMALL, value_net=SMALL), AWACConfig(actor=SMALL, critic=SMALL)])
+@pytest.mark.parametrize(
+    "cfg", [IQLConfig(actor=SMALL, critic=SMALL, value_net=SMALL), AWACConfig(actor=SMALL, critic=SMALL)]
+)
 def test_others_take_its_actor_over(cfg):
     bc = make((2,), normalize=True)
     for _ in range(3):
@@ -128,7 +134,9 @@ def test_others_take_its_actor_over(cfg):
     assert bc.cfg.online() is bc.cfg
 
 
-@pytest.mark.parametrize(("config", "sees"), [(BCConfig(actor=SMALL), True), (AWACConfig(actor=SMALL, critic=SMALL), False)])
+@pytest.mark.parametrize(
+    ("config", "sees"), [(BCConfig(actor=SMALL), True), (AWACConfig(actor=SMALL, critic=SMALL), False)]
+)
 def test_cloning_uses_rows_whose_next_observation_is_unknown(config, sees, tmp_path, monkeypatch):
     """Episodes of three steps, of which the last one's next observation is not recorded."""
     obs = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
@@ -145,5 +153,14 @@ def test_cloning_uses_rows_whose_next_observation_is_unknown(config, sees, tmp_p
     monkeypatch.setattr(type(make_agent(config, Spec(3, 1))), "update", spied)
     recipe = FinetuneConfig(offline=config, offline_steps=20, online_steps=0, batch=64)
     run = RunConfig(eval_episodes=1, checkpoint_every=1000)
-    train(Config(recipe=recipe, dataset=str(path), env="Pendulum-v1", dir=str(tmp_path / "run"), run=run, report=False))
+    train(
+        Config(
+            recipe=recipe,
+            dataset=str(path),
+            env="Pendulum-v1",
+            dir=str(tmp_path / "run"),
+            run=run,
+            report=False,
+        )
+    )
     assert np.mean(seen) == (pytest.approx(1 / 3, abs=0.08) if sees else 0)

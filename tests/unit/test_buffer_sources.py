@@ -70,7 +70,9 @@ def test_ring_keeps_the_youngest_in_order(seeds):
 
 @CPU
 @given(
-    st.lists(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=8), max_size=12),
+    st.lists(
+        st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=8), max_size=12
+    ),
     st.integers(8, 12),
 )
 def test_masked_adds_equal_a_list_per_seed(adds, capacity):
@@ -254,7 +256,9 @@ def test_mix_is_exact(share, n):
 
 @CPU
 @given(
-    st.lists(st.floats(0, 1e6, allow_subnormal=False), min_size=1, max_size=6).filter(lambda x: sum(x) > 1e-300),
+    st.lists(st.floats(0, 1e6, allow_subnormal=False), min_size=1, max_size=6).filter(
+        lambda x: sum(x) > 1e-300
+    ),
     st.integers(1, 5000),
 )
 def test_mix_counts_add_up_and_are_within_one(shares, n):
@@ -284,7 +288,11 @@ def pair(n_old: int, n_new: int, seeds=()) -> tuple[TransitionDataset, ReplayBuf
     """Offline rows have reward 0 … n_old - 1, online ones 500 …"""
     old = numbered(0, n_old)
     data = TransitionDataset.from_arrays(
-        old.obs.numpy(), old.act.numpy(), old.rew.numpy(), old.done.numpy(), next_observations=old.next_obs.numpy()
+        old.obs.numpy(),
+        old.act.numpy(),
+        old.rew.numpy(),
+        old.done.numpy(),
+        next_observations=old.next_obs.numpy(),
     )
     buffer = make(400, seeds)
     if n_new:
@@ -304,7 +312,9 @@ def test_aged_draws_by_share_row_by_row(share):
     # independent: neighbours and seeds agree as often as strangers
     agree = share**2 + (1 - share) ** 2
     for x, y in ((old[0, 1:], old[0, :-1]), (old[0], old[1])):
-        assert (x == y).float().mean().item() == pytest.approx(agree, abs=4 * math.sqrt(agree * (1 - agree) / n) + 1e-6)
+        assert (x == y).float().mean().item() == pytest.approx(
+            agree, abs=4 * math.sqrt(agree * (1 - agree) / n) + 1e-6
+        )
 
 
 def test_aged_before_anything_is_online():

@@ -27,7 +27,9 @@ def make(seeds=(), **cfg) -> CalQL:
 def batch(seeds=(), n=4, mc=None) -> Batch:
     obs, next_obs = torch.randn(2, *seeds, n, 3)
     mc = None if mc is None else torch.as_tensor(mc).expand(*seeds, n)
-    return Batch(obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n), mc)
+    return Batch(
+        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n), mc
+    )
 
 
 def twin_of(agent: CalQL) -> CQL:
@@ -50,7 +52,10 @@ def test_without_a_bound_it_is_cql_bit_for_bit(mc, calibrate):
         assert mine.keys() - cqls.keys() == ({"bound_rate"} if calibrate else set())
         assert all(torch.equal(mine[name], x) for name, x in cqls.items())
         assert not calibrate or torch.equal(mine["bound_rate"], torch.zeros(2))
-    assert all(torch.equal(x, y) for x, y in zip(agent.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(agent.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
 
 
 def test_a_bound_makes_a_difference():
@@ -88,7 +93,10 @@ def test_uniform_actions_are_not_bounded_and_the_bound_comes_before_the_density(
     constant, log_p = torch.tensor([0.5, 1.5]), -0.7
     nn.init.zeros_(agent.critic.layers[-1].weight)
     agent.critic.layers[-1].bias.data.copy_(constant[:, None, None])
-    agent.actor.sample = lambda obs, n: (torch.zeros(obs.shape[0] * n, 2), torch.full((obs.shape[0] * n,), log_p))
+    agent.actor.sample = lambda obs, n: (
+        torch.zeros(obs.shape[0] * n, 2),
+        torch.full((obs.shape[0] * n,), log_p),
+    )
     lse, metrics = agent.log_sum_exp(b)
     for n, v in enumerate(constant.tolist()):
         for i, g in enumerate(b.mc_return.tolist()):

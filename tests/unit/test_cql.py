@@ -103,7 +103,10 @@ def test_log_sum_exp_of_a_constant(log_p, temperature):
     """Q = v and K uniform actions alone: v + |A| log 2 + log K. The policy's, of density p, add 2K/p; at p = ∞ nothing."""
     agent = make(act_dim=3, samples=5, temperature=temperature)
     constant(agent.critic, torch.full((2, 1), 7.0))
-    agent.actor.sample = lambda obs, n: (torch.zeros(obs.shape[0] * n, 3), torch.full((obs.shape[0] * n,), log_p))
+    agent.actor.sample = lambda obs, n: (
+        torch.zeros(obs.shape[0] * n, 3),
+        torch.full((obs.shape[0] * n,), log_p),
+    )
     lse, _ = agent.log_sum_exp(batch(act_dim=3))
     t = temperature
     expected = 7 + t * math.log(5 * 8 ** (1 / t) + 10 * math.exp(-log_p / t))
@@ -116,7 +119,9 @@ def test_term_teaches_critics_not_the_actor():
     agent, b = make((2,)), batch((2,))
     term = agent.regulariser(b, agent.q(b.obs, b.act))[0].sum()
     assert all(g is None for g in grads(term, [*agent.actor.parameters(), agent.log_alpha]))
-    assert all(g.abs().max() > 0 for g in grads(term, agent.critic.parameters())[:-1])  # the last bias shifts all alike
+    assert all(
+        g.abs().max() > 0 for g in grads(term, agent.critic.parameters())[:-1]
+    )  # the last bias shifts all alike
 
 
 def grads(loss, parameters):
@@ -130,7 +135,9 @@ def test_next_actions_are_valued_where_the_agent_stands():
     terms = []
     for next_obs in (b.next_obs, b.next_obs + 10):
         torch.manual_seed(3)
-        terms.append(agent.regulariser(Batch(b.obs, b.act, b.rew, next_obs, b.done), agent.q(b.obs, b.act))[0])
+        terms.append(
+            agent.regulariser(Batch(b.obs, b.act, b.rew, next_obs, b.done), agent.q(b.obs, b.act))[0]
+        )
     assert torch.equal(*terms)
 
 
@@ -146,7 +153,9 @@ def test_pushes_values_down_where_there_are_no_data():
 def test_gap_floor_is_each_states_own():
     agent = make(samples=2, critics=2, gap_floor=-10.0, weight=2.0, ensemble="sum")
     b = batch()
-    q = torch.zeros(2, 4).index_fill(-1, torch.tensor([0, 2]), 100.0).requires_grad_()  # two states far below the floor
+    q = (
+        torch.zeros(2, 4).index_fill(-1, torch.tensor([0, 2]), 100.0).requires_grad_()
+    )  # two states far below the floor
     term, metrics = agent.regulariser(b, q)
     (g,) = torch.autograd.grad(term, q)
     assert torch.equal(g, torch.tensor([[0.0, -0.5, 0.0, -0.5]] * 2))
@@ -163,7 +172,9 @@ def test_gap_floor_is_each_states_own():
 
 def test_multiplier_rises_above_the_gap_and_falls_below():
     agent, b = make((2,), gap=0.8, lagrange_lr=1e-2), batch((2,))
-    far = torch.tensor([-50.0, 50.0])[:, None, None].expand(2, 2, 4)  # a wide gap in seed 0, in seed 1 one below 0.8
+    far = torch.tensor([-50.0, 50.0])[:, None, None].expand(
+        2, 2, 4
+    )  # a wide gap in seed 0, in seed 1 one below 0.8
     term, metrics = agent.regulariser(b, far)
     torch.testing.assert_close(agent.log_lagrange.detach(), torch.tensor([1.01, 0.99]))  # starts at e
     torch.testing.assert_close(metrics["lagrange"], agent.log_lagrange.detach().exp())
@@ -192,7 +203,9 @@ def test_multiplier_learns_nothing_without_a_gap():
 @pytest.mark.parametrize("backup", ["deterministic", "sampled", "max"])
 @pytest.mark.parametrize("entropy", [True, False])
 def test_backups_equal_a_loop(backup, entropy):
-    agent = make(critics=3, gamma=0.9, backup=backup, backup_entropy=entropy, backup_samples=4, init_alpha=0.3)
+    agent = make(
+        critics=3, gamma=0.9, backup=backup, backup_entropy=entropy, backup_samples=4, init_alpha=0.3
+    )
     for p in agent.target.parameters():
         p.add_(0.3 * torch.randn_like(p))
     b = batch(n=8)
@@ -234,7 +247,15 @@ def test_max_backup_of_one_sample_is_the_sampled_one():
 def test_two_equal_arms_are_worth_more_with_entropy(cls):
     """Both arms pay 1, and the policy starts at one: entropy spreads it over both, and makes the soft value the higher."""
     agent = make(
-        (2,), 1, cls, actor_lr=1e-2, critic_lr=1e-2, alpha_lr=0.0, init_alpha=0.5, backup="sampled", backup_entropy=True
+        (2,),
+        1,
+        cls,
+        actor_lr=1e-2,
+        critic_lr=1e-2,
+        alpha_lr=0.0,
+        init_alpha=0.5,
+        backup="sampled",
+        backup_entropy=True,
     )
     constant(agent.actor.net, torch.tensor([[1.5, -0.5]] * 2))
     obs = torch.zeros(2, 64, 3)
@@ -260,7 +281,9 @@ def test_two_equal_arms_are_worth_more_with_entropy(cls):
 def test_actor_clones_first_and_improves_then():
     """The critics prefer a = 1 by far, the data hold -0.5: for `clone_steps` the actor goes to -0.5, then to 1."""
     agent = make((2,), act_dim=1, actor_lr=1e-2, clone_steps=150, weight=0.0, init_alpha=0.01, alpha_lr=0.0)
-    agent.q = lambda obs, act: 20 * act.squeeze(-1).unsqueeze(-2).expand(2, 2, -1) + 0 * agent.critic(obs, act).squeeze(-1)
+    agent.q = lambda obs, act: (
+        20 * act.squeeze(-1).unsqueeze(-2).expand(2, 2, -1) + 0 * agent.critic(obs, act).squeeze(-1)
+    )
     data = [batch((2,), n=32, act_dim=1, done=1) for _ in range(8)]
     data = [Batch(b.obs, torch.full_like(b.act, -0.5), b.rew, b.next_obs, b.done) for b in data]
     for t in range(150):
@@ -289,7 +312,9 @@ def test_online_is_sac_with_the_rest_kept():
     assert online.actor_lr == CQLConfig().actor_lr != SACConfig().actor_lr
 
 
-@pytest.mark.parametrize(("setting", "value"), [("ensemble", "median"), ("backup", "best"), ("target", "minq")])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("ensemble", "median"), ("backup", "best"), ("target", "minq")]
+)
 def test_settings_that_there_are_not(setting, value):
     with pytest.raises(UserError, match=value):
         make(**{setting: value})

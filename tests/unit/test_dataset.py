@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.data import schema
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.store import hdf5
 from mbo2o.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -59,7 +59,9 @@ def minari_set(name="counter/test-v0", observation_space=None, action_space=None
         if observation_space is not None:
             obs = dict.fromkeys(observation_space.spaces, obs)
         flags = {"terminations": x["terminals"][s], "truncations": x["timeouts"][s]}
-        buffers.append(EpisodeBuffer(observations=obs, actions=x["actions"][s], rewards=x["rewards"][s], **flags))
+        buffers.append(
+            EpisodeBuffer(observations=obs, actions=x["actions"][s], rewards=x["rewards"][s], **flags)
+        )
         start += n
     minari.create_dataset_from_buffers(
         name,
@@ -82,7 +84,9 @@ def misaligned(ds: TransitionDataset) -> int:
     episode, step = b.obs[:, 0], b.obs[:, 1]
     expected = torch.stack([episode, step + 1, -episode], 1)
     act = torch.stack([step / 10, -episode / 10], 1)
-    wrong = (b.next_obs != expected).any(1) | ~torch.isclose(b.act, act).all(1) | (b.rew != 10 * episode + step)
+    wrong = (
+        (b.next_obs != expected).any(1) | ~torch.isclose(b.act, act).all(1) | (b.rew != 10 * episode + step)
+    )
     return int(wrong.sum())
 
 
@@ -137,9 +141,11 @@ def test_minari_gives_the_same_rows_as_d4rl(store):
 def test_minari_env_id(store):
     from gymnasium.envs.registration import EnvSpec
 
-    import mbo2o.data.io.minari as io
+    import mbo2o.store.minari as io
 
-    minari_set(env=EnvSpec("MountainCarContinuous-v0", "gymnasium.envs.classic_control:Continuous_MountainCarEnv"))
+    minari_set(
+        env=EnvSpec("MountainCarContinuous-v0", "gymnasium.envs.classic_control:Continuous_MountainCarEnv")
+    )
     assert io.read("counter/test-v0")[1]["env_id"] == "MountainCarContinuous-v0"
 
 
@@ -256,7 +262,7 @@ def test_our_files_are_plain_d4rl_with_checksums(tmp_path):
             assert (file[key].dtype, file[key].fletcher32, file[key].compression) == (x.dtype, True, None)
 
 
-@pytest.mark.parametrize("key", list(schema.LAYOUT))
+@pytest.mark.parametrize("key", list(hdf5.LAYOUT))
 def test_a_flipped_bit_is_found(tmp_path, key):
     path = tmp_path / "x.hdf5"
     TransitionDataset.from_arrays(**counter()).save(path)
@@ -284,7 +290,9 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(h5py.File, "create_dataset", failing)
     with pytest.raises(UserError if fault is OSError else fault) as caught:
         ds.save(path)
-    assert fault is KeyboardInterrupt or str(caught.value).startswith(f"{path}: cannot be written (disk full)")
+    assert fault is KeyboardInterrupt or str(caught.value).startswith(
+        f"{path}: cannot be written (disk full)"
+    )
     assert len(calls) == 3
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
@@ -328,10 +336,19 @@ BAD = {
     "beyond float32": (altered("rewards", put(1e300)), "'rewards' is not a finite float32 in row 4"),
     "half nan": (altered("next_observations", first_of_row), "neither finite nor all NaN (unknown) in row 4"),
     "action range": (altered("actions", put(-2.5)), "'actions' lie in [-2.5, 0.4], expected [-1, 1]"),
-    "axes": (altered("rewards", lambda x: np.stack([x, x], 1)), "'rewards' has shape (30, 2), expected (rows,)"),
-    "flat obs": (altered("observations", lambda x: x[:, 0]), "'observations' has shape (30,), expected (rows, feat"),
+    "axes": (
+        altered("rewards", lambda x: np.stack([x, x], 1)),
+        "'rewards' has shape (30, 2), expected (rows,)",
+    ),
+    "flat obs": (
+        altered("observations", lambda x: x[:, 0]),
+        "'observations' has shape (30,), expected (rows, feat",
+    ),
     "no columns": (altered("actions", lambda x: x[:, :0]), "'actions' has shape (30, 0)"),
-    "next shape": (altered("next_observations", lambda x: x[:, :2]), "expected that of 'observations', (30, 3)"),
+    "next shape": (
+        altered("next_observations", lambda x: x[:, :2]),
+        "expected that of 'observations', (30, 3)",
+    ),
     "flags": (altered("terminals", lambda x: x + 0.5), "'terminals' holds values other than 0 and 1"),
     "text": (altered("rewards", lambda x: np.full(30, b"a")), "'rewards' has dtype |S1, expected float32"),
     "empty": ({key: x[:0] for key, x in counter().items()}, "has no rows"),
@@ -395,7 +412,9 @@ def test_bad_minari_sets_are_one_line(store, tmp_path, monkeypatch):
     load = TransitionDataset.load
     assert "its action space has no bounds" in refusal(load, "counter/wide-v0")
     assert "observations are Dict, expected a flat Box" in refusal(load, "counter/dict-v0")
-    assert re.search(r"minari download counter/none-v3.*MINARI_DATASETS_PATH", refusal(load, "counter/none-v3"))
+    assert re.search(
+        r"minari download counter/none-v3.*MINARI_DATASETS_PATH", refusal(load, "counter/none-v3")
+    )
     storage = tmp_path / "store/counter/wide-v0/data/main_data.hdf5"
     assert "Minari's own storage" in refusal(load, storage)
     (tmp_path / "store/counter/wide-v0/data/metadata.json").write_text("{")

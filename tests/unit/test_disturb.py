@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.cli import compose_config
-from mbo2o.run.disturb import DisturbConfig
+from mbo2o.cli.main import compose_config
+from mbo2o.envs.disturb import DisturbConfig
+from mbo2o.envs.lanes import Lane
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.lanes import Lane
 from mbo2o.types import UserError
 
 HOPPER, CHEETAH, PENDULUM = "Hopper-v5", "HalfCheetah-v5", "Pendulum-v1"
@@ -43,7 +43,10 @@ def test_the_world_is_noisy_for_evaluations_too(what):
     assert (gap > 0).all()
     assert cfg.world() == cfg
     policy, value = (lambda o: torch.zeros(*o.shape[:-1], 6)), (lambda o, a: torch.zeros(o.shape[:-1]))
-    found = [Evaluator(CHEETAH, (), 1, 0, 0.99, disturb=c)(policy, value)["return"].item() for c in (None, cfg, cfg)]
+    found = [
+        Evaluator(CHEETAH, (), 1, 0, 0.99, disturb=c)(policy, value)["return"].item()
+        for c in (None, cfg, cfg)
+    ]
     assert found[0] != found[1] == found[2]
 
 
@@ -97,7 +100,9 @@ def test_a_disturbed_episode_replays():
     tensors, rng = lane.state()
     other.load(tensors, rng)
     assert np.array_equal(lane.obs, other.obs)
-    assert [x[0] for x in steps(lane, 9, 1)] == [x[0] for x in steps(other, 9, 1)]  # what was owed is owed again
+    assert [x[0] for x in steps(lane, 9, 1)] == [
+        x[0] for x in steps(other, 9, 1)
+    ]  # what was owed is owed again
 
 
 def test_what_cannot_be_is_one_line():

@@ -85,7 +85,9 @@ def errors(model: GaussianDynamics, b: Batch) -> Tensor:
     target = torch.cat([b.next_obs - b.obs, b.rew.unsqueeze(-1)], -1)
     out = torch.zeros(model.cfg.members)
     for m in range(model.cfg.members):
-        out[m] = sum((((mean[m] - target)[:, j] / model.targets.std[0, j]) ** 2).mean() for j in range(D + 1)) / (D + 1)
+        out[m] = sum(
+            (((mean[m] - target)[:, j] / model.targets.std[0, j]) ** 2).mean() for j in range(D + 1)
+        ) / (D + 1)
     return out.detach()
 
 
@@ -113,7 +115,9 @@ def test_learns_a_linear_system(seeds):
     mean, std = model.predict(obs, act)
     assert mean.shape == std.shape == (*seeds, 3, 50, D + 1)
     assert (std > 0).all()
-    target = torch.cat([fresh.next_obs - fresh.obs, fresh.rew.unsqueeze(-1)], -1)  # differences first, reward last
+    target = torch.cat(
+        [fresh.next_obs - fresh.obs, fresh.rew.unsqueeze(-1)], -1
+    )  # differences first, reward last
     torch.testing.assert_close(mean, target.expand_as(mean), atol=0.1, rtol=0)
     next_obs, rew = model.step(obs, act)
     torch.testing.assert_close(next_obs, fresh.next_obs.expand_as(next_obs), atol=0.3, rtol=0)
@@ -125,7 +129,9 @@ def test_coverage_of_gaussian_noise():
     data = system(6000, noise=0.5)
     model = make(hidden=())
     spy = Spy(dataset(data))
-    m = fit(model, [(spy, 1.0)], quick(lr=4e-3, max_updates=1500, min_updates=1500, epoch_updates=100, batch=128))
+    m = fit(
+        model, [(spy, 1.0)], quick(lr=4e-3, max_updates=1500, min_updates=1500, epoch_updates=100, batch=128)
+    )
     assert (m["coverage90"] - 0.9).abs().max() < 0.05
     assert (m["coverage50"] - 0.5).abs().max() < 0.07
     held = data.map(lambda x: x[spy.calls[0]])
@@ -226,7 +232,9 @@ def test_scored_rows_come_from_all_over_the_data():
     assert len(rows) == 60
     assert (np.histogram(rows, 4, (0, 2000))[0] > 5).all()
     assert spies[0].held_out() == spies[1].held_out()
-    assert not set.union(*spies[0].trained()) & set(range(2000)) - set(np.flatnonzero(_hash(torch.arange(2000), 0) >= 0.1))
+    assert not set.union(*spies[0].trained()) & set(range(2000)) - set(
+        np.flatnonzero(_hash(torch.arange(2000), 0) >= 0.1)
+    )
 
 
 def test_hash_looks_uniform_and_independent():
@@ -283,7 +291,10 @@ def test_only_members_that_improved_are_kept():
     best = _Best(model, torch.ones(2, 3))
     looks = [
         [[0.5, 1.0, 2.0], [1.0, 1.0, 1.0]],  # seed 0: member 0 improves
-        [[0.9, 1.0, 1.0], [1.0, 1.0, 0.995]],  # nobody enough for patience: worse, equal, or better by less than 1 %
+        [
+            [0.9, 1.0, 1.0],
+            [1.0, 1.0, 0.995],
+        ],  # nobody enough for patience: worse, equal, or better by less than 1 %
         [[0.6, 0.6, 1.0], [0.1, 0.1, 0.1]],  # seed 0: member 1 improves, so it goes on; seed 1 is over
         [[0.6, 0.6, 1.0], [0.1, 0.1, 0.1]],
         [[0.6, 0.6, 1.0], [0.1, 0.1, 0.1]],  # and now seed 0 is over too
@@ -301,7 +312,9 @@ def test_only_members_that_improved_are_kept():
     for name, p in model.net.named_parameters():
         # the variance's bounds are the seed's: from when any of its members improved last
         expected = kept if name.startswith("net.") else torch.tensor([3.0, 2.0])
-        assert torch.equal(p, expected.reshape(*expected.shape, *[1] * (p.dim() - expected.dim())).expand_as(p)), name
+        assert torch.equal(
+            p, expected.reshape(*expected.shape, *[1] * (p.dim() - expected.dim())).expand_as(p)
+        ), name
     assert not best.lost.any()
 
 
@@ -334,7 +347,11 @@ def test_a_first_fit_has_nothing_to_defend():
 
 def test_little_data_still_gets_its_updates():
     for least, most in ((130, 200), (0, 129)):
-        m = fit(make(), [(dataset(system(150)), 1.0)], quick(lr=0.0, patience=3, min_updates=least, max_updates=500))
+        m = fit(
+            make(),
+            [(dataset(system(150)), 1.0)],
+            quick(lr=0.0, patience=3, min_updates=least, max_updates=500),
+        )
         assert least <= m["updates"].item() <= most
     assert fit(make(), [(dataset(system(150)), 1.0)], quick(max_updates=37))["updates"] <= 37
 
@@ -356,7 +373,9 @@ def test_a_refit_never_raises_the_holdout_error(lr):
 
 def test_patience_is_counted_in_updates_however_few_rows_there_are():
     """After its best, a seed waits for `patience` looks of `epoch_updates` updates, not for passes through 60 rows."""
-    m = fit(make(), [(dataset(system(60, noise=0.3)), 1.0)], quick(patience=3, epoch_updates=20, max_updates=5000))
+    m = fit(
+        make(), [(dataset(system(60, noise=0.3)), 1.0)], quick(patience=3, epoch_updates=20, max_updates=5000)
+    )
     assert (m["updates"] % 20 == 0).all()
     assert (m["updates"] >= 4 * 20).all()
     assert (m["updates"] < 5000).all()
@@ -393,7 +412,9 @@ def test_non_finite_data_is_divergence(fitted):
     model = make()
     if fitted:
         fit(model, [(buffer, 1.0)], quick())
-    b.rew[_hash(torch.arange(300, 600), 0) >= 0.1] = math.nan  # of those that go to positions 300 on, none that is scored
+    b.rew[_hash(torch.arange(300, 600), 0) >= 0.1] = (
+        math.nan
+    )  # of those that go to positions 300 on, none that is scored
     b.rew[200:] = 0.0  # these go to positions 0 on
     buffer.add(b)
     b.rew[:] = math.inf
@@ -422,7 +443,9 @@ def test_scales_are_those_of_the_shares():
         (model.inputs, lambda x: [x.obs, x.act]),
         (model.targets, lambda x: [x.next_obs - x.obs, x.rew.unsqueeze(-1)]),
     ):
-        x = np.concatenate([torch.cat(columns(p), -1)[r].double().numpy() for p, r in zip((a, b), rows, strict=True)])
+        x = np.concatenate(
+            [torch.cat(columns(p), -1)[r].double().numpy() for p, r in zip((a, b), rows, strict=True)]
+        )
         mean = weights @ x
         std = np.sqrt(weights @ (x - mean) ** 2)
         np.testing.assert_allclose(stats.mean[0].numpy(), mean, rtol=1e-4, atol=1e-4)
@@ -585,7 +608,10 @@ GARBAGE = {
     "json of another kind": {"model.json": b"[]", "model.safetensors": None},
     "not text": {"model.json": b"\xff\xfe\x00", "model.safetensors": None},
     "another format": {"model.json": b'{"format": "else"}', "model.safetensors": None},
-    "empty config": {"model.json": b'{"format": "mbo2o-dynamics-1", "config": {}}', "model.safetensors": None},
+    "empty config": {
+        "model.json": b'{"format": "mbo2o-dynamics-1", "config": {}}',
+        "model.safetensors": None,
+    },
     "damaged weights": {"model.json": None, "model.safetensors": b"garbage" * 10},
     "no bytes": {"model.json": None, "model.safetensors": b""},
 }
@@ -634,19 +660,25 @@ def test_mistakes_are_the_users():
 def test_an_exploded_model_is_a_divergence():
     model, buffer = make(()), ReplayBuffer(Spec(D, A), 400)
     x = torch.randn(400, D)
-    buffer.add(Batch(x, torch.zeros(400, A), torch.zeros(400), x + 0.1 * torch.randn(400, D), torch.zeros(400)))
+    buffer.add(
+        Batch(x, torch.zeros(400, A), torch.zeros(400), x + 0.1 * torch.randn(400, D), torch.zeros(400))
+    )
     with pytest.raises(Diverged, match="targets' own size"):
         fit(model, [(buffer, 1.0)], quick(lr=50.0, min_updates=3, max_updates=3, epoch_updates=3))
 
 
 @pytest.mark.parametrize(("rows", "batch", "looks_at"), [(1000, 32, 250), (20_000, 32, 20_000 * 0.9 / 32)])
-def test_patience_waits_for_passes_through_the_data_and_no_fewer_than_250_updates(rows, batch, looks_at, monkeypatch):
+def test_patience_waits_for_passes_through_the_data_and_no_fewer_than_250_updates(
+    rows, batch, looks_at, monkeypatch
+):
     """MOPO counts passes. At a rate of 0 nothing improves after the first look, and the fit ends one look later."""
     cfg = FitConfig(lr=0.0, batch=batch, patience=1, min_updates=0)
     looks = []
     look = _Best.look
     monkeypatch.setattr(
-        _Best, "look", lambda self, error, updates, cfg: (looks.append(updates), look(self, error, updates, cfg))[1]
+        _Best,
+        "look",
+        lambda self, error, updates, cfg: (looks.append(updates), look(self, error, updates, cfg))[1],
     )
     fit(make(hidden=(4,), members=2), [(dataset(system(rows)), 1.0)], cfg)
     assert looks[0] == pytest.approx(looks_at, rel=0.02)

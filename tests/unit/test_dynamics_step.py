@@ -42,7 +42,9 @@ def test_elites_share_the_rows(seeds, b):
         next_obs, rew = model.step(obs, act)
     assert next_obs.shape == obs.shape
     assert rew.shape == obs.shape[:-1]
-    torch.testing.assert_close(next_obs - obs, rew.unsqueeze(-1).expand_as(obs), atol=1e-3, rtol=0)  # one member a row
+    torch.testing.assert_close(
+        next_obs - obs, rew.unsqueeze(-1).expand_as(obs), atol=1e-3, rtol=0
+    )  # one member a row
     served, elites = rew.round().long().reshape(-1, b), model.elites.reshape(-1, ELITES)
     for s, (rows, those) in enumerate(zip(served, elites, strict=True)):
         counts = torch.bincount(rows - 100 * s, minlength=MEMBERS)
@@ -87,7 +89,9 @@ def test_the_noise_is_the_members_and_fresh_in_every_row():
     next_obs, rew = model.step(obs, act)
     z = torch.cat([next_obs - obs, rew.unsqueeze(-1)], -1).detach() / model.targets.std
     torch.testing.assert_close(z.mean(0), torch.zeros(D + 1), atol=0.015, rtol=0)
-    torch.testing.assert_close(z.std(0), torch.full((D + 1,), torch.tensor(-1.0).exp().item()), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        z.std(0), torch.full((D + 1,), torch.tensor(-1.0).exp().item()), atol=0.01, rtol=0
+    )
     assert (torch.corrcoef(z.T) - torch.eye(D + 1)).abs().max() < 0.03
     assert z.flatten().unique().numel() > 0.99 * z.numel()
 
@@ -107,6 +111,8 @@ def test_predict_in_chunks_equals_predict_by_rows(seeds):
     cfg = DynamicsConfig(members=MEMBERS, elites=ELITES, net=MLPConfig(hidden=[8, 8], activation="silu"))
     model = GaussianDynamics(Spec(D, A, seeds), cfg)
     obs, act = inputs(seeds, CHUNK + 3)
-    for whole, rows in zip(model.predict(obs, act), model.predict(obs[..., -5:, :], act[..., -5:, :]), strict=True):
+    for whole, rows in zip(
+        model.predict(obs, act), model.predict(obs[..., -5:, :], act[..., -5:, :]), strict=True
+    ):
         assert whole.shape == (*seeds, MEMBERS, CHUNK + 3, D + 1)
         torch.testing.assert_close(whole[..., -5:, :], rows)

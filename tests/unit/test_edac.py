@@ -26,7 +26,9 @@ def make(seeds=(), act_dim=3, critic=SMALL, **cfg) -> EDAC:
 
 def batch(seeds=(), n=6, act_dim=3) -> Batch:
     obs, next_obs = torch.randn(2, *seeds, n, 4)
-    return Batch(obs, torch.rand(*seeds, n, act_dim) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n))
+    return Batch(
+        obs, torch.rand(*seeds, n, act_dim) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n)
+    )
 
 
 def alignment(agent, b):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from mbo2o.agents.bc import BCConfig
 from mbo2o.agents.calql import CalQLConfig
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.data.io import goals
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.envs import goals
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
 from mbo2o.train import Config, train
@@ -57,7 +57,9 @@ def test_ends_that_next_observations_show_are_counted(tmp_path):
     x = record()
     TransitionDataset.from_arrays(**x).save(tmp_path / "x.hdf5")
     made, texts = said(TransitionDataset.from_arrays, **record("timeouts"))
-    assert texts == ["arrays: no timeouts: 2 episode ends follow from next_observations, beside the terminations"]
+    assert texts == [
+        "arrays: no timeouts: 2 episode ends follow from next_observations, beside the terminations"
+    ]
     np.testing.assert_array_equal(made.truncated[:-1], x["timeouts"][:-1])
     assert made.ends_known
     _, texts = said(TransitionDataset.load, tmp_path / "x.hdf5")
@@ -65,8 +67,14 @@ def test_ends_that_next_observations_show_are_counted(tmp_path):
 
 
 def test_ends_that_a_limit_sets_are_counted():
-    made, texts = said(TransitionDataset.from_arrays, **record("timeouts", "next_observations"), attrs={"max_episode_steps": 4})
-    assert texts == ["arrays: no timeouts: 3 episode ends follow from max_episode_steps=4, beside the terminations"]
+    made, texts = said(
+        TransitionDataset.from_arrays,
+        **record("timeouts", "next_observations"),
+        attrs={"max_episode_steps": 4},
+    )
+    assert texts == [
+        "arrays: no timeouts: 3 episode ends follow from max_episode_steps=4, beside the terminations"
+    ]
     assert made.ends_known
 
 
@@ -77,7 +85,10 @@ def test_ends_that_a_limit_sets_are_counted():
 def blind():
     made, texts = said(TransitionDataset.from_arrays, **record("timeouts", "next_observations"))
     assert len(texts) == 1
-    assert "no return is known (1 rows terminate); give one of them (timeouts of 0 if nothing was cut)" in texts[0]
+    assert (
+        "no return is known (1 rows terminate); give one of them (timeouts of 0 if nothing was cut)"
+        in texts[0]
+    )
     return made
 
 
@@ -87,7 +98,9 @@ def test_no_return_runs_over_ends_that_nobody_knows(blind):
     assert [len(x) for x in blind.episode_returns()] == [0, 0]
     summary = blind.summary()
     assert summary["complete_episodes"] == 0
-    assert np.isnan([summary[key] for key in ("return_mean", "return_std", "return_min", "return_max", "length_mean")]).all()
+    assert np.isnan(
+        [summary[key] for key in ("return_mean", "return_std", "return_min", "return_max", "length_mean")]
+    ).all()
     drawn = blind.with_reward(2, 1).with_returns(0.9).with_seeds((2,)).sample(5)
     assert drawn.mc_return.eq(-math.inf).all()
 
@@ -95,7 +108,9 @@ def test_no_return_runs_over_ends_that_nobody_knows(blind):
 def test_failing_all_along_is_known_without_ends():
     """Every part of an episode of failures alone is one, too; an episode in which another reward may hide is unknown."""
     x = record("timeouts", "next_observations")
-    x["rewards"] = np.where(np.arange(len(x["rewards"])) < 6, np.float32(-1), x["rewards"])  # up to the termination
+    x["rewards"] = np.where(
+        np.arange(len(x["rewards"])) < 6, np.float32(-1), x["rewards"]
+    )  # up to the termination
     made, _ = said(TransitionDataset.from_arrays, **x)
     found = made.with_returns(0.5, failure=-1.0).returns
     np.testing.assert_array_equal(found, [-2.0] * 6 + [-math.inf] * 9)
@@ -140,7 +155,9 @@ def test_calql_refuses_data_without_returns_and_cloning_does_not(pendulum, tmp_p
         file.attrs["env_id"] = "Pendulum-v1"
     net = MLPConfig(hidden=[8])
     calql = CalQLConfig(actor=net, critic=net)
-    with pytest.raises(UserError, match=r"blind.hdf5: no return is known, .*; store timeouts, .*, or take cql$"):
+    with pytest.raises(
+        UserError, match=r"blind.hdf5: no return is known, .*; store timeouts, .*, or take cql$"
+    ):
         train(config(calql, tmp_path / "blind.hdf5", tmp_path / "calql"))
     assert not (tmp_path / "calql").exists()
     directory = train(config(BCConfig(actor=net), tmp_path / "blind.hdf5", tmp_path / "bc"))
@@ -149,7 +166,8 @@ def test_calql_refuses_data_without_returns_and_cloning_does_not(pendulum, tmp_p
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6), st.sampled_from(["flags", "next", "both"])
+    st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6),
+    st.sampled_from(["flags", "next", "both"]),
 )
 def test_returns_are_those_of_the_true_episodes_wherever_the_ends_are_told(kinds, told):
     lengths = [n for n, _ in kinds]
@@ -157,7 +175,12 @@ def test_returns_are_those_of_the_true_episodes_wherever_the_ends_are_told(kinds
     obs = np.array(rows, np.float32)
     last = np.array([t == lengths[e] - 1 for e, t in rows])
     done = last & np.array([kinds[e][1] for e, _ in rows])
-    x = {"observations": obs, "actions": np.zeros((len(rows), 1)), "rewards": np.arange(1.0, len(rows) + 1), "terminals": done}
+    x = {
+        "observations": obs,
+        "actions": np.zeros((len(rows), 1)),
+        "rewards": np.arange(1.0, len(rows) + 1),
+        "terminals": done,
+    }
     x |= {"timeouts": last & ~done} if told != "next" else {}
     x |= {"next_observations": obs + np.float32([0, 1])} if told != "flags" or max(lengths) == 1 else {}
     made, _ = said(TransitionDataset.from_arrays, **x)
@@ -213,7 +236,11 @@ def as_episodes(kind, observations):
     for n in LENGTHS:
         part = slice(start, start + n)
         obs = np.append(x["observations"][part], x["next_observations"][part][-1:], 0)
-        columns = {"observations": observations(obs), "actions": x["actions"][part], "rewards": x["rewards"][part]}
+        columns = {
+            "observations": observations(obs),
+            "actions": x["actions"][part],
+            "rewards": x["rewards"][part],
+        }
         out.append(KINDS[kind](**columns, terminations=x["terminals"][part], truncations=x["timeouts"][part]))
         start += n
     return out
@@ -239,9 +266,14 @@ def test_goal_observations_of_episodes_become_vectors(kind):
 def test_what_is_no_episode_is_refused_in_a_line():
     broken = as_episodes("namespace", lambda obs: obs)
     del broken[1].rewards
-    with pytest.raises(UserError, match=r"^episodes\[1\]: 'rewards' is missing \(found observations, actions"):
+    with pytest.raises(
+        UserError, match=r"^episodes\[1\]: 'rewards' is missing \(found observations, actions"
+    ):
         TransitionDataset.from_episodes(broken)
     with pytest.raises(UserError, match=r"^episodes\[0\]: 'observations' is missing \(found \)"):
         TransitionDataset.from_episodes([3])
-    with pytest.raises(UserError, match=r"^episodes\[0\]: 'observations' is a dict of pixels, expected an array, or a dict of"):
+    with pytest.raises(
+        UserError,
+        match=r"^episodes\[0\]: 'observations' is a dict of pixels, expected an array, or a dict of",
+    ):
         TransitionDataset.from_episodes(as_episodes("dict", lambda obs: {"pixels": obs}))

@@ -153,7 +153,9 @@ def test_oac_climbs_the_upper_bound_as_far_as_the_kl_allows(critics, ddof, seeds
     steps = eps * torch.eye(2, dtype=torch.float64)
     grad = torch.stack([(upper(mean + e) - upper(mean - e)) / (2 * eps) for e in steps], -1)
     direction = torch.nn.functional.normalize
-    torch.testing.assert_close(direction(d / toy.std.square(), dim=-1), direction(grad, dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        direction(d / toy.std.square(), dim=-1), direction(grad, dim=-1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_oac_default_shift_is_6_9_standard_deviations():

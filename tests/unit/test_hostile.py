@@ -16,19 +16,30 @@ import pytest
 import torch
 
 import mbo2o
-from mbo2o.cli import main
-from mbo2o.data import firstlook
+from mbo2o.cli.main import main
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.run import checkpoint
+from mbo2o.store import checkpoint, firstlook
 from mbo2o.types import Spec, UserError
 
 ROOT = Path(mbo2o.__file__).parent
 
 # ----------------------------------------------------------------------------------------------------------------- source
 
-MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "imp", "runpy", "code"}
+MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "shelve",
+    "marshal",
+    "imp",
+    "runpy",
+    "code",
+}
 BUILTINS = {"eval", "exec", "compile", "__import__", "execfile"}
 METHODS = {  # what may not be called on a module of that name
     "torch": {"load", "save"},
@@ -54,7 +65,9 @@ def offences(source: str) -> list[str]:
         elif isinstance(node, ast.Name) and node.id in BUILTINS:
             found.append(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            found += [f"{node.value.id}.{node.attr}"] if node.attr in METHODS.get(node.value.id, set()) else []
+            found += (
+                [f"{node.value.id}.{node.attr}"] if node.attr in METHODS.get(node.value.id, set()) else []
+            )
         elif isinstance(node, ast.Call):
             found += [_keyword(k) for k in node.keywords if _is_unsafe(k)]
     return found
@@ -62,7 +75,9 @@ def offences(source: str) -> list[str]:
 
 def _is_unsafe(k: ast.keyword) -> bool:
     value = k.value.value if isinstance(k.value, ast.Constant) else True
-    return (k.arg in ("allow_pickle", "shell") and value is not False) or (k.arg == "weights_only" and value is not True)
+    return (k.arg in ("allow_pickle", "shell") and value is not False) or (
+        k.arg == "weights_only" and value is not True
+    )
 
 
 def _keyword(k: ast.keyword) -> str:
@@ -101,7 +116,9 @@ def test_the_source_test_sees(source):
     assert offences(source)
 
 
-@pytest.mark.parametrize("source", ["model.eval()", "np.load(p, allow_pickle=False)", "re.compile('x')", "self.load(x)"])
+@pytest.mark.parametrize(
+    "source", ["model.eval()", "np.load(p, allow_pickle=False)", "re.compile('x')", "self.load(x)"]
+)
 def test_the_source_test_does_not_see_ghosts(source):
     assert offences(source) == []
 
@@ -136,7 +153,12 @@ def content():
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(8, 3)).astype(np.float32)
     flags = {"terminals": np.zeros(8, bool), "timeouts": np.zeros(8, bool)}
-    return {"observations": obs, "actions": np.zeros((8, 1), np.float32), "rewards": np.zeros(8, np.float32), **flags}
+    return {
+        "observations": obs,
+        "actions": np.zeros((8, 1), np.float32),
+        "rewards": np.zeros(8, np.float32),
+        **flags,
+    }
 
 
 def of_objects(path, marker):
@@ -158,7 +180,9 @@ def a_model(make):
     """A saved dynamics model in which `make(folder, marker)` put something else, loaded."""
 
     def attack(folder, marker):
-        GaussianDynamics(Spec(3, 1), DynamicsConfig(members=2, elites=1, net=MLPConfig(hidden=[4]))).save(folder)
+        GaussianDynamics(Spec(3, 1), DynamicsConfig(members=2, elites=1, net=MLPConfig(hidden=[4]))).save(
+            folder
+        )
         make(folder, marker)
         return GaussianDynamics.load(folder)
 
@@ -237,8 +261,12 @@ PICKLED = {  # a pickle, in the place of each file that is loaded
     "a pickle as model": a_model(file_in("model.safetensors", lambda marker: pickle.dumps(Payload(marker)))),
     "a torch file as model": a_model(file_in("model.safetensors", torch_zip)),
     "a pickle as model.json": a_model(file_in("model.json", lambda marker: pickle.dumps(Payload(marker)))),
-    "a pickle as checkpoint": a_checkpoint(file_in("state.safetensors", lambda marker: pickle.dumps(Payload(marker)))),
-    "a pickle as manifest": a_checkpoint(file_in("manifest.json", lambda marker: pickle.dumps(Payload(marker)))),
+    "a pickle as checkpoint": a_checkpoint(
+        file_in("state.safetensors", lambda marker: pickle.dumps(Payload(marker)))
+    ),
+    "a pickle as manifest": a_checkpoint(
+        file_in("manifest.json", lambda marker: pickle.dumps(Payload(marker)))
+    ),
 }
 SAFETENSORS = {
     "header of 2^63": header(1 << 63),
@@ -256,7 +284,10 @@ SAFETENSORS = {
 }
 HOSTILE = {
     **PICKLED,
-    **{f"safetensors, {name}": a_model(file_in("model.safetensors", data)) for name, data in SAFETENSORS.items()},
+    **{
+        f"safetensors, {name}": a_model(file_in("model.safetensors", data))
+        for name, data in SAFETENSORS.items()
+    },
     "model.json of another format": a_model(file_in("model.json", b'{"format": "__import__(\'os\')"}')),
     "model.json, a list": a_model(file_in("model.json", b"[1, 2]")),
     "model.json, deep": a_model(file_in("model.json", DEEP.encode())),
@@ -267,8 +298,12 @@ HOSTILE = {
     "manifest of nothing": a_checkpoint(manifest(lambda content, secret: content["sha256"].clear())),
     "manifest, a list": a_checkpoint(file_in("manifest.json", b"[]")),
     "manifest, deep": a_checkpoint(file_in("manifest.json", DEEP.encode())),
-    "manifest with a text for schema": a_checkpoint(manifest(lambda content, secret: content.update(schema="1; import os"))),
-    "manifest with a list of hashes": a_checkpoint(manifest(lambda content, secret: content.update(sha256=["state.json"]))),
+    "manifest with a text for schema": a_checkpoint(
+        manifest(lambda content, secret: content.update(schema="1; import os"))
+    ),
+    "manifest with a list of hashes": a_checkpoint(
+        manifest(lambda content, secret: content.update(sha256=["state.json"]))
+    ),
 }
 YAML = {
     "apply": "!!python/object/apply:os.system ['touch MARKER']",
@@ -333,11 +368,11 @@ def test_a_good_safetensors_file_loads(tmp_path):
 WATCH = """
 import importlib, json, os, sys
 from pathlib import Path
-import mbo2o.cli, mbo2o.train, mbo2o.report.page
-from mbo2o.data import firstlook, schema
+import mbo2o.cli.main, mbo2o.train, mbo2o.report.page
+from mbo2o.store import firstlook, hdf5
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.model import GaussianDynamics
-from mbo2o.run import checkpoint
+from mbo2o.store import checkpoint
 
 folder, run = Path(sys.argv[1]), Path(sys.argv[2])
 IMPORTING = ("import", "exec", "compile", "marshal.loads", "ctypes.dlopen", "code.__new__")
@@ -358,7 +393,7 @@ def watch(what, load):
     names, first = {e[1] for e in seen if e[0] == "import"}, list(seen)
     files = [getattr(sys.modules.get(name), "__file__", None) or "" for name in names]
     imported = [file for file in files if file and not file.startswith(INSTALLED)]
-    schema._sound.clear()
+    hdf5._sound.clear()
     seen.clear()
     load()  # what is imported when first used is imported by now
     watching = False
@@ -388,7 +423,9 @@ def loadable(tmp_path, pendulum):
     os.symlink(pendulum, tmp_path / "x.hdf5")
     agent = CQLConfig(actor=net, critic=net, samples=2)
     recipe = FinetuneConfig(offline=agent, offline_steps=4, online_steps=0, batch=4)
-    cfg = Config(recipe=recipe, dataset=str(pendulum), env="Pendulum-v1", dir=str(tmp_path / "run"), report=False)
+    cfg = Config(
+        recipe=recipe, dataset=str(pendulum), env="Pendulum-v1", dir=str(tmp_path / "run"), report=False
+    )
     cfg.run = RunConfig(eval_every=100, eval_episodes=1)
     train(cfg)
     return tmp_path
@@ -418,7 +455,7 @@ def legitimate(event, target, arguments, caller) -> bool:
 def test_an_environment_that_a_file_names_imports_no_module(tmp_path, marker, monkeypatch, promise):
     """gymnasium imports what stands before the colon; only who gives `env=` himself may ask for that."""
     from mbo2o.agents.bc import BCConfig
-    from mbo2o.check import check
+    from mbo2o.doctor.check import check
     from mbo2o.recipes.finetune import FinetuneConfig
     from mbo2o.train import Config, train
 
@@ -429,7 +466,9 @@ def test_an_environment_that_a_file_names_imports_no_module(tmp_path, marker, mo
     flags = np.zeros(n, bool)
     obs = rng.normal(size=(n + 1, 3))
     attrs = {"env_id": "lurking:X-v0"}
-    data = TransitionDataset.from_arrays(obs[:-1], np.zeros((n, 1)), np.zeros(n), flags, flags, obs[1:], attrs)
+    data = TransitionDataset.from_arrays(
+        obs[:-1], np.zeros((n, 1)), np.zeros(n), flags, flags, obs[1:], attrs
+    )
     data.save(tmp_path / "x.hdf5")
     recipe = FinetuneConfig(offline=BCConfig(), offline_steps=1, online_steps=0)
     cfg = Config(recipe=recipe, dataset=str(tmp_path / "x.hdf5"), dir=str(tmp_path / "run"))

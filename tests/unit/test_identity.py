@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-from mbo2o import cli
 from mbo2o.agents.bc import BCConfig
-from mbo2o.data import content
+from mbo2o.cli.main import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.page import write_report
 from mbo2o.run.run import RunConfig
+from mbo2o.store import content
 from mbo2o.train import Config, restore, train
 from mbo2o.types import UserError
 
@@ -135,7 +135,11 @@ def sum_of(path):
 
 def config(path, directory, steps=20, **more):
     recipe = FinetuneConfig(
-        offline=BCConfig(actor=MLPConfig(hidden=[8])), offline_steps=steps, online_steps=0, batch=8, probe_every=10
+        offline=BCConfig(actor=MLPConfig(hidden=[8])),
+        offline_steps=steps,
+        online_steps=0,
+        batch=8,
+        probe_every=10,
     )
     often = RunConfig(log_every=10, eval_every=10, eval_episodes=1, checkpoint_every=10, online_capacity=50)
     return Config(recipe=recipe, dataset=str(path), dir=str(directory), report=False, run=often, **more)
@@ -232,5 +236,9 @@ def test_names_of_run_directories_are_what_they_were(mine):
 
     resolved = _resolve(config(mine, None), "Pendulum-v1")
     old = {k: v for k, v in resolved.items() if k != "dataset_actions"}
-    assert _name(resolved) == _name(resolved | {"dataset_sha256": "0" * 64, "behaviour_return": 1.0}) == _name(old)
+    assert (
+        _name(resolved)
+        == _name(resolved | {"dataset_sha256": "0" * 64, "behaviour_return": 1.0})
+        == _name(old)
+    )
     assert _name(resolved | {"dataset_actions": "env"}) != _name(old)

@@ -70,7 +70,9 @@ def test_expectile_loss_equals_a_loop(kappa):
 @pytest.mark.parametrize("seeds", [(), (2,)])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_losses_equal_loops_over_samples(seeds, deterministic):
-    agent = make(seeds, critics=3, gamma=0.9, expectile=0.8, beta=5.0, weight_clip=2.0, deterministic=deterministic)
+    agent = make(
+        seeds, critics=3, gamma=0.9, expectile=0.8, beta=5.0, weight_clip=2.0, deterministic=deterministic
+    )
     nn.init.normal_(agent.actor.spread, -1.0, 0.1)
     b = batch(seeds)
     with torch.no_grad():
@@ -78,7 +80,9 @@ def test_losses_equal_loops_over_samples(seeds, deterministic):
         q, target = agent.critic(b.obs, b.act)[..., 0], agent.target(b.obs, b.act)[..., 0]
         mean = torch.tanh(agent.actor.net(b.obs))
         log_prob = Normal(mean, agent.actor(b.obs)[1].exp()).log_prob(b.act).sum(-1)
-    sums = {(*k, name): 0.0 for k in ([(0,), (1,)] if seeds else [()]) for name in ("v", "q", "actor", "weight")}
+    sums = {
+        (*k, name): 0.0 for k in ([(0,), (1,)] if seeds else [()]) for name in ("v", "q", "actor", "weight")
+    }
     clipped = 0
     for row in rows(seeds):
         *k, i = row
@@ -89,7 +93,11 @@ def test_losses_equal_loops_over_samples(seeds, deterministic):
         sums[(*k, "q")] += sum((q[(*k, n, i)].item() - y) ** 2 / 8 for n in range(3))
         weight = min(math.exp(5 * advantage), 2.0)
         clipped += weight == 2.0
-        cost = sum((mean[row] - b.act[row]).tolist()[j] ** 2 for j in range(2)) if deterministic else -log_prob[row].item()
+        cost = (
+            sum((mean[row] - b.act[row]).tolist()[j] ** 2 for j in range(2))
+            if deterministic
+            else -log_prob[row].item()
+        )
         sums[(*k, "actor")] += weight * cost / 8
         sums[(*k, "weight")] += weight / 8
     assert 0 < clipped < len(rows(seeds))
@@ -199,7 +207,11 @@ def test_actor_stops_at_the_schedule_s_end_and_moves_again_online():
     table = {x.part: x.what for x in online.adopt(agent)}
     assert table.pop("actor_decay_steps") == "changed"
     assert set(table.values()) == {"kept"}
-    assert all(torch.equal(x, agent.state_dict()[k]) for k, x in online.state_dict().items() if "extra" not in k and "." in k)
+    assert all(
+        torch.equal(x, agent.state_dict()[k])
+        for k, x in online.state_dict().items()
+        if "extra" not in k and "." in k
+    )
     rates = schedules(online.actor_optim)
     for _ in range(3):
         before = snapshot(online.actor)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from gymnasium.utils import seeding
 
+from mbo2o.envs.lanes import Lane, Lanes, make_env
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.lanes import Lane, Lanes, make_env
 from mbo2o.types import UserError
 
 HOPPER, CHEETAH, PENDULUM, POLE = "Hopper-v5", "HalfCheetah-v5", "Pendulum-v1", "InvertedPendulum-v5"
@@ -231,7 +231,17 @@ def test_noise_inside_an_episode_continues(registered):
 
 
 @pytest.mark.parametrize(
-    "env_id", ["Hoper-v5", "Hopper-v99", "nonsense", "a b c", "no_such_module:Hopper-v5", "CartPole-v1", "Hopper-v2", ""]
+    "env_id",
+    [
+        "Hoper-v5",
+        "Hopper-v99",
+        "nonsense",
+        "a b c",
+        "no_such_module:Hopper-v5",
+        "CartPole-v1",
+        "Hopper-v2",
+        "",
+    ],
 )
 def test_what_cannot_be_made_is_one_line(env_id):
     with pytest.raises(UserError) as e:
@@ -272,7 +282,8 @@ def test_falling_episodes_are_deterministic_too():
 
 
 @pytest.mark.parametrize(
-    ("env_id", "gamma", "tail"), [(PENDULUM, 0.9, 30), (PENDULUM, 0.98, 150), (PENDULUM, 0.999, 0), (POLE, 0.9, 0)]
+    ("env_id", "gamma", "tail"),
+    [(PENDULUM, 0.9, 30), (PENDULUM, 0.98, 150), (PENDULUM, 0.999, 0), (POLE, 0.9, 0)],
 )
 def test_evaluation_equals_a_loop(env_id, gamma, tail):
     """Three episodes for two seeds; what a time limit hides is left out of `q` and `mc_return` alike."""
@@ -314,4 +325,6 @@ def test_gamma_of_one():
     m = Evaluator(POLE, (), 1, seed=0, gamma=1.0)(policy, no_value)
     total, n = m["return"].item(), m["length"].item()
     assert n > 5
-    assert m["mc_return"].item() == pytest.approx(total * (total + 1) / 2 / n)  # reward 1 on each step but a last one
+    assert m["mc_return"].item() == pytest.approx(
+        total * (total + 1) / 2 / n
+    )  # reward 1 on each step but a last one

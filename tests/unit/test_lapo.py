@@ -27,7 +27,9 @@ def _seeded():
 
 
 def make(seeds=(), act_dim=2, obs_dim=3, **cfg) -> LAPO:
-    return LAPO(Spec(obs_dim, act_dim, seeds), LAPOConfig(**{"critic": SMALL, "cvae": SMALL, "latent": SMALL, **cfg}))
+    return LAPO(
+        Spec(obs_dim, act_dim, seeds), LAPOConfig(**{"critic": SMALL, "cvae": SMALL, "latent": SMALL, **cfg})
+    )
 
 
 def batch(seeds=(), n=8, act_dim=2, done=None, obs_dim=3) -> Batch:
@@ -112,7 +114,9 @@ def test_critics_learn_from_the_online_v(seeds):
         expected = b.rew[index].item() + (0.0 if b.done[index] else 0.9 * v[index].item())
         assert y[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert not y.requires_grad
-    torch.testing.assert_close(next_q, target_q(agent, b.next_obs, 2 * torch.tanh(agent.latent_target(b.next_obs))))
+    torch.testing.assert_close(
+        next_q, target_q(agent, b.next_obs, 2 * torch.tanh(agent.latent_target(b.next_obs)))
+    )
 
 
 def test_truncation_bootstraps_and_termination_does_not():
@@ -170,7 +174,9 @@ def test_cvae_loss_equals_a_loop(seeds):
     decoded = agent.cvae.decoder(b.obs, mean + std * noise)
     for index in each(seeds):
         error = sum((decoded[index][j] - act[index][j]).item() ** 2 for j in range(2))
-        kl = sum(kl_divergence(Normal(mean[index][j], std[index][j]), Normal(0.0, 1.0)).item() for j in range(4))
+        kl = sum(
+            kl_divergence(Normal(mean[index][j], std[index][j]), Normal(0.0, 1.0)).item() for j in range(4)
+        )
         assert loss[index].item() == pytest.approx(error + 0.3 * kl, rel=1e-4)
 
 
@@ -205,9 +211,15 @@ def test_losses_of_an_update_equal_loops(seeds):
         rows = range(8)
         td = sum(sum((q[(*s, n, i)] - y[(*s, i)]).item() ** 2 for i in rows) / 8 for n in range(3))
         assert m["critic_loss"][s].item() == pytest.approx(td, rel=1e-4)
-        assert m["value_loss"][s].item() == pytest.approx(sum((v - goal)[(*s, i)].item() ** 2 for i in rows) / 8, rel=1e-4)
-        assert m["cvae_loss"][s].item() == pytest.approx(sum((w * cvae)[(*s, i)].item() for i in rows) / 8, rel=1e-4)
-        assert m["actor_loss"][s].item() == pytest.approx(-sum(q_pi[(*s, 0, i)].item() for i in rows) / 8, rel=1e-4)
+        assert m["value_loss"][s].item() == pytest.approx(
+            sum((v - goal)[(*s, i)].item() ** 2 for i in rows) / 8, rel=1e-4
+        )
+        assert m["cvae_loss"][s].item() == pytest.approx(
+            sum((w * cvae)[(*s, i)].item() for i in rows) / 8, rel=1e-4
+        )
+        assert m["actor_loss"][s].item() == pytest.approx(
+            -sum(q_pi[(*s, 0, i)].item() for i in rows) / 8, rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -219,7 +231,9 @@ def test_targets_are_reduced_as_the_config_says(name):
     v = agent.value_target(b)
     torch.manual_seed(5)
     torch.randn(2, 8, 4)
-    torch.testing.assert_close(v, REDUCTIONS[name](values.unsqueeze(-1).expand(2, 4, 8), "batch").expand(2, 8))
+    torch.testing.assert_close(
+        v, REDUCTIONS[name](values.unsqueeze(-1).expand(2, 4, 8), "batch").expand(2, 8)
+    )
 
 
 def test_rho_is_for_the_minimum_alone():
@@ -239,7 +253,9 @@ def test_each_step_touches_its_own_parameters_only(learns):
     agent = prepared((2,), **{rate: 1e-2 if rate == learns else 0.0 for rate in RATES}, tau=0.0)
     before = {name: snapshot(getattr(agent, name)) for name in PARTS}
     agent.update(batch((2,)))
-    moves = {"critic_lr": {"critic", "value_net"}, "cvae_lr": {"cvae"}, "latent_lr": {"latent"}, None: set()}[learns]
+    moves = {"critic_lr": {"critic", "value_net"}, "cvae_lr": {"cvae"}, "latent_lr": {"latent"}, None: set()}[
+        learns
+    ]
     assert {name for name in PARTS if changed(getattr(agent, name), before[name])} == moves
 
 
@@ -247,7 +263,11 @@ def test_targets_move_by_polyak():
     agent = prepared(tau=0.2)
     old = {name: snapshot(getattr(agent, name)) for name in PARTS}
     agent.update(batch())
-    pairs = ((agent.target, agent.critic), (agent.latent_target, agent.latent), (agent.decoder_target, agent.cvae.decoder))
+    pairs = (
+        (agent.target, agent.critic),
+        (agent.latent_target, agent.latent),
+        (agent.decoder_target, agent.cvae.decoder),
+    )
     for name, (target, source) in zip(("target", "latent_target", "decoder_target"), pairs, strict=True):
         now = source.state_dict()
         for key, x in target.state_dict().items():
@@ -277,7 +297,9 @@ def test_the_policy_learns_through_the_decoders_copy_from_the_first_critic():
 def test_prepare_standardises_observations_and_actions():
     agent, data = make((2,)), batch(n=500)
     data.obs.mul_(torch.tensor([1.0, 100.0, 0.0]))
-    data.act.copy_(data.act * torch.tensor([0.1, 0.0]) + torch.tensor([0.5, -0.3]))  # the second never changes
+    data.act.copy_(
+        data.act * torch.tensor([0.1, 0.0]) + torch.tensor([0.5, -0.3])
+    )  # the second never changes
     agent.prepare(data)
     for scale, x in ((agent.observe, data.obs), (agent.action_scale, data.act)):
         y = scale(x.expand(2, *x.shape))
@@ -299,7 +321,12 @@ def test_values_are_of_environment_actions():
 
 def test_v_is_bounded_by_what_rewards_can_sum_up_to():
     """Zero is possible too: all-positive rewards stop when the episode does, and survival penalties do."""
-    for low, high, bounds in ((-1.0, 2.0, (-100, 200)), (0.5, 2.0, (0, 200)), (-1.0, -0.5, (-100, 0)), (0.0, 0.0, (0, 0))):
+    for low, high, bounds in (
+        (-1.0, 2.0, (-100, 200)),
+        (0.5, 2.0, (0, 200)),
+        (-1.0, -0.5, (-100, 0)),
+        (0.0, 0.0, (0, 0)),
+    ):
         agent, data = make((2,)), batch(n=50)
         assert agent.v_range.low.tolist() == [-math.inf] * 2  # before: no bounds
         data.rew.uniform_(low, high)
@@ -354,7 +381,9 @@ def test_acts_by_the_decoders_copy(seeds):
     obs = torch.randn(*seeds, 5, 3)
     z = 2 * torch.tanh(agent.latent(agent.observe(obs)))
     raw = agent.decoder_target(agent.observe(obs), z)
-    torch.testing.assert_close(agent.act(obs), (raw * agent.action_scale.std + agent.action_scale.mean).clamp(-1, 1))
+    torch.testing.assert_close(
+        agent.act(obs), (raw * agent.action_scale.std + agent.action_scale.mean).clamp(-1, 1)
+    )
 
 
 def test_no_action_leaves_the_box():
@@ -431,7 +460,9 @@ def test_good_actions_are_imitated_more():
 
     def share(expectile: float) -> float:
         torch.manual_seed(0)
-        agent = make(act_dim=1, obs_dim=1, expectile=expectile, critic_lr=1e-2, cvae_lr=1e-2, tau=0.02, latent_lr=0.0)
+        agent = make(
+            act_dim=1, obs_dim=1, expectile=expectile, critic_lr=1e-2, cvae_lr=1e-2, tau=0.02, latent_lr=0.0
+        )
         for _ in range(300):
             good = (torch.rand(64) < 0.5).float()
             act = (good - 0.5).unsqueeze(-1) + 0.02 * torch.randn(64, 1)

@@ -16,11 +16,11 @@ from mbo2o.agents.sac import SACConfig
 from mbo2o.agents.td3bc import TD3BCConfig
 from mbo2o.dynamics.termination import TERMINATIONS, resolve
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.envs import layouts
+from mbo2o.envs.lanes import Lane
+from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.scratch import ScratchConfig
-from mbo2o.run import layouts
-from mbo2o.run.lanes import Lane
-from mbo2o.run.make import EnvChoice, make_env
 from mbo2o.run.run import RunConfig
 from mbo2o.train import Config, read_config, restore, train
 from mbo2o.types import UserError
@@ -138,11 +138,16 @@ def test_the_ant_is_d4rls(mazes):
     plain = gymnasium.make(ANT).unwrapped.model
     assert ant.dt == pytest.approx(0.1)
     assert env.action_space == gymnasium.spaces.Box(-1, 1, (8,), np.float32)
-    np.testing.assert_array_equal(ant.model.actuator_gear[:, 0] * ant.model.actuator_ctrlrange[:, 1], np.full(8, 30.0))
+    np.testing.assert_array_equal(
+        ant.model.actuator_gear[:, 0] * ant.model.actuator_ctrlrange[:, 1], np.full(8, 30.0)
+    )
     np.testing.assert_allclose(ant.model.geom("torso_geom").solimp[:3], [0.8, 0.8, 0.01])
     for name in ("jnt_range", "dof_damping", "dof_armature", "body_mass", "actuator_trnid", "jnt_axis"):
         np.testing.assert_array_equal(getattr(ant.model, name), getattr(plain, name))
-    gears = {x.get("gear") for x in ET.parse(Path(mujoco.__file__).parent / "assets" / "ant.xml").findall("actuator/motor")}
+    gears = {
+        x.get("gear")
+        for x in ET.parse(Path(mujoco.__file__).parent / "assets" / "ant.xml").findall("actuator/motor")
+    }
     assert gears == {"150"}  # gymnasium's own file is untouched
 
 
@@ -172,7 +177,9 @@ def test_ant_shows_the_forces_of_14_bodies_of_which_the_world_has_none():
         assert lane.step(act)[0] == plain.step(act)[0]
         np.testing.assert_array_equal(lane.obs[:27], plain.obs[:27])
         np.testing.assert_array_equal(lane.obs[33:], plain.obs[27:])
-        np.testing.assert_array_equal(lane.obs[27:], lane.env.unwrapped.contact_forces.astype(np.float32).ravel())
+        np.testing.assert_array_equal(
+            lane.obs[27:], lane.env.unwrapped.contact_forces.astype(np.float32).ravel()
+        )
         seen.append(lane.obs)
     seen = np.array(seen)
     assert seen.shape == (40, 111)
@@ -196,7 +203,10 @@ def test_ant_without_forces_shows_zeros():
         (EnvChoice(ANT, layout="d5rl"), "no such layout; choose one of d4rl, d4rl-no-forces"),
         (EnvChoice("Hopper-v5", layout="d4rl"), "not to be had of Hopper-v5"),
         (EnvChoice("Ant-v4", layout="d4rl"), "its ant .* in Ant-v5"),
-        (EnvChoice(ANT, {"include_cfrc_ext_in_observation": False}, "d4rl"), "needs Ant-v5 with its 105 observations"),
+        (
+            EnvChoice(ANT, {"include_cfrc_ext_in_observation": False}, "d4rl"),
+            "needs Ant-v5 with its 105 observations",
+        ),
         (maze("Medium_Diverse_G"), "is served in AntMaze_UMaze-v5, AntMaze_Medium-v5, AntMaze_Large-v5"),
         (EnvChoice("AntMaze_UMaze-v4", layout="d4rl"), "not to be had of AntMaze_UMaze-v4"),
         (EnvChoice("AntMaze_UMaze-v5", layout="d4rl-no-forces"), "not to be had"),
@@ -219,7 +229,12 @@ def data(path, width, forces=False, x=()):
     if width == 111 and not forces:
         obs[:, 27:] = 0
     ends = np.arange(n) % 20 == 19
-    fields = {"observations": obs, "actions": rng.uniform(-1, 1, (n, 8)), "rewards": ends * 0.0, "terminals": ends & False}
+    fields = {
+        "observations": obs,
+        "actions": rng.uniform(-1, 1, (n, 8)),
+        "rewards": ends * 0.0,
+        "terminals": ends & False,
+    }
     with h5py.File(path, "w") as f:
         for key, value in (fields | {"timeouts": ends}).items():
             f[key] = value
@@ -233,7 +248,14 @@ def finetuned(directory, dataset, env, **more):
         **{"offline_steps": 5, "online_steps": 25, "batch": 8},
     )
     run = RunConfig(eval_every=100, eval_episodes=1, online_capacity=100)
-    settings = {"recipe": recipe, "dataset": dataset, "env": env, "dir": str(directory), "report": False, "run": run}
+    settings = {
+        "recipe": recipe,
+        "dataset": dataset,
+        "env": env,
+        "dir": str(directory),
+        "report": False,
+        "run": run,
+    }
     return Config(**settings | more)
 
 
@@ -257,7 +279,11 @@ def test_a_file_of_d4rls_is_fine_tuned_in_its_layout(env, width, forces, layout,
     assert cfg.env_layout is None  # the caller's is left as it was
     assert read_config(mazes / "run")[0].env_layout == layout
     assert restore(mazes / "run")[0].spec.obs_dim == width
-    assert [x for x in map(json.loads, (mazes / "run" / "metrics.jsonl").read_text().splitlines()) if x["kind"] == "eval"]
+    assert [
+        x
+        for x in map(json.loads, (mazes / "run" / "metrics.jsonl").read_text().splitlines())
+        if x["kind"] == "eval"
+    ]
     train(finetuned(mazes / "run", file, env))  # which goes on with it
 
 
@@ -265,7 +291,14 @@ def test_a_file_of_d4rls_is_fine_tuned_in_its_layout(env, width, forces, layout,
 def test_a_layout_can_be_asked_for_without_data_and_is_part_of_the_run(tmp_path):
     agent = SACConfig(actor=NET, critic=NET)
     recipe = ScratchConfig(agent=agent, online_steps=5, batch=8, start=5)
-    cfg = Config(recipe=recipe, env=ANT, env_layout="d4rl", dir=str(tmp_path), report=False, run=RunConfig(eval_episodes=1))
+    cfg = Config(
+        recipe=recipe,
+        env=ANT,
+        env_layout="d4rl",
+        dir=str(tmp_path),
+        report=False,
+        run=RunConfig(eval_episodes=1),
+    )
     train(cfg)
     assert restore(tmp_path)[0].spec.obs_dim == 111
     cfg.env_layout = None

@@ -48,7 +48,9 @@ def misaligned(ds: TransitionDataset) -> int:
     episode, step = b.obs[:, 0], b.obs[:, 1]
     expected = torch.stack([episode, step + 1, -episode], 1)
     act = torch.stack([step / 10, -episode / 10], 1)
-    wrong = (b.next_obs != expected).any(1) | ~torch.isclose(b.act, act).all(1) | (b.rew != 10 * episode + step)
+    wrong = (
+        (b.next_obs != expected).any(1) | ~torch.isclose(b.act, act).all(1) | (b.rew != 10 * episode + step)
+    )
     return int(wrong.sum())
 
 
@@ -120,7 +122,9 @@ def minari_set(x, name="counter/test-v0"):
 
     buffers = []
     for e in split(x):
-        last = e["next_observations"][-1:] if "next_observations" in e else np.full((1, 3), np.nan, np.float32)
+        last = (
+            e["next_observations"][-1:] if "next_observations" in e else np.full((1, 3), np.nan, np.float32)
+        )
         buffers.append(
             EpisodeBuffer(
                 observations=np.concatenate([e["observations"], last]),
@@ -138,7 +142,9 @@ def minari_set(x, name="counter/test-v0"):
 
 def from_limit(load):
     """Where neither timeouts nor next observations are there, the limit has to be known."""
-    return lambda x, tmp: load(x, tmp, {} if {"timeouts", "next_observations"} & set(x) else {"max_episode_steps": LIMIT})
+    return lambda x, tmp: load(
+        x, tmp, {} if {"timeouts", "next_observations"} & set(x) else {"max_episode_steps": LIMIT}
+    )
 
 
 def t_plus_one(x):
@@ -153,11 +159,23 @@ def t_plus_one(x):
 FORMATS = {
     "d4rl": from_limit(lambda x, tmp, attrs: TransitionDataset.load(hdf5(tmp / "x.hdf5", x, attrs))),
     "arrays": from_limit(lambda x, tmp, attrs: TransitionDataset.from_arrays(**x, attrs=attrs)),
-    "dict": from_limit(lambda x, tmp, attrs: TransitionDataset.from_dict(x | {"infos/qpos": np.zeros(3)}, attrs)),
-    "csv": from_limit(lambda x, tmp, attrs: TransitionDataset.from_table(csv_file(tmp / "x.csv", table(x)), mapped(x), attrs)),
-    "csv with episodes": lambda x, tmp: TransitionDataset.from_table(csv_file(tmp / "x.csv", table(x)), mapped(x, "episode")),
-    "csv with steps": lambda x, tmp: TransitionDataset.from_table(csv_file(tmp / "x.csv", table(x)), mapped(x, "step")),
-    "parquet": lambda x, tmp: TransitionDataset.from_table(parquet_file(tmp / "x.parquet", table(x)), mapped(x, "episode")),
+    "dict": from_limit(
+        lambda x, tmp, attrs: TransitionDataset.from_dict(x | {"infos/qpos": np.zeros(3)}, attrs)
+    ),
+    "csv": from_limit(
+        lambda x, tmp, attrs: TransitionDataset.from_table(
+            csv_file(tmp / "x.csv", table(x)), mapped(x), attrs
+        )
+    ),
+    "csv with episodes": lambda x, tmp: TransitionDataset.from_table(
+        csv_file(tmp / "x.csv", table(x)), mapped(x, "episode")
+    ),
+    "csv with steps": lambda x, tmp: TransitionDataset.from_table(
+        csv_file(tmp / "x.csv", table(x)), mapped(x, "step")
+    ),
+    "parquet": lambda x, tmp: TransitionDataset.from_table(
+        parquet_file(tmp / "x.parquet", table(x)), mapped(x, "episode")
+    ),
     "episodes": lambda x, tmp: TransitionDataset.from_episodes(split(x)),
     "episodes of T + 1": lambda x, tmp: TransitionDataset.from_episodes(t_plus_one(x)),
     "minari": lambda x, tmp: TransitionDataset.load(minari_set(x)),
@@ -191,7 +209,12 @@ def test_every_format_gives_the_same_rows(name, timeouts, next_obs, tmp_path, st
     ] * concluded
     assert misaligned(ds) == 0
     assert ds.ends_known
-    for got, key in [(ds.obs, "observations"), (ds.act, "actions"), (ds.rew, "rewards"), (ds.terminated, "terminals")]:
+    for got, key in [
+        (ds.obs, "observations"),
+        (ds.act, "actions"),
+        (ds.rew, "rewards"),
+        (ds.terminated, "terminals"),
+    ]:
         np.testing.assert_array_equal(got, FULL[key])
     np.testing.assert_array_equal(ds.truncated[:-1], FULL["timeouts"][:-1])
     assert ds.truncated[-1] == (name in APART)
@@ -210,7 +233,9 @@ def test_cuts_that_timeouts_hide_are_found():
     """The flags are there, and some are not set."""
     x = counter()
     x["timeouts"][:5] = False
-    with pytest.warns(UserWarning, match="arrays: 1 rows without a flag are not followed by their own next observation"):
+    with pytest.warns(
+        UserWarning, match="arrays: 1 rows without a flag are not followed by their own next observation"
+    ):
         ds = TransitionDataset.from_arrays(**x)
     np.testing.assert_array_equal(ds.truncated, FULL["timeouts"])
     np.testing.assert_array_equal(ds.episode, EPISODE)
@@ -261,7 +286,10 @@ def test_d4rl_kitchen(tmp_path):
     """Its `infos` is an array, flags are floats, and every demonstration ends in a terminal."""
     x = counter(False, False)
     x["terminals"] = ENDS.astype(np.float32)
-    path = hdf5(tmp_path / "kitchen.hdf5", {key: column.astype(np.float64) for key, column in x.items()} | {"infos": EPISODE})
+    path = hdf5(
+        tmp_path / "kitchen.hdf5",
+        {key: column.astype(np.float64) for key, column in x.items()} | {"infos": EPISODE},
+    )
     with pytest.warns(UserWarning, match="cannot be seen"):
         ds = TransitionDataset.load(path)
     assert misaligned(ds) == 0
@@ -272,7 +300,11 @@ def test_d4rl_adroit(tmp_path):
     """Timeouts, groups of states and a policy; float64 and uint8 here, for files that went through other hands."""
     x = counter(next_obs=False)
     x = {key: column.astype(np.uint8 if column.dtype == bool else np.float64) for key, column in x.items()}
-    more = {"infos/qpos": np.zeros((30, 36)), "infos/hand_qpos": np.zeros((30, 30)), "infos/action_log_std": np.zeros((30, 2))}
+    more = {
+        "infos/qpos": np.zeros((30, 36)),
+        "infos/hand_qpos": np.zeros((30, 30)),
+        "infos/action_log_std": np.zeros((30, 2)),
+    }
     ds = TransitionDataset.load(hdf5(tmp_path / "pen.hdf5", x | more))
     assert misaligned(ds) == 0
     assert ds.packed.dtype == torch.float32
@@ -282,7 +314,10 @@ def test_d4rl_adroit(tmp_path):
 @pytest.mark.parametrize("load", ["file", "dict"])
 def test_d4rl_replay_buffers_hold_columns(tmp_path, load):
     x = counter() | {"infos/action_log_probs": np.zeros(30), "metadata/iteration": np.int32(500)}
-    x = {key: column[:, None] if key in ("rewards", "terminals", "timeouts") else column for key, column in x.items()}
+    x = {
+        key: column[:, None] if key in ("rewards", "terminals", "timeouts") else column
+        for key, column in x.items()
+    }
     if load == "file":
         iteration = x.pop("metadata/iteration")
         path = hdf5(tmp_path / "replay.hdf5", x)
@@ -320,7 +355,13 @@ def test_d4rl_maze2d_has_stale_observations(tmp_path, version):
     obs, act, done, before, after = maze2d()
     none = np.zeros(len(done))
     flags = {"terminals": none, "timeouts": done} if version == "v1" else {"terminals": done}
-    x = {"observations": obs, "actions": act, "rewards": none, "infos/goal": obs[:, :2], "infos/qpos": obs[:, :2]} | flags
+    x = {
+        "observations": obs,
+        "actions": act,
+        "rewards": none,
+        "infos/goal": obs[:, :2],
+        "infos/qpos": obs[:, :2],
+    } | flags
     with warnings.catch_warnings():
         warnings.simplefilter("error" if version == "v1" else "ignore")
         ds = TransitionDataset.load(hdf5(tmp_path / "maze2d.hdf5", x))
@@ -340,7 +381,12 @@ def antmaze(late, n=600, limit=50):
     true = np.arange(n) % limit == limit - 1
     flags = np.roll(true, late)
     flags[: max(late, 0)] = False
-    x = {"observations": obs, "actions": obs[:, 2:10].clip(-1, 1), "rewards": np.zeros(n), "terminals": np.zeros(n)}
+    x = {
+        "observations": obs,
+        "actions": obs[:, 2:10].clip(-1, 1),
+        "rewards": np.zeros(n),
+        "terminals": np.zeros(n),
+    }
     return x | {"timeouts": flags, "infos/goal": obs[:, :2]}, after
 
 
@@ -355,7 +401,8 @@ def test_d4rl_antmaze_timeouts_out_of_step(tmp_path, late):
     if late:
         word = {1: "late", -1: "early"}[late]
         assert re.search(
-            rf"{path}: timeouts are out of step: at 9 of 9 resets the flag is one row {word}", str(said[0].message)
+            rf"{path}: timeouts are out of step: at 9 of 9 resets the flag is one row {word}",
+            str(said[0].message),
         )
     np.testing.assert_allclose(ds.next_obs[ds.index, :2], after[ds.index])
     assert len(ds) == 600 - 12 * (1 if late == 0 else 2) + (late == 1)  # the last flag fell off the end
@@ -395,7 +442,10 @@ def spoil(key, change, episode=3):
     ("episodes", "says"),
     [
         (list, "episodes: the list is empty"),
-        (spoil("observations", lambda x: x[:-2]), r"episodes\[3\]: 4 observations for 5 actions, expected 5, or one more"),
+        (
+            spoil("observations", lambda x: x[:-2]),
+            r"episodes\[3\]: 4 observations for 5 actions, expected 5, or one more",
+        ),
         (spoil("rewards", lambda x: x[1:]), r"episodes\[3\]: 'rewards' has 4 rows for 5 actions"),
         (spoil("rewards", lambda x: None), r"episodes\[3\]: 'rewards' is missing"),
         (spoil("terminals", lambda x: True), r"episodes\[3\]: 'terminals' is one number"),
@@ -404,7 +454,10 @@ def spoil(key, change, episode=3):
             spoil("actions", lambda x: x[:, :1]),
             r"episodes\[3\]: 'actions' has rows of shape \(1,\), those of episodes\[0\] \(2,\)",
         ),
-        (spoil("next_observations", lambda x: np.zeros((5, 3))), r"episodes\[3\]: 6 observations for 5 actions"),
+        (
+            spoil("next_observations", lambda x: np.zeros((5, 3))),
+            r"episodes\[3\]: 6 observations for 5 actions",
+        ),
         (spoil("timeouts", lambda x: x + 2), "'timeouts' holds values other than 0 and 1"),
     ],
 )
@@ -436,7 +489,9 @@ def test_rows_out_of_order_are_sorted_with_a_word(tmp_path):
 def test_an_episode_that_comes_back_is_refused(tmp_path):
     path = csv_file(tmp_path / "x.csv", table(FULL), order=[*range(2, 30), 0, 1])
     message = refusal(TransitionDataset.from_table, path, mapped(counter(False, False), "episode"))
-    assert re.search("in row 28 an episode goes on after another one; sort the table, or map 'step', too", message)
+    assert re.search(
+        "in row 28 an episode goes on after another one; sort the table, or map 'step', too", message
+    )
 
 
 def test_missing_steps_cut_and_double_ones_are_refused(tmp_path):
@@ -496,23 +551,45 @@ def test_parquet_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    assert "pip install 'mbo2o[parquet]'" in refusal(TransitionDataset.from_table, tmp_path / "x.parquet", mapped(FULL))
+    assert "pip install 'mbo2o[parquet]'" in refusal(
+        TransitionDataset.from_table, tmp_path / "x.parquet", mapped(FULL)
+    )
 
 
 BAD_TABLES = {
     "wrong column": (None, {"rewards": "R"}, r"no column 'R'; did you mean 'r'\? found episode is, step is"),
-    "nearest": (None, {"observations": ["episode is", "steps is", "other"]}, "no column 'steps is'; did you mean 'step is'"),
+    "nearest": (
+        None,
+        {"observations": ["episode is", "steps is", "other"]},
+        "no column 'steps is'; did you mean 'step is'",
+    ),
     "unknown field": (None, {"obs": OBS}, "columns has no use for 'obs'; did you mean 'observations'"),
     "missing field": (None, {"rewards": None}, "columns does not say where 'rewards' is"),
     "two for one": (None, {"rewards": ["r", "t"]}, "columns maps 'rewards' to 2 columns, expected one"),
     "no columns": (None, {"observations": []}, "columns maps 'observations' to 0 columns"),
-    "text": (("r", "nan?"), {}, r"could not convert string 'nan\?' to a number in row 5 after the header, column 'r'"),
-    "empty cell": (("u", ""), {}, "could not convert string '' to a number in row 5 after the header, column 'u'"),
+    "text": (
+        ("r", "nan?"),
+        {},
+        r"could not convert string 'nan\?' to a number in row 5 after the header, column 'r'",
+    ),
+    "empty cell": (
+        ("u", ""),
+        {},
+        "could not convert string '' to a number in row 5 after the header, column 'u'",
+    ),
     "not a flag": (("done", "2"), {}, "'terminals' holds values other than 0 and 1"),
-    "text for a flag": (("done", "maybe"), {}, "'maybe' to a number in row 5 after the header, column 'done'"),
+    "text for a flag": (
+        ("done", "maybe"),
+        {},
+        "'maybe' to a number in row 5 after the header, column 'done'",
+    ),
     "nan": (("other", "nan"), {}, "'observations' is not a finite float32 in row 4"),
     "half a next one": (("next other", ""), {}, "'next_observations' is neither finite nor all NaN"),
-    "actions": (("v", "7.5"), {}, r"'actions' lie in \[-0.7, 7.5\], expected \[-1, 1\]; .* bounds=\(low, high\).* clip=True"),
+    "actions": (
+        ("v", "7.5"),
+        {},
+        r"'actions' lie in \[-0.7, 7.5\], expected \[-1, 1\]; .* bounds=\(low, high\).* clip=True",
+    ),
     "step": (("t", "inf"), {"step": "t"}, "step column holds what is no number"),
 }
 
@@ -555,10 +632,15 @@ def test_bad_csv_files_are_one_line(tmp_path):
 class ReplayBuffer:
     """As stable_baselines3.common.buffers stores steps (2.9); that one stands in its place where it is installed."""
 
-    def __init__(self, size, obs_dim, act_dim, n_envs, optimize_memory_usage=False, handle_timeout_termination=True):
+    def __init__(
+        self, size, obs_dim, act_dim, n_envs, optimize_memory_usage=False, handle_timeout_termination=True
+    ):
         self.buffer_size = max(size // n_envs, 1)
         self.n_envs, self.pos, self.full = n_envs, 0, False
-        self.optimize_memory_usage, self.handle_timeout_termination = optimize_memory_usage, handle_timeout_termination
+        self.optimize_memory_usage, self.handle_timeout_termination = (
+            optimize_memory_usage,
+            handle_timeout_termination,
+        )
         shape = (self.buffer_size, n_envs)
         self.observations = np.zeros((*shape, obs_dim), np.float32)
         if not optimize_memory_usage:
@@ -598,7 +680,16 @@ def played(make, size, n_envs, steps, **options):
             n, end = EPISODES[:-1][(e + k) % 7]
             name, last = 100 * k + e, t == n - 1
             obs, next_obs = [name, t, -name], [name, t + 1, -name]
-            rows.append((obs, next_obs, [t / 10, -name / 1000], 10 * name + t, last, {"TimeLimit.truncated": last and not end}))
+            rows.append(
+                (
+                    obs,
+                    next_obs,
+                    [t / 10, -name / 1000],
+                    10 * name + t,
+                    last,
+                    {"TimeLimit.truncated": last and not end},
+                )
+            )
             kept[k].append((*obs, 10 * name + t, last and end, last and not end))
             at[k] = (e + 1, 0) if last else (e, t + 1)
         *columns, infos = zip(*rows, strict=True)
@@ -617,7 +708,9 @@ BUFFERS = pytest.mark.parametrize("make", [ReplayBuffer, real_buffer], ids=["sta
 
 
 @BUFFERS
-@pytest.mark.parametrize(("n_envs", "size", "steps"), [(1, 40, 23), (3, 120, 23), (3, 60, 47), (1, 20, 20), (2, 2, 5)])
+@pytest.mark.parametrize(
+    ("n_envs", "size", "steps"), [(1, 40, 23), (3, 120, 23), (3, 60, 47), (1, 20, 20), (2, 2, 5)]
+)
 @pytest.mark.parametrize("shared", [False, True])
 def test_sb3_environments_are_told_apart_and_rings_unrolled(make, n_envs, size, steps, shared):
     options = {"optimize_memory_usage": shared, "handle_timeout_termination": not shared}
@@ -637,7 +730,9 @@ def test_sb3_environments_are_told_apart_and_rings_unrolled(make, n_envs, size, 
     np.testing.assert_array_equal(np.diff(ds.episode) > 0, np.diff(rows[:, 0]) != 0)
     ends, latest = rows[:, 4:].any(1), np.arange(len(rows)) % per_env == per_env - 1
     np.testing.assert_array_equal(ds.terminated, ends if shared else rows[:, 4])
-    np.testing.assert_array_equal(ds.truncated, latest & ~ends if shared else rows[:, 5].astype(bool) | latest & ~ends)
+    np.testing.assert_array_equal(
+        ds.truncated, latest & ~ends if shared else rows[:, 5].astype(bool) | latest & ~ends
+    )
     np.testing.assert_array_equal(ds.valid_next, ~ends | latest if shared else np.ones_like(ends))
     assert [bool(re.search("cannot tell time limits", str(w.message))) for w in said] == [True] * shared
     assert ds.attrs == {"env_id": "Counter-v0"}
@@ -653,7 +748,9 @@ def test_sb3_copies_the_buffer():
 
 def test_sb3_finds_the_reset_that_no_flag_shows():
     """`learn` called anew resets the environment in the middle of an episode."""
-    buffer, _ = played(ReplayBuffer, 100, 1, 15)  # two steps into the fourth episode, whose flag will be missing
+    buffer, _ = played(
+        ReplayBuffer, 100, 1, 15
+    )  # two steps into the fourth episode, whose flag will be missing
     for t in range(3):
         obs, next_obs = [[50, t, -50]], [[50, t + 1, -50]]
         buffer.add(obs, next_obs, [[t / 10, -0.05]], [500 + t], [False], [{}])
@@ -737,7 +834,11 @@ def test_minari_gets_the_environment_if_it_fits(store):
     import minari
 
     rng = np.random.default_rng(0)
-    x = {"observations": rng.normal(size=(6, 2)), "actions": rng.uniform(-1, 1, (6, 1)), "rewards": np.zeros(6)}
+    x = {
+        "observations": rng.normal(size=(6, 2)),
+        "actions": rng.uniform(-1, 1, (6, 1)),
+        "rewards": np.zeros(6),
+    }
     x |= {"terminals": np.zeros(6), "timeouts": np.arange(6) == 5}
     for name, env_id, fits in [("one", "MountainCarContinuous-v0", True), ("two", "Pendulum-v1", False)]:
         with pytest.warns(UserWarning, match="NaN"):
@@ -752,7 +853,8 @@ def test_minari_export_is_whole_or_not_there(store, monkeypatch):
     ds = TransitionDataset.from_arrays(**counter())
     ds.to_minari("counter/ours-v0")
     assert re.search(
-        r"minari:counter/ours-v0: is there already, at .*counter/ours-v0", refusal(ds.to_minari, "counter/ours-v0")
+        r"minari:counter/ours-v0: is there already, at .*counter/ours-v0",
+        refusal(ds.to_minari, "counter/ours-v0"),
     )
     assert "ids are namespace/name-v0" in refusal(ds.to_minari, "no version")
     for fault in (KeyboardInterrupt, OSError("disk\nfull")):
@@ -772,7 +874,9 @@ def test_a_set_that_is_not_there_is_downloaded(store, monkeypatch):
     import minari
 
     asked = []
-    monkeypatch.setattr(minari, "download_dataset", lambda name: (asked.append(name), minari_set(counter(), name)))
+    monkeypatch.setattr(
+        minari, "download_dataset", lambda name: (asked.append(name), minari_set(counter(), name))
+    )
     for _ in range(2):
         assert misaligned(TransitionDataset.load("minari:counter/far-v0")) == 0
     assert asked == ["counter/far-v0"]
@@ -795,7 +899,9 @@ def test_without_a_network_it_says_where_to_put_it(store, monkeypatch, fault, sa
 
     monkeypatch.setattr(minari, "download_dataset", failing)
     message = refusal(TransitionDataset.load, "counter/far-v0")
-    assert re.search(rf"cannot be fetched \({says}.*copy the set to {store}/counter/far-v0.*MINARI_DATASETS_PATH", message)
+    assert re.search(
+        rf"cannot be fetched \({says}.*copy the set to {store}/counter/far-v0.*MINARI_DATASETS_PATH", message
+    )
 
 
 def by_d4rl(path) -> dict[str, np.ndarray]:
@@ -810,7 +916,9 @@ def by_d3rlpy(x) -> list[dict[str, np.ndarray]]:
     """What d3rlpy's `MDPDataset` makes of that: episodes up to each terminal or timeout; a rest without either is dropped."""
     ends = np.flatnonzero(x["terminals"] + x["timeouts"])
     parts = [slice(a, b + 1) for a, b in zip(np.append(0, ends[:-1] + 1), ends, strict=True)]
-    return [{key: x[key][part] for key in ("observations", "actions", "rewards", "terminals")} for part in parts]
+    return [
+        {key: x[key][part] for key in ("observations", "actions", "rewards", "terminals")} for part in parts
+    ]
 
 
 def test_d4rl_and_d3rlpy_read_what_we_write(tmp_path):
@@ -830,7 +938,9 @@ def test_d3rlpy_itself(tmp_path):
     dataset = pytest.importorskip("d3rlpy.dataset")
     TransitionDataset.from_episodes(split(counter())).save(tmp_path / "x.hdf5")
     x = by_d4rl(tmp_path / "x.hdf5")
-    theirs = dataset.MDPDataset(**{key: x[key] for key in ("observations", "actions", "rewards", "terminals", "timeouts")})
+    theirs = dataset.MDPDataset(
+        **{key: x[key] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    )
     for e, mine in zip(theirs.episodes, by_d3rlpy(x), strict=True):
         np.testing.assert_array_equal(e.observations, mine["observations"])
         np.testing.assert_array_equal(e.actions, mine["actions"])

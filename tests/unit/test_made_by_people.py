@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from mbo2o.agents.sac import SACConfig
-from mbo2o.cli import compose_config, main
+from mbo2o.cli.main import compose_config, main
 from mbo2o.dynamics.termination import HARMLESS, TERMINATIONS, resolve
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.envs import streams
+from mbo2o.envs.disturb import DisturbConfig
+from mbo2o.envs.lanes import Lane, Lanes
+from mbo2o.envs.make import ActionBox, EnvChoice, make_env
 from mbo2o.recipes.scratch import ScratchConfig
-from mbo2o.run import streams
-from mbo2o.run.disturb import DisturbConfig
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.lanes import Lane, Lanes
-from mbo2o.run.make import ActionBox, EnvChoice, make_env
 from mbo2o.run.run import Run, RunConfig, Stopped
 from mbo2o.train import Config, _kept, _name, _resolve, read_config, restore, train
 from mbo2o.types import UserError
@@ -140,7 +140,13 @@ def made():
 
 def small(directory, env, steps=60, **more):
     agent = SACConfig(actor=NET, critic=NET)
-    run = {"log_every": 20, "eval_every": 20, "eval_episodes": 2, "checkpoint_every": 15, "online_capacity": 100}
+    run = {
+        "log_every": 20,
+        "eval_every": 20,
+        "eval_episodes": 2,
+        "checkpoint_every": 15,
+        "online_capacity": 100,
+    }
     run |= {k: more.pop(k) for k in list(more) if k in vars(RunConfig())}
     recipe = ScratchConfig(agent=agent, online_steps=steps, start=20, batch=8)
     settings = {"seeds": 2, "report": False} | more
@@ -172,7 +178,10 @@ def boxes(draw, wide=True):
     with np.errstate(over="ignore"):
         wide = ~np.isfinite(high - low)
     low[wide], high[wide] = -1, 1
-    inner = st.one_of(st.floats(-1, 1, width=32), st.sampled_from([-1.0, 1.0, 0.0, np.nextafter(np.float32(1), np.float32(0))]))
+    inner = st.one_of(
+        st.floats(-1, 1, width=32),
+        st.sampled_from([-1.0, 1.0, 0.0, np.nextafter(np.float32(1), np.float32(0))]),
+    )
     acts = draw(st.lists(st.lists(inner, min_size=n, max_size=n), min_size=1, max_size=5))
     return spaces.Box(low, high, shape, kind), np.array(acts, np.float32)
 
@@ -395,7 +404,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(cls, made, tmp_path, mo
     assert log(tmp_path / "run") == log(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("cls", "says"), [(Hidden, "do not follow a saved random state"), (Entropy, "other starts each time")])
+@pytest.mark.parametrize(
+    ("cls", "says"), [(Hidden, "do not follow a saved random state"), (Entropy, "other starts each time")]
+)
 def test_what_cannot_be_repeated_is_said_in_one_line(cls, says, made, tmp_path):
     with pytest.warns(UserWarning, match=says) as caught:
         train(small(tmp_path / "run", made(cls)))
@@ -451,7 +462,10 @@ def test_a_task_with_a_limit_keeps_it_and_null_lifts_the_cap(limit, cap, capped,
 
 
 def test_collecting_in_an_endless_task_says_it_too_and_repeats(made, tmp_path, capsys):
-    collect, files = ["data", "collect", "--policy", "random", "--env", made(OfProcess, None), "--rows", "30"], []
+    collect, files = (
+        ["data", "collect", "--policy", "random", "--env", made(OfProcess, None), "--rows", "30"],
+        [],
+    )
     for k in range(2):
         files.append(tmp_path / f"{k}.hdf5")
         with pytest.raises(SystemExit) as e:
@@ -489,7 +503,10 @@ def pendulum(directory, *overrides):
     [
         (["+env_kwargs.g=5.0", "+env_kwargs.max_episode_steps=30"], {"g": 5.0, "max_episode_steps": 30}),
         (["env_kwargs={g: 5.0, max_episode_steps: 30}"], {"g": 5.0, "max_episode_steps": 30}),
-        (["+env_kwargs.healthy_z_range=[0.3,1.0]", "+env_kwargs.flag=false"], {"healthy_z_range": [0.3, 1.0], "flag": False}),
+        (
+            ["+env_kwargs.healthy_z_range=[0.3,1.0]", "+env_kwargs.flag=false"],
+            {"healthy_z_range": [0.3, 1.0], "flag": False},
+        ),
         (["++env_kwargs.g=5.0"], {"g": 5.0}),
         ([], None),
     ],
@@ -579,7 +596,9 @@ def test_an_unknown_argument_of_a_mujoco_task_is_named():
         make_env(EnvChoice("Hopper-v5", {"helthy_z_range": [0.3, 1.0]}))
 
 
-@pytest.mark.parametrize("name", ["terminate_when_unhealthy", "healthy_z_range", "exclude_current_positions_from_observation"])
+@pytest.mark.parametrize(
+    "name", ["terminate_when_unhealthy", "healthy_z_range", "exclude_current_positions_from_observation"]
+)
 def test_the_rule_of_a_changed_task_is_not_guessed(name):
     with pytest.raises(UserError, match=rf"env_kwargs gives {name}; .*learned"):
         resolve("auto", "Hopper-v5", {name: 0, "ctrl_cost_weight": 0.1})
@@ -625,7 +644,13 @@ def test_data_check_makes_the_task_that_it_is_told_of(tmp_path, capsys):
     n = 40
     obs = np.random.default_rng(0).normal(size=(n, 27)).astype(np.float32)
     act, ends = np.zeros((n, 8), np.float32), np.arange(n) % 20 == 19
-    fields = {"observations": obs, "actions": act, "rewards": obs[:, 0], "terminals": ends & False, "timeouts": ends}
+    fields = {
+        "observations": obs,
+        "actions": act,
+        "rewards": obs[:, 0],
+        "terminals": ends & False,
+        "timeouts": ends,
+    }
     with h5py.File(tmp_path / "a.hdf5", "w") as f:
         for key, x in fields.items():
             f[key] = x
@@ -640,7 +665,9 @@ def test_data_check_makes_the_task_that_it_is_told_of(tmp_path, capsys):
 
 
 def test_a_setting_given_as_another_one_is_read_back_from_the_config(tmp_path):
-    cfg = compose_config(["switch=td3bc", "dataset=x.hdf5", "env=Pendulum-v1", "run.log_every=${recipe.batch}"])
+    cfg = compose_config(
+        ["switch=td3bc", "dataset=x.hdf5", "env=Pendulum-v1", "run.log_every=${recipe.batch}"]
+    )
     cfg.env_kwargs = {"text": "${recipe.batch}"}
     stored = OmegaConf.create(_resolve(cfg, "Pendulum-v1"))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(stored))

@@ -20,12 +20,11 @@ import pytest
 import torch
 
 from mbo2o.agents.td3bc import TD3BCConfig
-from mbo2o.data import mapped, schema
 from mbo2o.data.dataset import COLUMNS, TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.run import checkpoint
 from mbo2o.run.run import RunConfig
+from mbo2o.store import checkpoint, hdf5, mapped
 from mbo2o.train import Config, train
 from mbo2o.types import UserError
 
@@ -42,7 +41,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(schema, "BLOCK", 32)
+    monkeypatch.setattr(hdf5, "BLOCK", 32)
 
 
 def stored(path, fields, attrs=None, maze=False):
@@ -115,11 +114,17 @@ def everything(ds):
     out = [bits(getattr(ds, name)) for name in COLUMNS] + [ds.attrs, ds.obs_dim, ds.act_dim, ds.seeds]
     for shaped in (ds, ds.with_reward(1.0, 0.0), ds.with_reward(2.5, -0.3)):
         out += [x.tobytes() for x in shaped.episode_returns()] + [repr(shaped.summary())]
-        for known in (shaped, shaped.with_returns(0.97), shaped.with_returns(0.97, -1.0).every_row().to("cpu")):
+        for known in (
+            shaped,
+            shaped.with_returns(0.97),
+            shaped.with_returns(0.97, -1.0).every_row().to("cpu"),
+        ):
             torch.manual_seed(1)
             batches = [known.rows(known.index), known.with_seeds((2,)).sample(7), known.sample(5)]
             out += [
-                None if x is None else bits(x) for b in batches for x in (b.obs, b.act, b.rew, b.next_obs, b.done, b.mc_return)
+                None if x is None else bits(x)
+                for b in batches
+                for x in (b.obs, b.act, b.rew, b.next_obs, b.done, b.mc_return)
             ]
             out += [bits(x) for b in known.blocks() for x in (b.obs, b.act, b.rew)]
     return out
@@ -137,14 +142,14 @@ def counted(monkeypatch):
 
 
 def test_a_map_holds_what_memory_would(tmp_path, monkeypatch, promise):
-    monkeypatch.setattr(schema, "_check_sound", lambda path: None)
-    monkeypatch.setattr(schema, "sync", lambda path: None)  # which is most of the time
+    monkeypatch.setattr(hdf5, "_check_sound", lambda path: None)
+    monkeypatch.setattr(hdf5, "sync", lambda path: None)  # which is most of the time
     rng, errors, warned = np.random.default_rng(0), 0, 0
     for i in range(30):
         path = odd(tmp_path / f"{i}.hdf5", rng)
-        monkeypatch.setattr(schema, "BLOCK", 1 << 20)
+        monkeypatch.setattr(hdf5, "BLOCK", 1 << 20)
         ram, said = loaded(path, "ram")
-        monkeypatch.setattr(schema, "BLOCK", int(rng.choice([8, 64])))
+        monkeypatch.setattr(hdf5, "BLOCK", int(rng.choice([8, 64])))
         ds, said_too = loaded(path, "memmap")
         again, said_again = loaded(path, "memmap")  # from the map that is there
         assert said == said_too == said_again
@@ -170,7 +175,11 @@ def test_a_minari_set_too(tmp_path, monkeypatch, small_blocks, counted, ints):
     for n in (5, 9, 1, 20):
         rewards = np.arange(n) if ints and n == 5 else rng.normal(size=n)  # one episode's are whole numbers
         ends = {"terminations": np.arange(n) == n - 1, "truncations": np.zeros(n, bool)}
-        rows = {"observations": rng.normal(size=(n + 1, 3)), "actions": rng.uniform(-1, 1, (n, 2)), "rewards": rewards}
+        rows = {
+            "observations": rng.normal(size=(n + 1, 3)),
+            "actions": rng.uniform(-1, 1, (n, 2)),
+            "rewards": rewards,
+        }
         buffers.append(EpisodeBuffer(**rows, **ends))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -195,7 +204,9 @@ def test_what_is_converted_is_what_it_was(tmp_path):
     }
     parts = []
     for drop, maze in (((), False), (("timeouts",), False), ((), True)):
-        path = stored(tmp_path / f"{len(parts)}.hdf5", {k: x for k, x in fields.items() if k not in drop}, {}, maze)
+        path = stored(
+            tmp_path / f"{len(parts)}.hdf5", {k: x for k, x in fields.items() if k not in drop}, {}, maze
+        )
         ds, said = loaded(path, "memmap")
         parts += [b"".join(bits(getattr(ds, name).nan_to_num()) for name in COLUMNS), str(len(said)).encode()]
     found = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
@@ -206,12 +217,25 @@ def test_training_is_the_same(tmp_path, pendulum, small_blocks):
     offline = TD3BCConfig(actor=NET, critic=NET)  # which scales observations by statistics of all rows
 
     def run(storage, directory, steps):
-        recipe = FinetuneConfig(offline=offline, offline_steps=steps, online_steps=0, batch=16, probe_every=10)
+        recipe = FinetuneConfig(
+            offline=offline, offline_steps=steps, online_steps=0, batch=16, probe_every=10
+        )
         settings = RunConfig(
-            log_every=10, eval_every=20, eval_episodes=1, checkpoint_every=10, online_capacity=50, reward_scale=0.5
+            log_every=10,
+            eval_every=20,
+            eval_episodes=1,
+            checkpoint_every=10,
+            online_capacity=50,
+            reward_scale=0.5,
         )
         cfg = Config(
-            recipe=recipe, dataset=str(pendulum), seeds=2, storage=storage, dir=str(directory), report=False, run=settings
+            recipe=recipe,
+            dataset=str(pendulum),
+            seeds=2,
+            storage=storage,
+            dir=str(directory),
+            report=False,
+            run=settings,
         )
         train(cfg)
         tensors, _ = checkpoint.latest(directory / "checkpoints", "cpu")
@@ -230,7 +254,9 @@ def test_another_storage_is_refused(tmp_path):
         TransitionDataset.load(stored(tmp_path / "x.hdf5", plain()), "disk")
 
 
-@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_bytes(b"PK"), os.mkfifo])
+@pytest.mark.parametrize(
+    "make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_bytes(b"PK"), os.mkfifo]
+)
 def test_what_is_no_file_is_refused_as_ever(tmp_path, cache, make):
     path = tmp_path / "x.hdf5"
     make(path)
@@ -243,7 +269,12 @@ def test_what_is_no_file_is_refused_as_ever(tmp_path, cache, make):
 def test_a_file_without_rows_is_refused_as_ever(tmp_path):
     path = tmp_path / "x.hdf5"
     with h5py.File(path, "w") as file:
-        for key, shape in {"observations": (0, 3), "actions": (0, 1), "rewards": (0,), "terminals": (0,)}.items():
+        for key, shape in {
+            "observations": (0, 3),
+            "actions": (0, 1),
+            "rewards": (0,),
+            "terminals": (0,),
+        }.items():
             file.create_dataset(key, shape, "?" if key == "terminals" else "f4")
     ram, mapped_ = loaded(path, "ram"), loaded(path, "memmap")
     assert "has no rows" in ram[0]
@@ -307,7 +338,9 @@ def big(path, megabytes, width=60):
 
 
 def child(path, storage, limit=LIMIT):
-    done = subprocess.run([sys.executable, "-c", CHILD, path, storage, str(limit)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, path, storage, str(limit)], capture_output=True, text=True
+    )
     return done.returncode, json.loads(done.stdout) if done.returncode == 0 else done.stderr
 
 
@@ -318,7 +351,9 @@ def test_memory_stays_small(tmp_path, megabytes):
     print(out)
     assert code == 0, out
     assert out["anonymous"] < LIMIT
-    assert out["touched"] < 70 * 2**20  # of at least 230 MB: 16 rows, and up to two pages of 2 MB that the kernel maps for each
+    assert (
+        out["touched"] < 70 * 2**20
+    )  # of at least 230 MB: 16 rows, and up to two pages of 2 MB that the kernel maps for each
     code, error = child(path, "ram")
     assert code != 0
     assert "allocate" in error or code == -signal.SIGKILL
@@ -329,7 +364,7 @@ def test_memory_stays_small(tmp_path, megabytes):
 
 def test_processes_share_one_map(tmp_path):
     path = stored(tmp_path / "x.hdf5", plain(2000))
-    schema.read(path)
+    hdf5.read(path)
     begin, ready = os.pipe()
     answers, say = os.pipe()
     pids = [fork(lambda: share(path, begin, ready, say)) for _ in range(2)]
@@ -428,7 +463,7 @@ POINTS = ["_entry", "_move", "new episode"]
 @pytest.mark.parametrize("point", POINTS)
 def test_a_cut_conversion_leaves_nothing(tmp_path, cache, counted, point):
     path, other = stored(tmp_path / "x.hdf5", plain()), stored(tmp_path / "y.hdf5", plain(seed=1))
-    schema.read(path)
+    hdf5.read(path)
 
     def die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -444,7 +479,9 @@ def test_a_cut_conversion_leaves_nothing(tmp_path, cache, counted, point):
     assert ended(fork(work)) == -signal.SIGKILL
     assert len(list(cache.glob(".*.tmp"))) == 1
     assert not list(cache.glob("[!.]*"))
-    TransitionDataset.load(other if point == "_move" else path, "memmap")  # whoever converts next clears it away
+    TransitionDataset.load(
+        other if point == "_move" else path, "memmap"
+    )  # whoever converts next clears it away
     assert not list(cache.glob(".*.tmp"))
     assert everything(TransitionDataset.load(path, "memmap")) == everything(TransitionDataset.load(path))
 
@@ -484,7 +521,7 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path, cache, monkeypatch
 
 def test_a_full_disk_is_one_line(tmp_path, cache):
     path = stored(tmp_path / "x.hdf5", plain(5000))
-    schema.read(path)
+    hdf5.read(path)
     read, write = os.pipe()
 
     def work():

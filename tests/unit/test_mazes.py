@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.cli import main
+from mbo2o.cli.main import main
+from mbo2o.collect.waypoint import Waypoint, play
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.data.io import goals
 from mbo2o.dynamics.termination import TERMINATIONS, resolve
+from mbo2o.envs import goals
+from mbo2o.envs.lanes import Lane, make_env
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.lanes import Lane, make_env
 from mbo2o.types import UserError
-from mbo2o.waypoint import Waypoint, play
 
 pytest.importorskip("gymnasium_robotics")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -226,7 +226,9 @@ def test_collect_writes_what_was_played(capsys):
     attrs = data.attrs
     assert (attrs["env_id"], attrs["tier"], attrs["seed"]) == (UMAZE, "waypoint", 0)
     assert (attrs["noise"], attrs["wander"]) == (0.5, 0.9)
-    assert data.episode_returns()[0].mean() == pytest.approx(terminated.sum() / (terminated | truncated).sum())
+    assert data.episode_returns()[0].mean() == pytest.approx(
+        terminated.sum() / (terminated | truncated).sum()
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,12 @@ def antmaze_file(path, x, terminals, timeouts, **more):
     n = len(x)
     obs = np.random.default_rng(0).normal(size=(n, 29)).astype(np.float32)
     obs[:, 0], obs[:, 1] = x, 0
-    fields = {"observations": obs, "actions": obs[:, :8].clip(-1, 1), "rewards": terminals, "terminals": terminals}
+    fields = {
+        "observations": obs,
+        "actions": obs[:, :8].clip(-1, 1),
+        "rewards": terminals,
+        "terminals": terminals,
+    }
     with h5py.File(path, "w") as f:
         for key, value in (fields | {"timeouts": timeouts, "infos/goal": obs[:, :2] + 3} | more).items():
             f.create_dataset(key, data=np.array(value, dtype=np.float32), compression="gzip")

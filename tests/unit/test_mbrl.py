@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from mbo2o.bench.dynamics import print_bench
+from bench.dynamics import print_bench
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.fit import FitConfig, fit
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
@@ -38,7 +38,9 @@ def ensemble(obs_dim: int, act_dim: int, seeds: tuple[int, ...] = (), hidden: in
     return GaussianDynamics(Spec(obs_dim, act_dim, seeds), DynamicsConfig(members=4, elites=3, net=net))
 
 
-def learn(model: GaussianDynamics, obs: np.ndarray, act: np.ndarray, rew: np.ndarray, next_obs: np.ndarray) -> None:
+def learn(
+    model: GaussianDynamics, obs: np.ndarray, act: np.ndarray, rew: np.ndarray, next_obs: np.ndarray
+) -> None:
     no = np.zeros(len(obs), bool)
     dataset = TransitionDataset.from_arrays(obs, act, rew, no, no, next_obs)
     cfg = FitConfig(lr=3e-3, batch=128, min_updates=800, max_updates=800, epoch_updates=100)
@@ -86,7 +88,8 @@ def test_the_generator_alone_decides(point_mass):
     start, acts = draws(10)
     plans = acts.transpose(0, 1)
     one, two, other = (
-        model_env(MbrlModel(point_mass), seed).evaluate_action_sequences(plans, start[0].numpy(), 3) for seed in (0, 0, 1)
+        model_env(MbrlModel(point_mass), seed).evaluate_action_sequences(plans, start[0].numpy(), 3)
+        for seed in (0, 0, 1)
     )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
@@ -116,7 +119,9 @@ def test_the_penalty_is_subtracted_once(point_mass, name):
 
 def test_action_sequences_are_worth_their_rewards(point_mass):
     env, start = model_env(MbrlModel(point_mass)), np.zeros(2)
-    plans = torch.stack([torch.full((5, 2), x) * GOAL.sign() for x in (1.0, 0.0, -1.0)])  # towards the goal, idle, away
+    plans = torch.stack(
+        [torch.full((5, 2), x) * GOAL.sign() for x in (1.0, 0.0, -1.0)]
+    )  # towards the goal, idle, away
     values = env.evaluate_action_sequences(plans, start, num_particles=5)
     expected = [-sum(((0.1 * x * (k + 1) - 0.5) ** 2) * 2 for k in range(5)) for x in (1, 0, -1)]
     assert values.shape == (3,)
@@ -134,7 +139,9 @@ def test_rewards_stop_after_an_end_and_the_rule_sees_where_the_step_began(point_
     env, start = model_env(MbrlModel(point_mass), rule=second), np.array([0.3, 0.4], np.float32)
     long = env.evaluate_action_sequences(torch.ones(2, 6, 2), start, num_particles=1)
     seen_long, seen[:] = list(seen), []
-    short = model_env(MbrlModel(point_mass), rule=second).evaluate_action_sequences(torch.ones(2, 2, 2), start, 1)
+    short = model_env(MbrlModel(point_mass), rule=second).evaluate_action_sequences(
+        torch.ones(2, 2, 2), start, 1
+    )
     assert torch.equal(long, short)
     assert torch.equal(seen_long[0], torch.tensor(start).expand(2, 2))
     assert (seen_long[1] - seen_long[0] - 0.1).abs().max() < 0.1
@@ -173,14 +180,21 @@ def cem(env: mbrl.models.ModelEnv, horizon: int, population: int) -> mbrl.planni
         "lower_bound": "???",
         "upper_bound": "???",
     }
-    agent = mbrl.planning.TrajectoryOptimizerAgent(OmegaConf.create(cfg), [-1, -1], [1, 1], planning_horizon=horizon)
-    agent.set_trajectory_eval_fn(lambda obs, plans: env.evaluate_action_sequences(plans, obs, num_particles=2))
+    agent = mbrl.planning.TrajectoryOptimizerAgent(
+        OmegaConf.create(cfg), [-1, -1], [1, 1], planning_horizon=horizon
+    )
+    agent.set_trajectory_eval_fn(
+        lambda obs, plans: env.evaluate_action_sequences(plans, obs, num_particles=2)
+    )
     return agent
 
 
 def test_cem_moves_to_the_goal(point_mass):
     torch.manual_seed(0)
-    agent, s = cem(model_env(MbrlModel(point_mass, coef=0.1)), horizon=4, population=50), np.array([-0.5, 0.5])
+    agent, s = (
+        cem(model_env(MbrlModel(point_mass, coef=0.1)), horizon=4, population=50),
+        np.array([-0.5, 0.5]),
+    )
     goal, distance = GOAL.numpy(), []
     for _ in range(15):
         action = agent.act(s)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.sac import SACConfig
-from mbo2o.cli import compose_config
+from mbo2o.cli.main import compose_config
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Youngest
 from mbo2o.dynamics.fit import FitConfig
@@ -44,7 +44,9 @@ ONLINE = {
 def small(recipe, directory, dataset=None):
     run = RunConfig(log_every=10, eval_every=60, eval_episodes=1, checkpoint_every=1000, online_capacity=500)
     data = None if dataset is None else str(dataset)
-    return Config(recipe=recipe, dataset=data, env="Pendulum-v1", seeds=2, dir=str(directory), run=run, report=False)
+    return Config(
+        recipe=recipe, dataset=data, env="Pendulum-v1", seeds=2, dir=str(directory), run=run, report=False
+    )
 
 
 def sac(**change):
@@ -57,7 +59,16 @@ def sac(**change):
 def test_mbpos_branches_on_hopper():
     """mbpo/algorithms/mbpo.py, _set_rollout_length, with [20, 150, 1, 15]."""
     grows = [1, 15, 20, 150]
-    assert [branch_length(grows, e) for e in (0, 20, 29, 30, 85, 149, 150, 1000)] == [1, 1, 1, 2, 8, 14, 15, 15]
+    assert [branch_length(grows, e) for e in (0, 20, 29, 30, 85, 149, 150, 1000)] == [
+        1,
+        1,
+        1,
+        2,
+        8,
+        14,
+        15,
+        15,
+    ]
     assert longest(grows) == 15
     assert branch_length(5, 77) == longest(5) == 5
 
@@ -82,7 +93,9 @@ def test_a_length_that_cannot_be_is_one_line(horizon, tmp_path):
 
 
 def test_mbpo_imagines_longer_branches_as_it_goes_and_keeps_one_epoch_of_them(tmp_path):
-    recipe = MBPOConfig(agent=sac(), **SIZES, **ONLINE | {"online_steps": 240}, start=70, horizon=[1, 3, 0, 2])
+    recipe = MBPOConfig(
+        agent=sac(), **SIZES, **ONLINE | {"online_steps": 240}, start=70, horizon=[1, 3, 0, 2]
+    )
     train(small(recipe, tmp_path / "run"))
     _, done = restore(tmp_path / "run")
     # after the random steps, then at the end of epochs 0 to 3: 1 + 1 + 2 + 3 + 3 steps of ten branches, Pendulum never ends
@@ -98,7 +111,11 @@ def test_the_youngest_rows_are_drawn_as_from_a_buffer_of_that_size():
         for buffer in (big, small_one):
             buffer.add(Batch(row, row, row[..., 0], row, row[..., 0] * 0))
     drawn = Youngest(big, 5).sample(500).rew
-    assert set(drawn.flatten().tolist()) == {14.0, 15.0, 16.0, 17.0, 18.0} == set(small_one.sample(500).rew.flatten().tolist())
+    assert (
+        set(drawn.flatten().tolist())
+        == {14.0, 15.0, 16.0, 17.0, 18.0}
+        == set(small_one.sample(500).rew.flatten().tolist())
+    )
     assert len(Youngest(big, 5)) == 5
     for whole in (12, 99):
         torch.manual_seed(1)
@@ -119,7 +136,9 @@ def test_a_new_setting_at_its_default_names_no_directory():
     resolved = _resolve(Config(recipe=MOOReConfig(), env="E", dataset="d"), "E")
     old = {**resolved, "recipe": {k: v for k, v in resolved["recipe"].items() if k != "online_horizon"}}
     assert _name(resolved) == _name(old)
-    assert _name(resolved) != _name(_resolve(Config(recipe=MOOReConfig(online_horizon=2), env="E", dataset="d"), "E"))
+    assert _name(resolved) != _name(
+        _resolve(Config(recipe=MOOReConfig(online_horizon=2), env="E", dataset="d"), "E")
+    )
 
 
 # ---------------------------------------------------------------------- agents
@@ -135,7 +154,9 @@ def test_any_variant_of_sac_learns_in_the_model(agent, pendulum, tmp_path):
     _, done = restore(tmp_path / "run")
     assert type(done.agent.cfg) is type(cfg.recipe.agent)
     assert done.agent.updates == 40
-    assert read_run(tmp_path / "run").has("train", {"edac": "alignment", "cql": "gap", "obac": "offline_v"}.get(agent, "q"))
+    assert read_run(tmp_path / "run").has(
+        "train", {"edac": "alignment", "cql": "gap", "obac": "offline_v"}.get(agent, "q")
+    )
 
 
 def test_an_agent_that_is_no_sac_is_refused(pendulum, tmp_path):
@@ -158,7 +179,13 @@ def test_observations_are_standardised_in_the_model_too(pendulum, tmp_path):
 @pytest.mark.parametrize("sampling", ["geometric", "online"])
 def test_moore_learns_from_its_first_online_step_on(sampling, pendulum, tmp_path):
     """The offline model imagines at once: no thousand steps are lost until the first refit."""
-    train(small(MOOReConfig(agent=sac(), **SIZES, **OFFLINE, **ONLINE, sampling=sampling), tmp_path / "run", pendulum))
+    train(
+        small(
+            MOOReConfig(agent=sac(), **SIZES, **OFFLINE, **ONLINE, sampling=sampling),
+            tmp_path / "run",
+            pendulum,
+        )
+    )
     log = read_run(tmp_path / "run")
     assert log.series("uncertainty", "penalty_share", "online").step.tolist() == [0, 59, 119]
     assert log.series("model", "holdout_mse", "online").step.tolist() == [59, 119]

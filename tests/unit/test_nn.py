@@ -114,7 +114,10 @@ def test_seeds_do_not_touch():
 
 
 def test_polyak():
-    target, source = EnsembleMLP((2,), 3, 1, MLPConfig(hidden=[4])), EnsembleMLP((2,), 3, 1, MLPConfig(hidden=[4]))
+    target, source = (
+        EnsembleMLP((2,), 3, 1, MLPConfig(hidden=[4])),
+        EnsembleMLP((2,), 3, 1, MLPConfig(hidden=[4])),
+    )
     old, new = copy.deepcopy(target.state_dict()), copy.deepcopy(source.state_dict())
     polyak(target, source, 0.1)
     for name, x in target.state_dict().items():

@@ -78,10 +78,14 @@ def test_constraint_by_hand(beta):
     agent, b = make(constraint="fixed", constraint_weight=0.3, beta=beta), batch()
     mean, log_std = (x.detach().double() for x in agent.actor(b.obs))
     u = torch.atanh(b.act.double())
-    log_p = torch.distributions.Normal(mean, log_std.exp()).log_prob(u) - torch.log(1 - b.act.double().square())
+    log_p = torch.distributions.Normal(mean, log_std.exp()).log_prob(u) - torch.log(
+        1 - b.act.double().square()
+    )
     advantage = agent.offline_target(b.obs, b.act)[..., 0].amin(0) - agent.offline_value(b.obs)[..., 0]
     weight = 1 if beta is None else (beta * advantage.detach()).exp().clamp(max=100)
-    torch.testing.assert_close(constraint(agent, b).detach().double(), -0.3 * weight * log_p.sum(-1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        constraint(agent, b).detach().double(), -0.3 * weight * log_p.sum(-1), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_density_of_the_released_code():
@@ -116,7 +120,11 @@ def test_offline_learner_is_iql_without_an_actor():
         torch.autograd.grad(value_loss, list(agent.offline_value.parameters())),
         torch.autograd.grad(critic_loss, list(agent.offline_critic.parameters())),
     ]
-    before = {k: x.clone() for k, x in agent.state_dict().items() if k.split(".")[0] in ("actor", "critic", "target")}
+    before = {
+        k: x.clone()
+        for k, x in agent.state_dict().items()
+        if k.split(".")[0] in ("actor", "critic", "target")
+    }
     old = [[p.clone() for p in net.parameters()] for net in (agent.offline_value, agent.offline_critic)]
     agent.learn_offline(b)
     for net, gradients, start in zip((agent.offline_value, agent.offline_critic), expected, old, strict=True):
@@ -137,8 +145,12 @@ def test_without_its_constraint_it_is_sac_bit_for_bit(off):
         torch.manual_seed(2)
         for b in batches:
             metrics = agent.update(b)
-    assert all(torch.equal(x, obac.state_dict()[k]) for k, x in sac.state_dict().items() if torch.is_tensor(x))
-    assert ((metrics["ahead"] >= 0) & (metrics["ahead"] <= 1)).all()  # the gate is told of, even where it has no say
+    assert all(
+        torch.equal(x, obac.state_dict()[k]) for k, x in sac.state_dict().items() if torch.is_tensor(x)
+    )
+    assert (
+        (metrics["ahead"] >= 0) & (metrics["ahead"] <= 1)
+    ).all()  # the gate is told of, even where it has no say
 
 
 def test_imitates_where_the_offline_learner_is_ahead():

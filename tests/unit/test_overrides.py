@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from mbo2o.cli import compose_config, main
-from mbo2o.overrides import WORDS, literal, literals
+from mbo2o.cli.main import compose_config, main
+from mbo2o.cli.overrides import WORDS, literal, literals
 from mbo2o.types import UserError
 
 NAMES = st.text(st.sampled_from("ab1(),=\\{}[]'\" ~é日:;#&*?$%!@|<>.-+"), min_size=1, max_size=12)
@@ -67,8 +67,18 @@ def test_what_has_a_meaning_keeps_it(monkeypatch, tmp_path):
 
 
 def small(dataset, **more):
-    made = {"recipe": "finetune", "agent@recipe.offline": "bc", "recipe.online_steps": 0, "recipe.offline_steps": 2}
-    made |= {"recipe.batch": 8, "recipe.offline.actor.hidden": "[4]", "run.eval_episodes": 1, "report": "false"}
+    made = {
+        "recipe": "finetune",
+        "agent@recipe.offline": "bc",
+        "recipe.online_steps": 0,
+        "recipe.offline_steps": 2,
+    }
+    made |= {
+        "recipe.batch": 8,
+        "recipe.offline.actor.hidden": "[4]",
+        "run.eval_episodes": 1,
+        "report": "false",
+    }
     return ["train", f"dataset={dataset}", *(f"{k}={v}" for k, v in (made | more).items())]
 
 
@@ -85,7 +95,9 @@ def test_a_run_in_a_folder_of_any_name(name, pendulum, capsys):
     assert set(os.listdir(name)) == {"a,b.hdf5", "run 1", "run 2"}
 
 
-@pytest.mark.parametrize("name", ["C:\\data\\hopper.hdf5", "C:\\data\\hopper", "hopper (1).hdf5", "x/y,z.hdf5"])
+@pytest.mark.parametrize(
+    "name", ["C:\\data\\hopper.hdf5", "C:\\data\\hopper", "hopper (1).hdf5", "x/y,z.hdf5"]
+)
 def test_a_path_to_nothing_is_no_such_file(name, capsys):
     code, _, err = run(capsys, "train", f"dataset={name}")
     assert code == 2
@@ -95,17 +107,29 @@ def test_a_path_to_nothing_is_no_such_file(name, capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["switch=wsrl", "recipe=moore"], "switch=wsrl sets agent@recipe.offline, for which recipe=moore has no place; leave"),
+        (
+            ["switch=wsrl", "recipe=moore"],
+            "switch=wsrl sets agent@recipe.offline, for which recipe=moore has no place; leave",
+        ),
         (
             ["switch=cql-sac", "recipe.online.actor.hidden=[16]"],
             "recipe.online is null: the agent there is derived from recipe.offline; choose one by name, as agent@recipe.",
         ),
         (["recipe.foo.bar=1"], "'recipe.foo' is not a setting; recipe has: agent, "),
         (["recipe.agnt.gamma=1"], "did you mean 'recipe.agent'?"),
-        (["recipe.horizon.x=1"], "'recipe.horizon.x' is not a setting: recipe.horizon is the value 5, not a group"),
-        (["agent@recipe.online=sac"], "recipe=moore has no place 'agent@recipe.online'; it has agent@recipe.agent"),
+        (
+            ["recipe.horizon.x=1"],
+            "'recipe.horizon.x' is not a setting: recipe.horizon is the value 5, not a group",
+        ),
+        (
+            ["agent@recipe.online=sac"],
+            "recipe=moore has no place 'agent@recipe.online'; it has agent@recipe.agent",
+        ),
         (["recipe=scratch", "agent@recipe.online=sac"], "it has agent@recipe.agent=NAME"),
-        (["recipe=finetune", "agent=sac"], "recipe=finetune has agent@recipe.offline=NAME, agent@recipe.online=NAME"),
+        (
+            ["recipe=finetune", "agent=sac"],
+            "recipe=finetune has agent@recipe.offline=NAME, agent@recipe.online=NAME",
+        ),
         (["foo"], "'foo' is not a setting; settings are given as KEY=VALUE"),
         (["=3"], "'=3' is not a setting"),
         (["recipe=3"], "recipe=3: expected a name; choices: enoto, "),
@@ -115,7 +139,10 @@ def test_a_path_to_nothing_is_no_such_file(name, capsys):
         (["run={a:1}"], "run.a: Key 'a' not in 'RunConfig'"),
         (["++recipe.zzz=3"], "'recipe.zzz' is not a setting; recipe has: "),
         (["dir=${foo}"], "dir: Interpolation key 'foo' not found; ${KEY} stands for another setting's value"),
-        (["dir=a\\${foo}b", "dataset=x.hdf5"], "dir=a${foo}b: a name that holds ${ cannot be kept in config.yaml"),
+        (
+            ["dir=a\\${foo}b", "dataset=x.hdf5"],
+            "dir=a${foo}b: a name that holds ${ cannot be kept in config.yaml",
+        ),
         (["seed=-1"], "seed=-1 must lie in [0, 2^64 - seeds)"),
         (["seed=99999999999999999999"], "must lie in [0, 2^64 - seeds)"),
         (["threads=99999999999"], "threads=99999999999 must be at most"),
@@ -137,13 +164,25 @@ def test_a_mistake_is_one_line_that_says_what_there_is(args, said, capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["data", "collect", "--env", "Pendulum-v1", "--hidden", "0", "--out", "x"], "hidden=0 must be at least 1"),
-        (["data", "collect", "--env", "Pendulum-v1", "--batch", "0", "--out", "x"], "batch=0 must be at least 1"),
-        (["data", "collect", "--policy", "random", "--env", "Pendulum-v1", "--seed", "-1", "--out", "x"], "--seed -1 must not"),
+        (
+            ["data", "collect", "--env", "Pendulum-v1", "--hidden", "0", "--out", "x"],
+            "hidden=0 must be at least 1",
+        ),
+        (
+            ["data", "collect", "--env", "Pendulum-v1", "--batch", "0", "--out", "x"],
+            "batch=0 must be at least 1",
+        ),
+        (
+            ["data", "collect", "--policy", "random", "--env", "Pendulum-v1", "--seed", "-1", "--out", "x"],
+            "--seed -1 must not",
+        ),
         (["bench", "agents", "--rounds", "0"], "rounds=0 must be at least 1"),
         (["eval", "x", "--seed", "-1"], "--seed -1 must not be negative"),
         (["study", "moore", "x.hdf5", "--seeds", "0"], "seeds=0 must be at least 1"),
-        (["study", "moore", "hopper-medium-v5", "--arms", "foo"], "no arm is called 'foo'; choices: alpha-0.5"),
+        (
+            ["study", "moore", "hopper-medium-v5", "--arms", "foo"],
+            "no arm is called 'foo'; choices: alpha-0.5",
+        ),
         (
             ["data", "collect", "--env", "Pendulum-v1", "--steps", "9", "--out", "/proc/x"],
             "/proc/x: cannot be written (No such",
@@ -208,8 +247,14 @@ def test_a_directory_that_was_there_stays(pendulum, capsys):
 def test_all_settings_that_differ_are_named(pendulum, capsys):
     assert run(capsys, *small(pendulum, dir="made"))[0] == 0
     _, _, err = run(capsys, *small(pendulum, dir="made", seed=3, **{"recipe.batch": 9}))
-    assert "made: holds a run with recipe.batch=8, not 9; seed=0, not 3 (2 settings differ); choose another dir=" in err
-    more = {f"run.{x}": 7 for x in ("log_every", "eval_every", "checkpoint_every", "eval_episodes", "reward_shift")}
+    assert (
+        "made: holds a run with recipe.batch=8, not 9; seed=0, not 3 (2 settings differ); choose another dir="
+        in err
+    )
+    more = {
+        f"run.{x}": 7
+        for x in ("log_every", "eval_every", "checkpoint_every", "eval_episodes", "reward_shift")
+    }
     _, _, err = run(capsys, *small(pendulum, dir="made", seed=3, **{"recipe.batch": 9}, **more))
     assert "; and 2 more (7 settings differ); " in err
     assert err.count(", not ") == 5
@@ -219,7 +264,12 @@ def test_all_settings_that_differ_are_named(pendulum, capsys):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("seed: 0", "seed: x"), ("batch: 8", "batch: [1]"), ("eval_every: 1000", "foo: 3"), ("name: finetune", "x: y")],
+    [
+        ("seed: 0", "seed: x"),
+        ("batch: 8", "batch: [1]"),
+        ("eval_every: 1000", "foo: 3"),
+        ("name: finetune", "x: y"),
+    ],
 )
 def test_a_config_that_was_changed_by_hand_is_one_line(old, new, pendulum, capsys):
     assert run(capsys, *small(pendulum, dir="made"))[0] == 0
@@ -252,16 +302,26 @@ def test_a_function_that_eval_cannot_find_is_refused_at_the_start(option, pendul
         cfg = compose_config(["recipe=mopo", f"dataset={pendulum}", "dir=made"])
         setattr(cfg.recipe, option, rule)
         with pytest.raises(
-            UserError, match=rf"^{option}=.* cannot be found again by `mbo2o eval`; put it into a module and give "
+            UserError,
+            match=rf"^{option}=.* cannot be found again by `mbo2o eval`; put it into a module and give ",
         ):
             train(cfg)
         assert not Path("made").exists()
 
 
 def test_a_task_without_scores_is_said_once_at_the_start(capsys):
-    sizes = ["recipe.online_steps=0", "recipe.start=1", "run.eval_episodes=1", "recipe.agent.actor.hidden=[4]"]
+    sizes = [
+        "recipe.online_steps=0",
+        "recipe.start=1",
+        "run.eval_episodes=1",
+        "recipe.agent.actor.hidden=[4]",
+    ]
     with pytest.warns(UserWarning, match="there are no scores") as caught:
-        code, _, err = run(capsys, "train", "recipe=scratch", "env=MountainCarContinuous-v0", *sizes, "report=false")
+        code, _, err = run(
+            capsys, "train", "recipe=scratch", "env=MountainCarContinuous-v0", *sizes, "report=false"
+        )
     assert code == 0, err
     said = [str(x.message) for x in caught if "no scores" in str(x.message)]
-    assert said == ["no reference set knows MountainCarContinuous-v0: there are no scores; give run.reference=[LOW,HIGH]"]
+    assert said == [
+        "no reference set knows MountainCarContinuous-v0: there are no scores; give run.reference=[LOW,HIGH]"
+    ]

@@ -24,7 +24,9 @@ def make(seeds=(), **cfg) -> PEX:
 
 def batch(seeds=(), n=8) -> Batch:
     obs, next_obs = torch.randn(2, *seeds, n, 3)
-    return Batch(obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n))
+    return Batch(
+        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n)
+    )
 
 
 def values(agent, of_first, of_second, second):
@@ -65,13 +67,21 @@ def test_starts_from_iql_and_keeps_its_actor():
         before.update(batch((2,)))
     after = make((2,))
     table = {x.part: x.what for x in after.adopt(before)}
-    assert {x for x, what in table.items() if what == "kept"} >= {"actor", "critic", "target", "value_net", "critic_optim"}
+    assert {x for x, what in table.items() if what == "kept"} >= {
+        "actor",
+        "critic",
+        "target",
+        "value_net",
+        "critic_optim",
+    }
     assert table["second"] == table["second_optim"] == "new"
     assert table["actor_optim"] == "dropped"
     own = [p.clone() for p in after.second.parameters()]
     for _ in range(5):
         after.update(batch((2,)))
-    assert all(torch.equal(p, q) for p, q in zip(before.actor.parameters(), after.actor.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(before.actor.parameters(), after.actor.parameters(), strict=True)
+    )
     assert any(not torch.equal(p, q) for p, q in zip(own, after.second.parameters(), strict=True))
 
 

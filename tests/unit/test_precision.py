@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbo2o import cli
-from mbo2o.data import schema
-from mbo2o.data.audit import audit
+from mbo2o.cli.main import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.precision import LostPrecision
+from mbo2o.doctor.audit import audit
+from mbo2o.store import hdf5
 
 N = 600
 
@@ -46,7 +46,7 @@ def without(x, *keys):
     return {key: v for key, v in x.items() if key not in keys}
 
 
-def hdf5(path, x):
+def h5_file(path, x):
     with h5py.File(path, "w") as file:
         for key, value in x.items():
             file[key] = value
@@ -57,7 +57,13 @@ def table(path, x):
     header = "a,b,c,t,u,v,r,d,e"
     rows = np.column_stack([x[k] for k in ("observations", "actions", "rewards", "terminals", "timeouts")])
     np.savetxt(path, rows, "%.17g", ",", header=header, comments="")
-    names = {"observations": list("abct"), "actions": ["u", "v"], "rewards": "r", "terminals": "d", "timeouts": "e"}
+    names = {
+        "observations": list("abct"),
+        "actions": ["u", "v"],
+        "rewards": "r",
+        "terminals": "d",
+        "timeouts": "e",
+    }
     return path, names
 
 
@@ -68,7 +74,7 @@ def episodes(x):
 LOADERS = {
     "arrays": lambda x, tmp: TransitionDataset.from_arrays(**x),
     "dict": lambda x, tmp: TransitionDataset.from_dict(x),
-    "hdf5": lambda x, tmp: TransitionDataset.load(hdf5(tmp / "x.hdf5", x)),
+    "hdf5": lambda x, tmp: TransitionDataset.load(h5_file(tmp / "x.hdf5", x)),
     "table": lambda x, tmp: TransitionDataset.from_table(*table(tmp / "x.csv", x)),
     "episodes": lambda x, tmp: TransitionDataset.from_episodes(episodes(x)),
 }
@@ -89,7 +95,8 @@ def test_the_counts_are_those_of_a_loop():
     moves = (narrow["observations"] != narrow["next_observations"]).sum(0)
     (said,) = lost(TransitionDataset.from_arrays, **x)
     assert (
-        f"dimension 0 changes in {N} rows, in float32 in {moves[0]}; dimension 3 changes in {N} rows, in float32 in 0" in said
+        f"dimension 0 changes in {N} rows, in float32 in {moves[0]}; dimension 3 changes in {N} rows, in float32 in 0"
+        in said
     )
     assert 0 < moves[0] < 0.2 * N
 
@@ -98,13 +105,13 @@ def test_without_next_observations_rows_are_compared_with_those_below(monkeypatc
     x = without(walk(clock=1.76e9), "next_observations")
     whole = lost(TransitionDataset.from_arrays, **x)
     assert f"dimension 3 changes in {N - 1} rows, in float32 in 0" in whole[0]
-    monkeypatch.setattr(schema, "BLOCK", 40)  # ten rows at a time, as of a file that is larger than memory
+    monkeypatch.setattr(hdf5, "BLOCK", 40)  # ten rows at a time, as of a file that is larger than memory
     assert lost(TransitionDataset.from_arrays, **x) == whole
 
 
 def test_a_map_says_it_each_time(tmp_path, monkeypatch):
     monkeypatch.setenv("MBO2O_CACHE", str(tmp_path / "cache"))
-    path = hdf5(tmp_path / "x.hdf5", walk(clock=1.76e9))
+    path = h5_file(tmp_path / "x.hdf5", walk(clock=1.76e9))
     for _ in range(2):
         with pytest.warns(UserWarning, match="float32 cannot tell observations apart: dimension 3"):
             TransitionDataset.load(path, "memmap")
@@ -139,7 +146,8 @@ SOUND = {
         key: (1000 * v).astype(np.int64) if "obs" in key else v for key, v in walk(offset=100.0).items()
     },
     "unknown next ones": lambda: (
-        walk() | {"next_observations": np.where(np.arange(N)[:, None] % 2, np.nan, walk()["next_observations"])}
+        walk()
+        | {"next_observations": np.where(np.arange(N)[:, None] % 2, np.nan, walk()["next_observations"])}
     ),
 }
 
@@ -172,7 +180,9 @@ def test_whole_numbers_are_looked_at_too():
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(-1e10, 1e10), st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1))
-def test_said_where_the_spacing_of_float32_is_above_the_steps_and_not_where_it_is_far_below(offset, step, seed):
+def test_said_where_the_spacing_of_float32_is_above_the_steps_and_not_where_it_is_far_below(
+    offset, step, seed
+):
     steps = step * (1 + np.random.default_rng(seed).random(100))
     at = offset + np.append(0, steps.cumsum())
     x = walk(n=100) | {"observations": at[:-1, None], "next_observations": at[1:, None]}
@@ -185,7 +195,7 @@ def test_said_where_the_spacing_of_float32_is_above_the_steps_and_not_where_it_i
 
 
 def test_the_doctor_says_no_for_dynamics(tmp_path, capsys):
-    path = hdf5(tmp_path / "utm.hdf5", walk(4.5e6, 1.76e9))
+    path = h5_file(tmp_path / "utm.hdf5", walk(4.5e6, 1.76e9))
     with pytest.raises(SystemExit) as e:
         cli.main(["data", "check", str(path), "--json"])
     report = json.loads(capsys.readouterr().out)

@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 import torch
 
+from bench.agents import print_agents
 from mbo2o.agents.redq import REDQ, REDQConfig
-from mbo2o.bench.agents import print_agents
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.types import Batch, Spec
@@ -26,7 +26,9 @@ def make(seeds=(), **cfg) -> REDQ:
 
 def batch(seeds=(), n=6) -> Batch:
     obs, next_obs = torch.randn(2, *seeds, n, 3)
-    return Batch(obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n))
+    return Batch(
+        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n)
+    )
 
 
 def weights(module):
@@ -41,7 +43,8 @@ def test_actor_moves_with_every_kth_update_and_critics_with_all(delay):
         log_alpha = agent.log_alpha.item()
         metrics = agent.update(batch())
         critic, target, actor = (
-            not torch.equal(weights(x), w) for x, w in zip((agent.critic, agent.target, agent.actor), before, strict=True)
+            not torch.equal(weights(x), w)
+            for x, w in zip((agent.critic, agent.target, agent.actor), before, strict=True)
         )
         due = t % delay == 0
         assert critic
@@ -103,14 +106,16 @@ def test_two_target_critics_are_asked_and_no_more(backup, seeds):
         assert (found.sum(-2) <= 1).all()
 
 
-@pytest.mark.parametrize("change", [{"granularity": "sample"}, {"sunrise": SunriseConfig("per_sample")}, {"target": "min_q"}])
+@pytest.mark.parametrize(
+    "change", [{"granularity": "sample"}, {"sunrise": SunriseConfig("per_sample")}, {"target": "min_q"}]
+)
 def test_all_are_asked_where_all_matter(change):
     assert make(**change).backup(batch())[1].shape == (10, 6)
 
 
 def test_the_benchmark_of_updates(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mbo2o.bench.agents.CRITIC", SMALL)
-    monkeypatch.setattr("mbo2o.bench.agents.BATCH", 8)
+    monkeypatch.setattr("bench.agents.CRITIC", SMALL)
+    monkeypatch.setattr("bench.agents.BATCH", 8)
     print_agents(rounds=1, out=tmp_path / "bench.jsonl")
     results = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert [(r["agent"].split(",")[0], r["utd"]) for r in results] == [

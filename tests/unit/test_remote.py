@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 import mbo2o
-from mbo2o.cli import main
-from mbo2o.data import remote
+from mbo2o.cli.main import main
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.data.io import minari
+from mbo2o.store import minari, remote
 from mbo2o.train import find_dataset
 from mbo2o.types import UserError
 
@@ -102,7 +101,15 @@ def offer(server, tmp_path, monkeypatch):
 
     def offer(urls=None, content=RIGHT, env_id="-", collected_in="-"):
         urls = urls or f"{server.url}/tiny.hdf5"
-        line = [NAME, env_id, collected_in, "CC0-1.0", str(len(content)), hashlib.sha256(content).hexdigest(), urls]
+        line = [
+            NAME,
+            env_id,
+            collected_in,
+            "CC0-1.0",
+            str(len(content)),
+            hashlib.sha256(content).hexdigest(),
+            urls,
+        ]
         remote.folder().mkdir(parents=True, exist_ok=True)
         (remote.folder() / "remote.tsv").write_text("# ours\n\n" + "\t".join(line) + "\n")
         return remote.find(NAME)
@@ -140,7 +147,10 @@ def test_a_cut_a_wrong_and_the_right_file(server, offer, capsys):
     server.answer = cut(RIGHT)
     code, _, err = command(capsys, "fetch", NAME)
     assert (code, files()) == (2, PART)
-    assert "closed after 40000 of 100000 bytes; the same command goes on from the 40000 bytes that are kept" in err
+    assert (
+        "closed after 40000 of 100000 bytes; the same command goes on from the 40000 bytes that are kept"
+        in err
+    )
     server.answer = whole(WRONG)
     code, _, err = command(capsys, "fetch", NAME)
     assert (code, files()) == (2, {})
@@ -188,9 +198,21 @@ def test_a_rest_of_another_file_is_found_out(server, offer):
         (ranged(RIGHT, Content_Range=f"bytes 0-{len(RIGHT) - 1}/{len(RIGHT)}"), 2),
         (ranged(RIGHT, Content_Range=f"bytes {CUT}-{len(RIGHT)}/{len(RIGHT) + 1}"), 2),
         (ranged(RIGHT, Content_Range=None), 2),
-        (lambda r: reply(r, RIGHT[CUT:] * 3, 206, Content_Range=f"bytes {CUT}-{len(RIGHT) - 1}/{len(RIGHT)}"), 1),
+        (
+            lambda r: reply(
+                r, RIGHT[CUT:] * 3, 206, Content_Range=f"bytes {CUT}-{len(RIGHT) - 1}/{len(RIGHT)}"
+            ),
+            1,
+        ),
     ],
-    ids=["ignores ranges", "refuses ranges", "another range", "of a longer file", "no Content-Range", "sends too much"],
+    ids=[
+        "ignores ranges",
+        "refuses ranges",
+        "another range",
+        "of a longer file",
+        "no Content-Range",
+        "sends too much",
+    ],
 )
 def test_servers_that_cannot_go_on(answer, requests, server, offer):
     entry = offer()
@@ -204,7 +226,10 @@ def test_servers_that_cannot_go_on(answer, requests, server, offer):
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (whole(b"<html>please log in</html>" * 10), "HTTP 200 with 260 bytes (unknown type), expected 100000"),
+        (
+            whole(b"<html>please log in</html>" * 10),
+            "HTTP 200 with 260 bytes (unknown type), expected 100000",
+        ),
         (status(200), "HTTP 200 with 15 bytes (text/html), expected 100000"),
         (lambda r: reply(r, RIGHT, Content_Length=None), "an unknown number of bytes"),
         (whole(RIGHT * 2), "HTTP 200 with 200000 bytes"),
@@ -235,7 +260,9 @@ def test_what_is_no_file_is_refused_before_its_body(answer, expected, server, of
 
 def test_redirects_are_followed(server, offer):
     entry = offer(f"{server.url}/moved")
-    server.answer = lambda r: status(302, Location="/tiny.hdf5")(r) if r.path == "/moved" else ranged(RIGHT)(r)
+    server.answer = lambda r: (
+        status(302, Location="/tiny.hdf5")(r) if r.path == "/moved" else ranged(RIGHT)(r)
+    )
     assert remote.fetch(entry)
     assert files() == WHOLE
 
@@ -288,7 +315,10 @@ def test_offline_nothing_is_asked_for(server, offer, capsys, monkeypatch):
     code, _, err = command(capsys, "fetch", NAME)
     assert code == 2
     where = f"put {server.url}/tiny.hdf5 (100000 bytes, sha256 {entry.sha256}) at {entry.path}\n"
-    assert err == f"mbo2o: {entry.path}: is not there, and MBO2O_OFFLINE is set, so that nothing is fetched; {where}"
+    assert (
+        err
+        == f"mbo2o: {entry.path}: is not there, and MBO2O_OFFLINE is set, so that nothing is fetched; {where}"
+    )
     assert files() == {}
     entry.path.parent.mkdir()
     entry.path.write_bytes(RIGHT)
@@ -362,7 +392,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(server, offer, capsys, monke
     monkeypatch.setattr(remote, "open", lambda path, mode: Full(io.FileIO(path, "a+")), raising=False)
     code, _, err = command(capsys, "fetch", NAME)
     assert code == 2
-    assert err == f"mbo2o: {entry.path}.part: cannot be written (No space left on device); MBO2O_DATA names another folder\n"
+    assert (
+        err
+        == f"mbo2o: {entry.path}.part: cannot be written (No space left on device); MBO2O_DATA names another folder\n"
+    )
     assert files() == {}
 
 
@@ -421,7 +454,9 @@ def test_what_ships_is_well_formed():
         assert entry.name.startswith("d4rl/")
         assert 10**6 < entry.size < 10**9
         assert entry.licence == "CC-BY-4.0"
-        if maze := re.match(r"d4rl/antmaze-(\w+?)-", entry.name):  # of D4RL's own env, which gymnasium does not have
+        if maze := re.match(
+            r"d4rl/antmaze-(\w+?)-", entry.name
+        ):  # of D4RL's own env, which gymnasium does not have
             assert entry.env_id.lower() == f"antmaze_{maze[1]}-v5"
         else:
             assert entry.env_id in (None, f"{(entry.collected_in or '').removesuffix('-v2')}-v5")
@@ -431,7 +466,9 @@ def test_what_ships_is_well_formed():
 
 def test_the_registry_is_in_the_wheel():
     project = Path(mbo2o.__file__).parents[1] / "pyproject.toml"
-    assert tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["mbo2o.data"] == [remote.SHIPPED.name]
+    assert tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["mbo2o.data"] == [
+        remote.SHIPPED.name
+    ]
 
 
 GOOD = ["a/b", "Hopper-v5", "Hopper-v2", "CC0-1.0", "12", "0" * 64, "http://x/y"]
@@ -532,9 +569,24 @@ def test_where_and_list_ask_for_nothing(server, offer, capsys):
     assert err.startswith("fetched: ")
     _, out, _ = command(capsys, "list")
     lines = out.splitlines()
-    assert next(x for x in lines if x.startswith(NAME)).split() == [NAME, "0", "MB", "Pendulum-v1", "CC0-1.0", "fetched"]
+    assert next(x for x in lines if x.startswith(NAME)).split() == [
+        NAME,
+        "0",
+        "MB",
+        "Pendulum-v1",
+        "CC0-1.0",
+        "fetched",
+    ]
     medium = next(x for x in lines if x.startswith("d4rl/hopper-medium-v2"))
-    assert medium.split() == ["d4rl/hopper-medium-v2", "153", "MB", "Hopper-v5", "CC-BY-4.0", "not", "fetched"]
+    assert medium.split() == [
+        "d4rl/hopper-medium-v2",
+        "153",
+        "MB",
+        "Hopper-v5",
+        "CC-BY-4.0",
+        "not",
+        "fetched",
+    ]
     entry.path.write_bytes(b"short")
     assert command(capsys, "where", NAME)[2].startswith("damaged: ")
     assert server.requests == []
@@ -577,7 +629,9 @@ def test_training_finds_what_was_fetched_and_its_environment(server, offer, bare
 
     server.answer = whole(bare)
     remote.fetch(entry)
-    with pytest.warns(UserWarning, match="the data are of Pendulum-v0, and a run is in Pendulum-v1") as warned:
+    with pytest.warns(
+        UserWarning, match="the data are of Pendulum-v0, and a run is in Pendulum-v1"
+    ) as warned:
         data = find_dataset(NAME)
     assert len(warned) == 1
     assert data.attrs == {"env_id": "Pendulum-v1", "collected_in": "Pendulum-v0"}
@@ -592,8 +646,17 @@ def test_a_run_by_a_remote_name(server, offer, bare, capsys):
     entry = offer(content=bare, env_id="Pendulum-v1", collected_in="Pendulum-v0")
     server.answer = whole(bare)
     remote.fetch(entry)
-    small = ["recipe.offline_steps=2", "recipe.online_steps=0", "recipe.batch=8", "run.eval_episodes=1", "report=false"]
-    with pytest.warns(UserWarning, match="the data are of Pendulum-v0") as warned, pytest.raises(SystemExit) as e:
+    small = [
+        "recipe.offline_steps=2",
+        "recipe.online_steps=0",
+        "recipe.batch=8",
+        "run.eval_episodes=1",
+        "report=false",
+    ]
+    with (
+        pytest.warns(UserWarning, match="the data are of Pendulum-v0") as warned,
+        pytest.raises(SystemExit) as e,
+    ):
         main(["train", "recipe=finetune", "agent@recipe.offline=bc", f"dataset={NAME}", "dir=out", *small])
     assert e.value.code == 0, capsys.readouterr().err
     assert len(warned) == 1
@@ -620,18 +683,29 @@ def test_the_file_s_own_attributes_come_first(server, offer, pendulum, capsys):
     assert (code, json.loads(out)["attrs"]["env_id"]) == (0, "Pendulum-v1")
 
 
-@pytest.mark.parametrize("name", ["D4RL/pointmaze/umaze-v2", "D4RL/antmaze/umaze-v1", "mujoco/hopper/medium-v0", "d4rl/own-v0"])
+@pytest.mark.parametrize(
+    "name", ["D4RL/pointmaze/umaze-v2", "D4RL/antmaze/umaze-v1", "mujoco/hopper/medium-v0", "d4rl/own-v0"]
+)
 @pytest.mark.filterwarnings("ignore:.*no timeouts")
 def test_minari_ids_are_still_minari_s(name, offer, monkeypatch):
     offer()
-    fields = {"observations": np.eye(3), "actions": np.zeros((3, 1)), "rewards": np.zeros(3), "terminals": np.zeros(3)}
-    monkeypatch.setattr(minari, "read", lambda found, how: (remote.schema.check(fields, found, how=how), {"minari_id": found}))
+    fields = {
+        "observations": np.eye(3),
+        "actions": np.zeros((3, 1)),
+        "rewards": np.zeros(3),
+        "terminals": np.zeros(3),
+    }
+    monkeypatch.setattr(
+        minari, "read", lambda found, how: (remote.schema.check(fields, found, how=how), {"minari_id": found})
+    )
     for asked in (name, f"minari:{name}", "minari:d4rl/hopper-medium-v2"):
         assert find_dataset(asked).attrs == {"minari_id": asked.removeprefix("minari:")}
 
 
 def test_near_misses_name_both_readings(offer):
-    with pytest.raises(UserError, match=r"did you mean 'd4rl/hopper-medium-v2'\? \(a Minari set: minari:d4rl/hoper-medium-v2"):
+    with pytest.raises(
+        UserError, match=r"did you mean 'd4rl/hopper-medium-v2'\? \(a Minari set: minari:d4rl/hoper-medium-v2"
+    ):
         find_dataset("d4rl/hoper-medium-v2")
     with pytest.raises(UserError, match=r"did you mean 'd4rl/hopper-medium-v2'\?"):
         find_dataset("hopper-medium-v2")

@@ -47,7 +47,10 @@ def synthesise(
     lines: list[dict] = []
 
     def log(kind: str, phase: str, step: int, **metrics: float | np.ndarray) -> None:
-        noisy = {k: (np.asarray(v) * rng.normal(1, 0.05, (seeds, *np.shape(v)))).tolist() for k, v in metrics.items()}
+        noisy = {
+            k: (np.asarray(v) * rng.normal(1, 0.05, (seeds, *np.shape(v)))).tolist()
+            for k, v in metrics.items()
+        }
         total = step if phase == "offline" else OFFLINE + step
         lines.append(dict(kind=kind, phase=phase, step=step, total=total, time=total / 100, **noisy))
 
@@ -61,7 +64,16 @@ def synthesise(
         log("uncertainty", phase, step, **metrics)
 
     def evaluate(phase: str, step: int, ret: float, q: float) -> None:
-        log("eval", phase, step, **{"return": ret}, length=300.0, score=ret / 32, q=q * ret, mc_return=0.06 * ret)
+        log(
+            "eval",
+            phase,
+            step,
+            **{"return": ret},
+            length=300.0,
+            score=ret / 32,
+            q=q * ret,
+            mc_return=0.06 * ret,
+        )
 
     def fit(phase: str, step: int, share: float, sharp: float) -> None:
         log("model", phase, step, holdout_mse=0.1, updates=400.0, epochs=5.0)
@@ -160,7 +172,10 @@ def test_an_interval_needs_five_seeds_and_is_student_s():
 
 
 def test_welch_s_difference_of_unequal_samples():
-    a, b = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1]
+    a, b = (
+        [27.5, 21.0, 19.0, 23.6, 17.0, 17.9],
+        [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1],
+    )
     found = unpaired_difference(a, b)
     va, vb = np.var(a, ddof=1) / 6, np.var(b, ddof=1) / 12
     df = (va + vb) ** 2 / (va**2 / 5 + vb**2 / 11)
@@ -203,10 +218,16 @@ def test_the_window_has_as_many_updates_and_evaluations_in_every_arm():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 7), st.integers(0, 40), st.integers(1, 5)), min_size=1, max_size=4)
+    st.lists(
+        st.tuples(st.integers(1, 30), st.integers(1, 7), st.integers(0, 40), st.integers(1, 5)),
+        min_size=1,
+        max_size=4,
+    )
 )
 def test_a_window_s_evaluations_are_distinct_and_follow_the_first_update(arms):
-    paces = {str(i): Pace(np.arange(n + 1) * every, start, utd) for i, (n, every, start, utd) in enumerate(arms)}
+    paces = {
+        str(i): Pace(np.arange(n + 1) * every, start, utd) for i, (n, every, start, utd) in enumerate(arms)
+    }
     updates, looks = common_window(paces)
     assert len({len(x) for x in looks.values()}) == 1
     for name, found in looks.items():
@@ -328,7 +349,10 @@ def test_report_has_every_section_and_its_pictures(tmp_path: Path, seeds: int):
     assert ("no interval" in html) == (seeds == 1)
     assert f"<th>seed {seeds - 1}</th>" in html
     assert "1,500" in html, "the behaviour policy's return"
-    for png in (page.parent / f"{name}.png" for name in ("return", "uncertainty", "offline_share", "q_values", "calibration")):
+    for png in (
+        page.parent / f"{name}.png"
+        for name in ("return", "uncertainty", "offline_share", "q_values", "calibration")
+    ):
         assert png.read_bytes().startswith(b"\x89PNG")
         assert png.stat().st_size > 20_000
     j0 = read_run(run).series("eval", "return", "online").values[0]
@@ -339,7 +363,9 @@ def test_report_has_every_section_and_its_pictures(tmp_path: Path, seeds: int):
     ("phases", "model", "pictures"),
     [((), True, 0), (("offline",), True, 5), (("offline", "switch"), False, 2), (("online",), False, 2)],
 )
-def test_report_on_runs_that_are_not_whole(tmp_path: Path, phases: tuple[str, ...], model: bool, pictures: int):
+def test_report_on_runs_that_are_not_whole(
+    tmp_path: Path, phases: tuple[str, ...], model: bool, pictures: int
+):
     page = write_report(synthesise(tmp_path / "run", 3, phases, model), tmp_path / "out")
     html = page.read_text()
     assert html.count("data:image/png") == pictures == len(list(page.parent.glob("*.png")))
@@ -385,7 +411,10 @@ def test_the_switch_is_marked_where_the_panels_touch(tmp_path: Path, draw):
     assert online.get_xlim() == (0, ONLINE)
     assert {"OFFLINE", "ONLINE", "switch"} <= {t.get_text() for a in (offline, online) for t in a.texts}
     bottom = figure.axes[-2:]
-    assert ["gradient steps" in bottom[0].get_xlabel(), "environment steps" in bottom[1].get_xlabel()] == [True, True]
+    assert ["gradient steps" in bottom[0].get_xlabel(), "environment steps" in bottom[1].get_xlabel()] == [
+        True,
+        True,
+    ]
     not_yet = draw(read_run(synthesise(tmp_path / "offline", phases=("offline",))))
     assert all(x.get_label() != "switch" for a in not_yet.axes for x in a.lines)
 
@@ -413,7 +442,9 @@ def test_compare_draws_each_run_and_a_band_only_over_seeds(tmp_path: Path):
     (axes,) = plots.compare(runs).axes
     curves = [x for x in axes.lines if len(x.get_xdata()) == 21]
     assert len(curves) == 2
-    np.testing.assert_allclose(curves[1].get_ydata(), runs["5 seeds"].series("eval", "return", "online").values.mean(-1))
+    np.testing.assert_allclose(
+        curves[1].get_ydata(), runs["5 seeds"].series("eval", "return", "online").values.mean(-1)
+    )
     assert len(axes.collections) == 1
     with pytest.raises(ValueError, match="18 runs"):
         plots.compare({str(i): runs["5 seeds"] for i in range(18)})
@@ -424,22 +455,32 @@ def drawn(figure, name):
     for axes in figure.axes:
         for line in axes.lines:
             if line.get_label() == name:
-                same = [x for x in axes.lines if x.get_color() == line.get_color() and x.get_linestyle() == ":"]
+                same = [
+                    x for x in axes.lines if x.get_color() == line.get_color() and x.get_linestyle() == ":"
+                ]
                 return line, same
     raise AssertionError(name)
 
 
 def test_a_method_has_one_colour_in_all_panels_and_figures():
     curve = plots.Curve(np.arange(4.0), np.arange(20.0).reshape(4, 5))
-    first = plots.compare_panels({"a": {"cql": curve, "wsrl": curve}, "b": {"wsrl": curve, "unheard of": curve}}, "x")
+    first = plots.compare_panels(
+        {"a": {"cql": curve, "wsrl": curve}, "b": {"wsrl": curve, "unheard of": curve}}, "x"
+    )
     second = plots.compare_panels({"": {"iql": curve, "wsrl": curve}}, "x")
-    colours = {line.get_color() for f in (first, second) for a in f.axes for line in a.lines if line.get_label() == "wsrl"}
+    colours = {
+        line.get_color()
+        for f in (first, second)
+        for a in f.axes
+        for line in a.lines
+        if line.get_label() == "wsrl"
+    }
     assert len(colours) == 1
     assert len({line.get_color() for a in first.axes for line in a.lines}) == 3
 
 
 def test_names_that_stand_in_one_figure_have_colours_of_their_own():
-    from mbo2o.studies import enoto, methods, moore, obac, offline, wsrl
+    from studies import enoto, methods, moore, obac, offline, wsrl
 
     for study in (enoto, methods, moore, obac, offline, wsrl):
         names = list(dict.fromkeys(name for panel in study.PANELS.values() for name in panel))
@@ -449,7 +490,9 @@ def test_names_that_stand_in_one_figure_have_colours_of_their_own():
 
 def test_figures_mark_frozen_steps_and_shade_few_curves():
     step, values = np.arange(0, 1001, 100.0), np.random.default_rng(0).normal(size=(11, 5))
-    curves = {name: plots.Curve(step, values, frozen=300) for name in ("cql", "wsrl", "iql", "pex", "awac", "rlpd")}
+    curves = {
+        name: plots.Curve(step, values, frozen=300) for name in ("cql", "wsrl", "iql", "pex", "awac", "rlpd")
+    }
     figure = plots.compare_panels({"": curves}, "Hopper-v5 · mine")
     solid, dotted = drawn(figure, "wsrl")
     assert solid.get_xdata().tolist() == step[3:].tolist()
@@ -466,7 +509,10 @@ def test_what_starts_from_nothing_has_no_switch_and_comes_after_its_random_steps
     figure = plots.compare_panels({"": {"sac": curve}}, "Hopper-v5")
     assert figure.axes[0].get_xlabel() == "environment steps"
     assert drawn(figure, "sac")[0].get_xdata()[0] == 200
-    assert plots.compare_panels({"": {"sac": curve}}, "PointMaze_UMaze-v3").axes[0].get_ylabel() == "success rate"
+    assert (
+        plots.compare_panels({"": {"sac": curve}}, "PointMaze_UMaze-v3").axes[0].get_ylabel()
+        == "success rate"
+    )
 
 
 def test_a_figure_is_a_small_png_and_an_svg_with_its_text(tmp_path: Path):
@@ -494,7 +540,10 @@ def test_the_uncertainty_notebook_runs(tmp_path: Path, monkeypatch: pytest.Monke
     outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
     assert sum("image/png" in x.get("data", {}) for x in outputs) >= 3
     table = "".join(x.get("text", "") for x in outputs)
-    rho = {m[1]: float(m[2]) for m in re.finditer(r"^(max_pairwise|mixture_std)/online.* (-?\d\.\d+)$", table, re.M)}
+    rho = {
+        m[1]: float(m[2])
+        for m in re.finditer(r"^(max_pairwise|mixture_std)/online.* (-?\d\.\d+)$", table, re.M)
+    }
     assert set(rho) == {"max_pairwise", "mixture_std"}
     assert max(rho.values()) < -0.7, "uncertainty falls in this run by construction"
 

@@ -29,7 +29,9 @@ def step(rew, done=0.0, tag=0.0) -> Batch:
 
 def play(buffer, rewards, ends, start=0):
     """Add one step at a time; `rewards`, `ends`: a list per seed."""
-    for t, (rew, end) in enumerate(zip(zip(*rewards, strict=True), zip(*ends, strict=True), strict=True), start):
+    for t, (rew, end) in enumerate(
+        zip(zip(*rewards, strict=True), zip(*ends, strict=True), strict=True), start
+    ):
         shape = (*buffer.spec.seeds, 1)
         rew, end = torch.tensor(rew).reshape(shape), torch.tensor(end).reshape(shape)
         buffer.add(step(rew, (end == END).float(), t), end == CUT)
@@ -129,7 +131,9 @@ def test_saved_in_mid_episode_it_goes_on(capacity):
         play(x, half(rewards, slice(at, 30)), half(ends, slice(at, 30)), at)
     assert torch.equal(twin.latest(30).mc_return, buffer.latest(30).mc_return)
     for k, found in enumerate(twin.latest(30).mc_return.tolist()):
-        assert found == pytest.approx(expected_returns(rewards[k], ends[k], 0.9)[-capacity:], rel=1e-5, abs=1e-6)
+        assert found == pytest.approx(
+            expected_returns(rewards[k], ends[k], 0.9)[-capacity:], rel=1e-5, abs=1e-6
+        )
 
 
 def test_rows_that_bring_their_returns_keep_them():
@@ -167,7 +171,12 @@ def dataset(rewards, ends) -> TransitionDataset:
     obs = np.arange(n + 1, dtype=np.float32)[:, None]
     flags = np.array(ends)
     return TransitionDataset.from_arrays(
-        obs[:-1], np.zeros((n, 1), np.float32), np.array(rewards, np.float32), flags == END, flags == CUT, obs[1:]
+        obs[:-1],
+        np.zeros((n, 1), np.float32),
+        np.array(rewards, np.float32),
+        flags == END,
+        flags == CUT,
+        obs[1:],
     )
 
 
@@ -244,7 +253,9 @@ def test_values_go_on_after_a_time_limit(end, value):
         here, there = places[t % 5], places[(t + 1) % 5]
         last = t % 5 == 4
         flags = torch.tensor([float(last and end == END)]), torch.tensor([last and end == CUT])
-        buffer.add(Batch(here[None], torch.rand(1, 1) * 2 - 1, torch.ones(1), there[None], flags[0]), flags[1])
+        buffer.add(
+            Batch(here[None], torch.rand(1, 1) * 2 - 1, torch.ones(1), there[None], flags[0]), flags[1]
+        )
     linear, small = MLPConfig(hidden=[]), MLPConfig(hidden=[8])  # a number per place is all there is to learn
     cfg = SACConfig(gamma=0.9, tau=0.3, critic_lr=5e-2, backup_entropy=False, actor=small, critic=linear)
     agent = SAC(Spec(5, 1), cfg)

@@ -92,7 +92,9 @@ def test_an_integer_is_the_same_number():
 
 def test_a_recipe_without_a_dataset_refuses_auto_in_one_line(tmp_path):
     recipe = ScratchConfig(agent=IQLConfig(actor=NET, critic=NET, value_net=NET))
-    cfg = Config(recipe=recipe, env="Pendulum-v1", dir=str(tmp_path / "run"), run=RunConfig(reward_scale="auto"))
+    cfg = Config(
+        recipe=recipe, env="Pendulum-v1", dir=str(tmp_path / "run"), run=RunConfig(reward_scale="auto")
+    )
     with pytest.raises(UserError, match="needs a dataset"):
         train(cfg)
     assert not (tmp_path / "run").exists()
@@ -100,7 +102,13 @@ def test_a_recipe_without_a_dataset_refuses_auto_in_one_line(tmp_path):
 
 def test_the_number_is_stored_said_and_used_again(pendulum, tmp_path, capsys):
     def small(directory, **more):
-        settings = {"log_every": 10, "eval_every": 10, "eval_episodes": 1, "online_capacity": 100, "reward_scale": "auto"}
+        settings = {
+            "log_every": 10,
+            "eval_every": 10,
+            "eval_episodes": 1,
+            "online_capacity": 100,
+            "reward_scale": "auto",
+        }
         recipe = config().recipe
         recipe.offline_steps, recipe.online_steps, recipe.batch, recipe.start = 20, 20, 8, 0
         where = {"dataset": str(pendulum), "dir": str(directory), "report": False}
@@ -109,7 +117,9 @@ def test_the_number_is_stored_said_and_used_again(pendulum, tmp_path, capsys):
     train(small(tmp_path / "run"))
     returns = TransitionDataset.load(pendulum).episode_returns()[0]
     scale = 1000 / (returns.max() - returns.min())
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"]["reward_scale"] == pytest.approx(scale)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"][
+        "reward_scale"
+    ] == pytest.approx(scale)
     assert read_config(tmp_path / "run")[0].run.reward_scale == pytest.approx(scale)
     assert "run.reward_scale=auto is " in capsys.readouterr().err
     run, _ = restore(tmp_path / "run")

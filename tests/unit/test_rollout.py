@@ -30,7 +30,9 @@ class Counter:
 
     def predict(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
         self.calls.append("predict")
-        y = torch.stack([torch.zeros_like(obs[..., 0]), torch.ones_like(obs[..., 0]), 10 * obs[..., 1] + obs[..., 0]], -1)
+        y = torch.stack(
+            [torch.zeros_like(obs[..., 0]), torch.ones_like(obs[..., 0]), 10 * obs[..., 1] + obs[..., 0]], -1
+        )
         mean = torch.stack([y, y], -3)
         return mean, torch.full_like(mean, 0.5)
 
@@ -85,7 +87,13 @@ def roll(model, into, horizon=4, seeds=(), **changes):
 @pytest.mark.parametrize("coef", [0.0, 1.0])
 def test_a_model_that_always_terminates_leaves_one_row_per_branch(seeds, coef):
     into = ReplayBuffer(Spec(D, A, seeds), 100)
-    m = roll(Counter(), into, seeds=seeds, coef=coef, termination=lambda o, a, n: torch.ones_like(n[..., 0], dtype=torch.bool))
+    m = roll(
+        Counter(),
+        into,
+        seeds=seeds,
+        coef=coef,
+        termination=lambda o, a, n: torch.ones_like(n[..., 0], dtype=torch.bool),
+    )
     assert len(into) == B
     assert into.latest(B).done.eq(1).all()
     assert m["ended"].eq(1).all()
@@ -134,7 +142,9 @@ def test_penalised_reward_and_metrics():
 
 def test_the_penalty_is_of_the_state_left_and_the_action_taken():
     log = Log()
-    roll(Counter(), log, penalty=lambda mean, std: mean[..., 0, :, -1], coef=0.5)  # the predicted reward of (s, a)
+    roll(
+        Counter(), log, penalty=lambda mean, std: mean[..., 0, :, -1], coef=0.5
+    )  # the predicted reward of (s, a)
     obs = log.kept("obs")
     torch.testing.assert_close(log.kept("rew"), 0.5 * (10 * obs[:, 1] + obs[:, 0]))
 
@@ -193,7 +203,9 @@ def test_what_is_not_finite_never_enters(broken, value):
 
     into, log = ReplayBuffer(Spec(D, A), 100), Log()
     for sink in (into, log):
-        m = roll(Breaking(), sink, penalty=penalty, termination=non_finite)  # a rule that also ends where the model broke
+        m = roll(
+            Breaking(), sink, penalty=penalty, termination=non_finite
+        )  # a rule that also ends where the model broke
     assert len(into) == 4 * B - 3
     rows = into.latest(100)
     assert all(getattr(rows, name).isfinite().all() for name in ("obs", "act", "rew", "next_obs", "done"))
@@ -224,7 +236,9 @@ def test_draws_do_not_depend_on_another_seeds_terminations(coef):
 
         torch.manual_seed(3)
         logs.append(Log())
-        m = roll(model, logs[-1], seeds=(2,), coef=coef, termination=termination, penalty=PENALTIES["max_pairwise"])
+        m = roll(
+            model, logs[-1], seeds=(2,), coef=coef, termination=termination, penalty=PENALTIES["max_pairwise"]
+        )
         after = torch.rand(3)
     assert (m["ended"] > 0).tolist() == [True, False]
     assert len(logs[1].kept("rew", (0,))) < len(logs[0].kept("rew", (0,))) == 4 * B

@@ -14,9 +14,9 @@ from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.scratch import ScratchConfig
-from mbo2o.run import checkpoint
 from mbo2o.run.log import Means, Progress, describe
 from mbo2o.run.run import Run, RunConfig
+from mbo2o.store import checkpoint
 from mbo2o.train import Config, train
 from mbo2o.types import Diverged, UserError, duration
 
@@ -25,7 +25,9 @@ NET = MLPConfig(hidden=[8])
 
 def make(path, env_id="Pendulum-v1", gamma=0.9, dataset=None, **cfg):
     path.mkdir(exist_ok=True)
-    settings = RunConfig(**{"log_every": 5, "eval_every": 100, "eval_episodes": 1, "online_capacity": 500, **cfg})
+    settings = RunConfig(
+        **{"log_every": 5, "eval_every": 100, "eval_episodes": 1, "online_capacity": 500, **cfg}
+    )
     run = Run(path, settings, env_id=env_id, seed=0, seeds=2, gamma=gamma, dataset=dataset)
     run.enter("online")
     agent = SAC(run.spec, SACConfig(actor=NET, critic=NET))
@@ -34,13 +36,17 @@ def make(path, env_id="Pendulum-v1", gamma=0.9, dataset=None, **cfg):
 
 
 def lines(path, kind):
-    return [x for x in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if x["kind"] == kind]
+    return [
+        x for x in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if x["kind"] == kind
+    ]
 
 
 def test_means_are_of_what_was_logged_since_the_last_line(tmp_path):
     run, _ = make(tmp_path)
     for t in run.steps(12):
-        run.log({"x": torch.tensor([float(t), 0.0])}, {"y": torch.tensor([1.0, torch.inf if t > 99 else 2.0])})
+        run.log(
+            {"x": torch.tensor([float(t), 0.0])}, {"y": torch.tensor([1.0, torch.inf if t > 99 else 2.0])}
+        )
     found = [(x["step"], x["x"][0]) for x in lines(tmp_path, "train")]
     assert found == [(5, 2.0), (10, 7.0), (12, 10.5)]
 
@@ -154,7 +160,12 @@ def poor(reward=0.0):
     """Five steps that each earned this."""
     flags = np.zeros(5, bool)
     return TransitionDataset.from_arrays(
-        np.zeros((5, 2)), np.zeros((5, 1)), np.full(5, reward), flags, flags | (np.arange(5) == 4), np.zeros((5, 2))
+        np.zeros((5, 2)),
+        np.zeros((5, 1)),
+        np.full(5, reward),
+        flags,
+        flags | (np.arange(5) == 4),
+        np.zeros((5, 2)),
     )
 
 
@@ -179,7 +190,9 @@ def test_the_limit_follows_the_rewards_met_online(tmp_path):
     run, agent = make(tmp_path / "a", **late)
     claim(run, agent, 9_000.0)
     run.close()
-    guess = r"beyond run\.q_limit=1e\+04 \(guessed from the largest \|reward\| met so far, 100 at online turn 8; "
+    guess = (
+        r"beyond run\.q_limit=1e\+04 \(guessed from the largest \|reward\| met so far, 100 at online turn 8; "
+    )
     text = said(tmp_path / "b", 11_000.0, **late)
     assert re.search(guess + r"set run\.q_limit=NUMBER to choose\)", text), text
     early = said(tmp_path / "c", 9_000.0, **late | {"log_every": 5})
@@ -189,12 +202,17 @@ def test_the_limit_follows_the_rewards_met_online(tmp_path):
 
 def test_the_limit_starts_with_the_rewards_of_the_dataset(tmp_path):
     text = said(tmp_path, 3_001.0, env_id="Jackpot-v0", dataset=poor(-30.0), log_every=5)
-    assert "beyond run.q_limit=3e+03 (guessed from the largest |reward| met so far, 30 in the dataset; set" in text
+    assert (
+        "beyond run.q_limit=3e+03 (guessed from the largest |reward| met so far, 30 in the dataset; set"
+        in text
+    )
 
 
 def test_the_limit_counts_rewards_as_the_agent_learns_from_them(tmp_path):
     shaped = {"reward_scale": 0.5, "reward_shift": 1.0, "log_every": 10}
-    assert "met so far, 51 at online turn 8;" in said(tmp_path, 1e6, env_id="Jackpot-v0", dataset=poor(), **shaped)
+    assert "met so far, 51 at online turn 8;" in said(
+        tmp_path, 1e6, env_id="Jackpot-v0", dataset=poor(), **shaped
+    )
 
 
 def test_the_limit_follows_imagined_rewards_and_never_falls(tmp_path):
@@ -205,7 +223,9 @@ def test_the_limit_follows_imagined_rewards_and_never_falls(tmp_path):
             run.imagined(torch.tensor([3.0, 700.0 if t == 2 else 2.0]))
             run.log({"q": torch.tensor([0.0, 60_000.0 if t < 10 else 80_000.0])})
 
-    with pytest.raises(Diverged, match=r"turn 15, beyond run.q_limit=7e\+04 .*met so far, 700 imagined at online turn 3;"):
+    with pytest.raises(
+        Diverged, match=r"turn 15, beyond run.q_limit=7e\+04 .*met so far, 700 imagined at online turn 3;"
+    ):
         turns()
 
 
@@ -237,7 +257,13 @@ def interact(path, stop, says, **options):
 
 def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
     """The buffer forgets the rewards, the run does not; from an older checkpoint it takes what the buffer still holds."""
-    options = {"env_id": "Jackpot-v0", "dataset": poor(), "log_every": 10, "online_capacity": 12, "checkpoint_every": 10}
+    options = {
+        "env_id": "Jackpot-v0",
+        "dataset": poor(),
+        "log_every": 10,
+        "online_capacity": 12,
+        "checkpoint_every": 10,
+    }
 
     def says(t):
         return 9_000.0 if t < 20 else 11_000.0
@@ -266,7 +292,9 @@ def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
 def test_nothing_of_a_run_stays_in_memory_when_it_has_ended(tmp_path, monkeypatch):
     """Studies make many runs in one process; each holds a buffer of gigabytes at the papers' sizes."""
     made, init = [], Run.__init__
-    monkeypatch.setattr(Run, "__init__", lambda self, *a, **k: made.append(weakref.ref(self)) or init(self, *a, **k))
+    monkeypatch.setattr(
+        Run, "__init__", lambda self, *a, **k: made.append(weakref.ref(self)) or init(self, *a, **k)
+    )
     small = SACConfig(actor=MLPConfig(hidden=[4]), critic=MLPConfig(hidden=[4]))
     recipe = ScratchConfig(agent=small, online_steps=2, start=1, batch=2)
     run = RunConfig(eval_episodes=1, online_capacity=10)

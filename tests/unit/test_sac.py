@@ -243,7 +243,9 @@ def test_made_from_its_config():
 
 def test_learns_a_bandit():
     """One step, reward -(a - ½)² in one seed and -(a + ½)² in the other."""
-    agent = make((2,), act_dim=1, actor_lr=3e-3, critic_lr=1e-2, alpha_lr=1e-2, init_alpha=0.1, target_entropy=-2.0)
+    agent = make(
+        (2,), act_dim=1, actor_lr=3e-3, critic_lr=1e-2, alpha_lr=1e-2, init_alpha=0.1, target_entropy=-2.0
+    )
     best = torch.tensor([[0.5], [-0.5]])
     for _ in range(500):
         b = batch((2,), n=64, act_dim=1, done=1)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import mbo2o
-from mbo2o.cli import compose_config, main
+from mbo2o.cli.main import compose_config, main
+from mbo2o.envs.scores import find_reference, sets
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.run.scores import find_reference, sets
 from mbo2o.train import _name, _resolve, read_config, train
 from mbo2o.types import UserError
 
@@ -43,7 +43,11 @@ def test_ends_of_a_set(set_name, env_id):
 
 def test_d4rl_constants():
     """Of d4rl/infos.py."""
-    known = {"Hopper": (-20.272305, 3234.3), "HalfCheetah": (-280.178953, 12135.0), "Walker2d": (1.629008, 4592.3)}
+    known = {
+        "Hopper": (-20.272305, 3234.3),
+        "HalfCheetah": (-280.178953, 12135.0),
+        "Walker2d": (1.629008, 4592.3),
+    }
     for task, ends in known.items():
         r = find_reference("d4rl-v2", f"{task}-v4")
         assert (r.low, r.high) == ends
@@ -69,7 +73,12 @@ def test_constants_of_another_version_are_refused_unless_asked_for():
 
 def test_mazes_score_their_success_rate():
     rate = torch.tensor([0.0, 0.25, 1.0])
-    ids = ("PointMaze_UMaze-v3", "PointMaze_Large_Diverse_GR-v3", "AntMaze_UMaze-v5", "gymnasium_robotics:AntMaze_Medium-v4")
+    ids = (
+        "PointMaze_UMaze-v3",
+        "PointMaze_Large_Diverse_GR-v3",
+        "AntMaze_UMaze-v5",
+        "gymnasium_robotics:AntMaze_Medium-v4",
+    )
     for env_id in ids:
         for choice in sets():
             assert find_reference(choice, env_id).score(rate).tolist() == [0, 25, 100]
@@ -77,7 +86,9 @@ def test_mazes_score_their_success_rate():
         assert math.isnan(find_reference("d4rl-v2", env_id).high)
 
 
-@pytest.mark.parametrize("choice", ["d4rl-v9", [1.0], [1.0, 1.0], ["a", 2], [0, math.inf], [False, True], {"a": 1}, None, 3])
+@pytest.mark.parametrize(
+    "choice", ["d4rl-v9", [1.0], [1.0, 1.0], ["a", 2], [0, math.inf], [False, True], {"a": 1}, None, 3]
+)
 def test_what_is_no_reference(choice):
     with pytest.raises(UserError, match="reference"):
         find_reference(choice, "Hopper-v5")
@@ -109,7 +120,9 @@ def test_a_run_names_the_set_in_its_metrics(tmp_path, capsys):
     line = next(x for x in log.lines if x["kind"] == "eval")
     r = find_reference("mbo2o-v5", "Hopper-v5")
     assert line["score_mbo2o_v5"] == pytest.approx(r.score(torch.tensor(line["return"])).tolist(), rel=1e-5)
-    assert line["score_mbo2o_v5_std"] == pytest.approx(r.spread(torch.tensor(line["return_std"])).tolist(), rel=1e-5)
+    assert line["score_mbo2o_v5_std"] == pytest.approx(
+        r.spread(torch.tensor(line["return_std"])).tolist(), rel=1e-5
+    )
     assert "score" not in line
     assert "success" not in line
     with pytest.raises(SystemExit) as e:
@@ -144,7 +157,9 @@ def test_words_do_not_make_another_run(tmp_path):
     scored(tmp_path, "run.reference=[0,50]")  # goes on: nothing is left to do
 
     def name(agent, *more):
-        cfg = compose_config([*SMALL, f"agent@recipe.offline={agent}", "recipe.offline.actor.hidden=[8]", *more])
+        cfg = compose_config(
+            [*SMALL, f"agent@recipe.offline={agent}", "recipe.offline.actor.hidden=[8]", *more]
+        )
         return _name(_resolve(cfg, "Hopper-v5"))
 
     assert name("td3bc") == name("td3bc", "run.reference=[0,50]", "storage=memmap")
@@ -155,17 +170,23 @@ def test_words_do_not_make_another_run(tmp_path):
 def test_an_agent_that_acts_on_scores_says_how_to_go_on(tmp_path):
     steered = ["agent@recipe.offline=adaptive_bc", "recipe.offline.critic.hidden=[8]"]
     scored(tmp_path, *steered, "run.reference=d4rl-v2", "run.allow_mismatch=true")
-    with pytest.raises(UserError, match=r"give run\.reference=d4rl-v2 run\.allow_mismatch=true to go on with it"):
+    with pytest.raises(
+        UserError, match=r"give run\.reference=d4rl-v2 run\.allow_mismatch=true to go on with it"
+    ):
         scored(tmp_path, *steered)
 
 
 def test_a_task_without_a_score_is_said_to_have_none():
     with pytest.warns(
-        UserWarning, match=r"mbo2o-v5 does not know Ant-v5: there are no scores; give run\.reference=\[LOW,HIGH\]"
+        UserWarning,
+        match=r"mbo2o-v5 does not know Ant-v5: there are no scores; give run\.reference=\[LOW,HIGH\]",
     ):
         assert not find_reference("mbo2o-v5", "Ant-v5").known
     for choice in sets():
-        with pytest.warns(UserWarning, match=r"^no reference set knows Swimmer-v5: there are no scores; give run\.reference="):
+        with pytest.warns(
+            UserWarning,
+            match=r"^no reference set knows Swimmer-v5: there are no scores; give run\.reference=",
+        ):
             assert not find_reference(choice, "Swimmer-v5").known
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -200,10 +221,10 @@ def test_mistakes_in_measuring_a_reference_are_one_line(args, said, capsys):
 
 def test_a_reference_can_be_measured(tmp_path, capsys):
     """With a policy whose return is known: an actor of zeros in Pendulum does nothing."""
-    from mbo2o.collect import Actor
+    from mbo2o.collect.sac import Actor
     from mbo2o.ensemble.mlp import MLPConfig
+    from mbo2o.envs.lanes import Lane
     from mbo2o.nn.policy import TanhGaussian
-    from mbo2o.run.lanes import Lane
 
     policy = TanhGaussian((), 3, 1, MLPConfig(hidden=[4]))
     for p in policy.parameters():
@@ -226,6 +247,8 @@ def test_a_reference_can_be_measured(tmp_path, capsys):
             returns.append(lane.episode_return)
     half = 1.96 * np.std(returns) / 2
     assert entry["high"]["return"] == pytest.approx(np.mean(returns), abs=0.01)
-    assert entry["high"]["interval"] == pytest.approx([np.mean(returns) - half, np.mean(returns) + half], abs=0.02)
+    assert entry["high"]["interval"] == pytest.approx(
+        [np.mean(returns) - half, np.mean(returns) + half], abs=0.02
+    )
     assert entry["high"]["episodes"] == 4
     assert entry["low"]["return"] != entry["high"]["return"]

@@ -21,18 +21,19 @@ import pytest
 import torch
 
 from mbo2o.agents.sac import SAC, SACConfig
-from mbo2o.cli import _guarded
+from mbo2o.cli.main import _guarded
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.envs.faults import EnvironmentFault, Faults
+from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.run import checkpoint, disk, log
+from mbo2o.run import log
 from mbo2o.run import run as run_module
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.faults import EnvironmentFault, Faults
-from mbo2o.run.lanes import Lane, Lanes
 from mbo2o.run.log import MetricsFile
 from mbo2o.run.run import Run, RunConfig, Stopped
+from mbo2o.store import checkpoint, whole
 from mbo2o.train import Config, restore, train
 from mbo2o.types import Diverged, UserError
 
@@ -42,9 +43,17 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 def small(directory, env="InvertedPendulum-v5", steps=60, **run):
     agent = SACConfig(actor=NET, critic=NET)
-    settings = {"log_every": 20, "eval_every": 40, "eval_episodes": 1, "checkpoint_every": 15, "online_capacity": 100} | run
+    settings = {
+        "log_every": 20,
+        "eval_every": 40,
+        "eval_episodes": 1,
+        "checkpoint_every": 15,
+        "online_capacity": 100,
+    } | run
     recipe = ScratchConfig(agent=agent, online_steps=steps, start=20, batch=8)
-    return Config(recipe=recipe, env=env, seeds=2, dir=str(directory), report=False, run=RunConfig(**settings))
+    return Config(
+        recipe=recipe, env=env, seeds=2, dir=str(directory), report=False, run=RunConfig(**settings)
+    )
 
 
 def outcome(directory):
@@ -112,7 +121,7 @@ def held_by_a_child(directory):
     ready, told = os.pipe()
 
     def keep():
-        with disk.hold(directory):
+        with whole.hold(directory):
             os.write(told, b"x")
             time.sleep(60)
 
@@ -149,7 +158,7 @@ def test_of_many_that_start_at_once_one_wins(tmp_path):
             os.close(opened)
             os.read(gate, 1)  # returns when the parent closes the other end
             try:
-                with disk.hold(tmp_path):
+                with whole.hold(tmp_path):
                     os.write(tell, b"w")
                     time.sleep(0.4)
             except UserError as e:
@@ -178,7 +187,7 @@ def test_a_holder_that_is_slow_to_say_its_name_is_named(tmp_path):
 
     pid = fork(holder)
     os.read(told, 1)
-    with pytest.raises(UserError, match="in use by pid 7 on h since then"), disk.hold(tmp_path):
+    with pytest.raises(UserError, match="in use by pid 7 on h since then"), whole.hold(tmp_path):
         pass
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -210,7 +219,12 @@ def test_looking_at_a_run_that_prunes_its_checkpoints_meanwhile(finished, tmp_pa
 def test_a_signal_saves_and_leaves_with_the_documented_code(number, finished, tmp_path, promise):
     directory = tmp_path / "run"
     pid = fork(lambda: _guarded(lambda: train(slow(directory)) and 0))
-    eventually(lambda: (directory / "metrics.jsonl").exists() and b'"online"' in (directory / "metrics.jsonl").read_bytes())
+    eventually(
+        lambda: (
+            (directory / "metrics.jsonl").exists()
+            and b'"online"' in (directory / "metrics.jsonl").read_bytes()
+        )
+    )
     start = time.monotonic()
     os.kill(pid, number)
     assert ended(pid) == 143
@@ -244,7 +258,12 @@ def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
     directory = tmp_path / "run"
     monkeypatch.setattr(SAC, "update", lambda self, batch: time.sleep(60))
     pid = fork(lambda: _guarded(lambda: train(small(directory)) and 0))
-    eventually(lambda: (directory / "metrics.jsonl").exists() and b'"online"' in (directory / "metrics.jsonl").read_bytes())
+    eventually(
+        lambda: (
+            (directory / "metrics.jsonl").exists()
+            and b'"online"' in (directory / "metrics.jsonl").read_bytes()
+        )
+    )
     time.sleep(0.2)
     os.kill(pid, signal.SIGUSR1)
     time.sleep(0.2)
@@ -374,7 +393,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("where", ["save_file", "write_text", "fsync", "rename", "mkdir"])
-def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(where, finished, tmp_path, monkeypatch, capsys, promise):
+def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(
+    where, finished, tmp_path, monkeypatch, capsys, promise
+):
     directory = tmp_path / "run"
     stop_at(directory, 20)
     saved = checkpoint.latest(directory / "checkpoints", "cpu")
@@ -594,7 +615,9 @@ def play(directory, **settings):
 
 
 @pytest.mark.parametrize("name", [*STEP_FAULTS, *RESET_FAULTS])
-def test_an_environment_that_fails_once_costs_the_rest_of_its_episode(name, counter, tmp_path, monkeypatch, capsys, promise):
+def test_an_environment_that_fails_once_costs_the_rest_of_its_episode(
+    name, counter, tmp_path, monkeypatch, capsys, promise
+):
     wrong = {**STEP_FAULTS, **RESET_FAULTS}[name]
     stepping = name in STEP_FAULTS
     seen = []
@@ -604,7 +627,9 @@ def test_an_environment_that_fails_once_costs_the_rest_of_its_episode(name, coun
             return None
         seen.append(env.t)
         resets, step = seen.count(None), env.t
-        if not done and ((stepping and resets == 1 and step == 7) or (not stepping and resets == 2 and step is None)):
+        if not done and (
+            (stepping and resets == 1 and step == 7) or (not stepping and resets == 2 and step is None)
+        ):
             done.append(0)
             return wrong(env)
         return None
@@ -625,7 +650,12 @@ def test_an_environment_that_fails_once_costs_the_rest_of_its_episode(name, coun
     assert "fault 1 of 3" in line
     assert read_run(tmp_path / "run").has("fault", "what")
     _, after, cut, _, _ = rows_of(tmp_path / "run")
-    short = [(k, float(after[k, i, 1])) for k in range(2) for i in (cut[k] == 1).nonzero().flatten() if after[k, i, 1] < 15]
+    short = [
+        (k, float(after[k, i, 1]))
+        for k in range(2)
+        for i in (cut[k] == 1).nonzero().flatten()
+        if after[k, i, 1] < 15
+    ]
     assert short == ([(1, 7.0)] if stepping else [])
     promise("ways for an environment to fail: cost the rest of an episode")
 
@@ -671,7 +701,11 @@ def test_a_turn_that_one_lane_cannot_take_is_none_lanes_turn(counter, monkeypatc
 @pytest.mark.parametrize("stopped", [30, 47])
 def test_a_mended_environment_resumes_exactly(stopped, counter, tmp_path, monkeypatch):
     """Some episodes, by their number, always fail at their sixth step: a restart meets the same ones."""
-    monkeypatch.setattr(counter, "fault", staticmethod(lambda env: raises(env) if env.t == 5 and env.number % 3 == 0 else None))
+    monkeypatch.setattr(
+        counter,
+        "fault",
+        staticmethod(lambda env: raises(env) if env.t == 5 and env.number % 3 == 0 else None),
+    )
     monkeypatch.setattr(Run, "evaluate", lambda self, who: {"return": torch.zeros(2)})
     settings = {"env_faults": 100, "eval_every": 1000, "checkpoint_every": 1000}
     train(small(tmp_path / "whole", COUNTER, **settings))
@@ -752,7 +786,9 @@ def test_what_environments_may_return(counter, monkeypatch):
     assert first[0] == 1.0
     assert lane.step(np.zeros(1))[1].tolist() == [2, 2]
     assert first[1].tolist() == [1, 1]  # though the environment wrote over what it had returned
-    monkeypatch.setattr(counter, "fault", staticmethod(lambda env: (np.arange(2), 1, False, np.array([True]), {})))
+    monkeypatch.setattr(
+        counter, "fault", staticmethod(lambda env: (np.arange(2), 1, False, np.array([True]), {}))
+    )
     assert lane.step(np.zeros(1))[3] is True
 
 
@@ -769,7 +805,9 @@ def test_success_is_what_a_task_says_of_it_in_one_word(told, success, counter, m
 
 def test_an_environment_that_cannot_begin_is_one_line(counter, monkeypatch, tmp_path):
     monkeypatch.setattr(counter, "fault", raises)
-    with pytest.raises(EnvironmentFault, match=r"reset failed: ConnectionError: the simulator is gone \(test_surv.*py:\d+\)"):
+    with pytest.raises(
+        EnvironmentFault, match=r"reset failed: ConnectionError: the simulator is gone \(test_surv.*py:\d+\)"
+    ):
         train(small(tmp_path, COUNTER))
     monkeypatch.setattr(counter, "__init__", raises)
     with pytest.raises(UserError, match="cannot be made: ConnectionError"):
@@ -805,7 +843,9 @@ def poison(part, turn):
 
 def bad_loss(monkeypatch):
     update = SAC.update
-    poisoned = lambda self, b: update(self, b) | ({"critic_loss": torch.tensor([1.0, torch.inf])} if self.updates == 33 else {})  # noqa: E731
+    poisoned = lambda self, b: (
+        update(self, b) | ({"critic_loss": torch.tensor([1.0, torch.inf])} if self.updates == 33 else {})
+    )  # noqa: E731
     monkeypatch.setattr(SAC, "update", poisoned)
 
 
@@ -865,19 +905,25 @@ def test_divergence_is_caught_and_the_last_checkpoint_is_good(name, tmp_path, mo
 def test_rewards_that_are_none_end_a_run_too(counter, tmp_path, monkeypatch):
     wrong = STEP_FAULTS["nan reward"]
     monkeypatch.setattr(counter, "fault", staticmethod(lambda env: None if env.t is None else wrong(env)))
-    with pytest.raises(EnvironmentFault, match=r"the reward is nan in the evaluation at switch turn 0; .* from here"):
+    with pytest.raises(
+        EnvironmentFault, match=r"the reward is nan in the evaluation at switch turn 0; .* from here"
+    ):
         play(tmp_path / "run")
 
 
 HEALTHY = [
     {"critic_lr": lr, "tau": tau, "gamma": g}
-    for lr, tau, g in zip([1e-4, 3e-4, 1e-3, 3e-3, 1e-2] * 2, [0.005, 0.05] * 5, [0.9, 0.99, 0.999, 0.99, 1.0] * 2, strict=True)
+    for lr, tau, g in zip(
+        [1e-4, 3e-4, 1e-3, 3e-3, 1e-2] * 2, [0.005, 0.05] * 5, [0.9, 0.99, 0.999, 0.99, 1.0] * 2, strict=True
+    )
 ]
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_healthy_runs_are_left_alone(seed, counter, tmp_path, promise):
-    config = small(tmp_path / "run", COUNTER if seed % 2 else "InvertedPendulum-v5", steps=100, eval_every=1000)
+    config = small(
+        tmp_path / "run", COUNTER if seed % 2 else "InvertedPendulum-v5", steps=100, eval_every=1000
+    )
     config.seed = seed
     for key, value in HEALTHY[seed].items():
         setattr(config.recipe.agent, key, value)
@@ -891,7 +937,9 @@ def test_healthy_runs_are_left_alone(seed, counter, tmp_path, promise):
 # ---- old, new and damaged checkpoints
 
 
-@pytest.mark.filterwarnings("ignore:an episode in flight")  # another machine's physics may differ in the last bit
+@pytest.mark.filterwarnings(
+    "ignore:an episode in flight"
+)  # another machine's physics may differ in the last bit
 @pytest.mark.parametrize("version", sorted(p.name for p in GOLDEN.iterdir()))
 def test_checkpoints_of_every_version_load_and_go_on(version, tmp_path):
     """Written once by the version that they are called after, and never again."""
@@ -972,7 +1020,14 @@ def watch_memory(directory, steps):
         seen.append(memory())
 
     checkpoint.save = watched
-    config = small(directory, "Pendulum-v1", steps=steps, log_every=100, eval_every=steps // 20, checkpoint_every=steps // 100)
+    config = small(
+        directory,
+        "Pendulum-v1",
+        steps=steps,
+        log_every=100,
+        eval_every=steps // 20,
+        checkpoint_every=steps // 100,
+    )
     config.run.online_capacity = steps // 20
     train(config)
     return seen

@@ -45,7 +45,12 @@ def column(q: torch.Tensor, k: tuple[int, ...]) -> list[float]:
 def test_deterministic_reductions_equal_loops(seeds, n):
     q = torch.randn(*seeds, n, 6)
     pair_mean = lambda x: statistics.mean(map(min, itertools.combinations(x, 2))) if n > 1 else x[0]  # noqa: E731
-    loops = {"min_q": min, "mean_q": statistics.mean, "first_q": lambda x: x[0], "weighted_min_pair": pair_mean}
+    loops = {
+        "min_q": min,
+        "mean_q": statistics.mean,
+        "first_q": lambda x: x[0],
+        "weighted_min_pair": pair_mean,
+    }
     for name, loop in loops.items():
         out = REDUCTIONS[name](q, "batch")
         assert out.shape == (*seeds, 6)
@@ -75,7 +80,14 @@ def test_relations(granularity):
 def test_mean_shift_of_gaussian_values():
     """In units of the ensemble's std, against the known expectations of order statistics."""
     q = torch.randn(10, 200_000)
-    shifts = {"min_q": -1.539, "weighted_min_pair": -0.564, "random_min_pair": -0.564, "mean_q": 0, "rem": 0, "first_q": 0}
+    shifts = {
+        "min_q": -1.539,
+        "weighted_min_pair": -0.564,
+        "random_min_pair": -0.564,
+        "mean_q": 0,
+        "rem": 0,
+        "first_q": 0,
+    }
     assert shifts.keys() == REDUCTIONS.keys()
     for name, shift in shifts.items():
         assert REDUCTIONS[name](q, "sample").mean().item() == pytest.approx(shift, abs=0.01)
@@ -110,7 +122,9 @@ def test_rem_weights():
     w = q.grad
     torch.testing.assert_close(w.sum(0), torch.ones(40_000))
     assert (w >= 0).all()
-    assert (w[0] < w[1] / 2).float().mean().item() == pytest.approx(0.25, abs=0.01)  # of uniform draws; 1/3 of exponential ones
+    assert (w[0] < w[1] / 2).float().mean().item() == pytest.approx(
+        0.25, abs=0.01
+    )  # of uniform draws; 1/3 of exponential ones
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -120,7 +134,9 @@ def test_gradients_are_the_members_shares(granularity):
         (grad,) = torch.autograd.grad(f(q, granularity).sum(), q)
         torch.testing.assert_close(grad.sum(-2), torch.ones(2, 7))
     (grad,) = torch.autograd.grad(weighted_min_pair(q).sum(), q)
-    torch.testing.assert_close(grad.gather(-2, q.argsort(-2))[0, :, 0], torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0]))
+    torch.testing.assert_close(
+        grad.gather(-2, q.argsort(-2))[0, :, 0], torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0])
+    )
 
 
 def test_seeds_do_not_meet():
@@ -153,7 +169,9 @@ def test_sunrise_weights_equal_loops(seeds):
         stds = [statistics.pstdev(column(q, (*s, b))) for b in range(6)]
         for b, std in enumerate(stds):
             assert w[(*s, b)].item() == pytest.approx(sigmoid(-7 * std) + 0.5, rel=1e-5)
-            assert normed[(*s, b)].item() == pytest.approx(sigmoid(-1.5 * std / statistics.mean(stds)) + 0.5, rel=1e-5)
+            assert normed[(*s, b)].item() == pytest.approx(
+                sigmoid(-1.5 * std / statistics.mean(stds)) + 0.5, rel=1e-5
+            )
         std = statistics.stdev(statistics.mean(member) for member in q[s].tolist())
         assert scalar[(*s, 0)].item() == pytest.approx(sigmoid(-7 * std) + 0.5, rel=1e-5)
 
@@ -188,7 +206,12 @@ def test_batch_mean_frees_the_weights_from_the_values_scale():
 
 
 @pytest.mark.parametrize(
-    "cfg", [SunriseConfig("paper"), SunriseConfig("per_sample", 1, "max"), SunriseConfig("scalar_batch", 1, "batch_mean")]
+    "cfg",
+    [
+        SunriseConfig("paper"),
+        SunriseConfig("per_sample", 1, "max"),
+        SunriseConfig("scalar_batch", 1, "batch_mean"),
+    ],
 )
 def test_sunrise_settings_that_do_not_exist(cfg):
     with pytest.raises(UserError, match=r"paper|max|batch_mean"):
@@ -207,7 +230,9 @@ def transitions(*shape: int) -> Batch:
     return Batch(obs, torch.rand(*shape, 2) * 2 - 1, torch.randn(shape), next_obs, torch.zeros(shape))
 
 
-@pytest.mark.parametrize("salt", [torch.randint(1 << 31, (4,)), torch.arange(4)], ids=["random", "consecutive"])
+@pytest.mark.parametrize(
+    "salt", [torch.randint(1 << 31, (4,)), torch.arange(4)], ids=["random", "consecutive"]
+)
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
 def test_masks_are_independent_coins_with_at_least_one_head(salt, p):
     m = bootstrap_mask(transitions(100_000), salt, p).int()
@@ -243,7 +268,9 @@ def test_masks_depend_on_each_number_and_on_the_salt():
     swapped = b.map(torch.clone)
     swapped.obs = b.obs.flip(-1)
     others.append(bootstrap_mask(swapped, salt, 0.5))
-    agreement = (m == bootstrap_mask(transitions(2000), salt, 0.5)).float().mean().item()  # of unrelated transitions
+    agreement = (
+        (m == bootstrap_mask(transitions(2000), salt, 0.5)).float().mean().item()
+    )  # of unrelated transitions
     for other in others:
         assert (m == other).float().mean().item() == pytest.approx(agreement, abs=0.03)
 

@@ -126,7 +126,10 @@ def test_critic_loss_equals_a_loop():
 
 def test_actor_loss_equals_a_loop():
     """-λ mean Q₁ + b mean (π - a)², λ = α / mean|Q₁| of the same seed; means over all there is (d3rlpy sums actions)."""
-    agent, b = make((2,), act_dim=3, critic_lr=0.0, policy_delay=1, alpha=2.0, bc_weight=0.7), batch((2,), act_dim=3)
+    agent, b = (
+        make((2,), act_dim=3, critic_lr=0.0, policy_delay=1, alpha=2.0, bc_weight=0.7),
+        batch((2,), act_dim=3),
+    )
     b.obs[0] *= 10  # values of two magnitudes
     act = agent.mode(b.obs).detach()
     q = agent.q(b.obs, act)[:, 0].detach()
@@ -192,20 +195,37 @@ def test_targets_move_by_polyak():
 
 @pytest.mark.parametrize("learns", ["actor", "critic"])
 def test_each_step_touches_its_own_parameters_only(learns):
-    agent = make((2,), policy_delay=1, **{f"{name}_lr": 1e-2 if name == learns else 0.0 for name in ("actor", "critic")})
+    agent = make(
+        (2,),
+        policy_delay=1,
+        **{f"{name}_lr": 1e-2 if name == learns else 0.0 for name in ("actor", "critic")},
+    )
     before = {name: snapshot(getattr(agent, name)) for name in PARTS}
     agent.update(batch((2,)))
-    for name, follows in (("actor", "actor"), ("actor_target", "actor"), ("critic", "critic"), ("target", "critic")):
+    for name, follows in (
+        ("actor", "actor"),
+        ("actor_target", "actor"),
+        ("critic", "critic"),
+        ("target", "critic"),
+    ):
         assert changed(getattr(agent, name), before[name]) == (follows == learns)
 
 
 def test_imitation_fades_and_stays_at_its_end():
     """Linear in this agent's updates; ENOTO's code goes on below zero, which would push the actor away from the data."""
-    agent, b = make(bc_weight=0.3, bc_final=0.0, bc_decay_steps=4, actor_lr=0.0, critic_lr=0.0, policy_delay=1), batch()
+    agent, b = (
+        make(bc_weight=0.3, bc_final=0.0, bc_decay_steps=4, actor_lr=0.0, critic_lr=0.0, policy_delay=1),
+        batch(),
+    )
     weights = []
     for _ in range(6):
         m = agent.update(b)
-        weights.append(((m["actor_loss"] + m["lambda"] * agent.value(b.obs, agent.mode(b.obs)).mean()) / m["imitation"]).item())
+        weights.append(
+            (
+                (m["actor_loss"] + m["lambda"] * agent.value(b.obs, agent.mode(b.obs)).mean())
+                / m["imitation"]
+            ).item()
+        )
     assert weights == pytest.approx([0.225, 0.15, 0.075, 0, 0, 0], abs=1e-5)
     for t, expected in ((0, 0.3), (4, 0.0), (10**9, 0.0)):
         agent.updates = t
@@ -261,11 +281,15 @@ def test_learns_a_bandit():
 
 def test_observations_are_standardised_by_the_data():
     agent, data = make((2,)), batch(n=500)
-    data.obs.mul_(torch.tensor([1.0, 100.0, 0.0])).add_(torch.tensor([5.0, 0.0, 3.0]))  # one of them is constant
+    data.obs.mul_(torch.tensor([1.0, 100.0, 0.0])).add_(
+        torch.tensor([5.0, 0.0, 3.0])
+    )  # one of them is constant
     agent.prepare(data)
     x = agent.observe(data.obs.expand(2, 500, 3))
     torch.testing.assert_close(x.mean(-2), torch.zeros(2, 3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(x.std(-2, correction=0), torch.tensor([1.0, 1.0, 0.0]).expand(2, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        x.std(-2, correction=0), torch.tensor([1.0, 1.0, 0.0]).expand(2, 3), atol=1e-4, rtol=0
+    )
     obs = data.obs[:4].expand(2, 4, 3)
     assert torch.equal(agent.act(obs), agent.mode(agent.observe(obs)))
     raw = make(normalize=False)

@@ -8,15 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbo2o import collect
-from mbo2o.collect import Actor
+from mbo2o.collect.sac import Actor, sac
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.termination import TERMINATIONS, exploded, hopper, none, resolve, resolve_reward
 from mbo2o.types import UserError
 
 ACTORS = Path(__file__).parents[2] / "data" / "actors"
 STEPS = 700
-FALLS = ["Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "InvertedPendulum-v5", "MountainCarContinuous-v0"]
+FALLS = [
+    "Hopper-v5",
+    "Walker2d-v5",
+    "Ant-v5",
+    "Humanoid-v5",
+    "InvertedPendulum-v5",
+    "MountainCarContinuous-v0",
+]
 NEVER = ["HalfCheetah-v5", "HumanoidStandup-v5", "Swimmer-v5", "Reacher-v5", "Pusher-v5", "Pendulum-v1"]
 
 
@@ -65,7 +71,9 @@ def test_named_rules_agree_with_their_environment(env_id):
         obs, act, next_obs, terminated = roll(env_id, kind)
         rule = resolve("auto", env_id)
         assert torch.equal(rule(obs, act, next_obs), terminated), kind
-        assert torch.equal(rule(obs.float(), act, next_obs.float()), terminated), f"{kind} in single precision"
+        assert torch.equal(rule(obs.float(), act, next_obs.float()), terminated), (
+            f"{kind} in single precision"
+        )
         ended += int(terminated.sum())
     assert (ended > 0) == (env_id in FALLS)
 
@@ -76,15 +84,19 @@ def test_named_rules_agree_where_trained_policies_go(env, tier):
     """States in single precision, as datasets and models have them; falls of agents that run, not of ones that stumble."""
     kept = Actor.load(ACTORS / f"{env}-{tier}-v5.safetensors")
     with torch.no_grad():
-        fields = collect.roll(kept.info["env_id"], lambda obs: kept.policy.sample(obs)[0], 2500, seed=1)
-    obs, act, next_obs = (torch.from_numpy(fields[x]) for x in ("observations", "actions", "next_observations"))
+        fields = sac.roll(kept.info["env_id"], lambda obs: kept.policy.sample(obs)[0], 2500, seed=1)
+    obs, act, next_obs = (
+        torch.from_numpy(fields[x]) for x in ("observations", "actions", "next_observations")
+    )
     ended = torch.from_numpy(fields["terminals"])
     assert torch.equal(resolve("auto", kept.info["env_id"])(obs, act, next_obs), ended)
     assert ended.any() == (env != "halfcheetah")
     assert fields["rewards"].mean() > 1  # it does run
 
 
-@pytest.mark.parametrize(("env_id", "root"), [("Hopper-v5", 1), ("Walker2d-v5", 1), ("Ant-v5", 2), ("Humanoid-v5", 2)])
+@pytest.mark.parametrize(
+    ("env_id", "root"), [("Hopper-v5", 1), ("Walker2d-v5", 1), ("Ant-v5", 2), ("Humanoid-v5", 2)]
+)
 def test_rules_agree_on_states_set_across_every_threshold(env_id, root):
     env, rng = gym.make(env_id).unwrapped, np.random.default_rng(0)
     env.reset(seed=0)
@@ -123,7 +135,9 @@ def test_guard_is_two_sided(name, far):
 
 
 def test_hopper_thresholds():
-    z_angle = torch.tensor([[0.71, 0.19], [0.69, 0.0], [1.2, 0.21], [1.2, -0.21], [-1e6, 0.0], [99.0, 0.0], [1e6, 0.0]])
+    z_angle = torch.tensor(
+        [[0.71, 0.19], [0.69, 0.0], [1.2, 0.21], [1.2, -0.21], [-1e6, 0.0], [99.0, 0.0], [1e6, 0.0]]
+    )
     next_obs = torch.cat([z_angle, torch.zeros(7, 9)], -1)
     # No upper bound on z, as in the simulator, whose state range leaves the height out.
     assert hopper(next_obs, next_obs, next_obs).tolist() == [False, True, True, True, True, False, False]
@@ -153,7 +167,15 @@ def test_auto_matches_the_base_name_exactly():
     assert resolve("auto", "gymnasium_robotics:PointMaze_Medium_Diverse_GRDense-v3") is exploded
     assert resolve("none", "Hopper-v5") is none
     assert resolve(hopper, None) is hopper
-    for other in ("AntMaze_Nowhere-v5", "mine/Ant-v5", "Ant-very-long", "HopperTall-v0", "hopper-medium-v2", "", None):
+    for other in (
+        "AntMaze_Nowhere-v5",
+        "mine/Ant-v5",
+        "Ant-very-long",
+        "HopperTall-v0",
+        "hopper-medium-v2",
+        "",
+        None,
+    ):
         with pytest.raises(UserError, match=r"walker2d.*learned.*module:function") as e:
             resolve("auto", other)
         assert "\n" not in str(e.value)
@@ -165,7 +187,9 @@ def test_learned_needs_data():
 
 
 def test_own_functions(tmp_path, monkeypatch):
-    (tmp_path / "my_rules.py").write_text("class Rules:\n    def ends(o, a, n): return n[..., 0] > 3\nlimit = 3\n")
+    (tmp_path / "my_rules.py").write_text(
+        "class Rules:\n    def ends(o, a, n): return n[..., 0] > 3\nlimit = 3\n"
+    )
     (tmp_path / "my_broken.py").write_text("import no_such_thing_at_all\n")
     monkeypatch.syspath_prepend(tmp_path)
     x = torch.tensor([[2.0], [4.0]])
@@ -280,14 +304,18 @@ def test_point_maze_rules_equal_the_environment(continuing):
     """Pushed to the goal in a straight line, with noise: ends within 0.45 of it, or never in the continuing task."""
     robotics = pytest.importorskip("gymnasium_robotics")
     gym.register_envs(robotics)
-    env = gym.make("PointMaze_Open-v3", continuing_task=continuing, reset_target=False, disable_env_checker=True)
+    env = gym.make(
+        "PointMaze_Open-v3", continuing_task=continuing, reset_target=False, disable_env_checker=True
+    )
     rule = TERMINATIONS["point_maze" if continuing else "point_maze_goal"]
     rng, flat = np.random.default_rng(0), lambda o: np.concatenate([o["observation"], o["desired_goal"]])
     rows = []
     for episode in range(6):
         obs = flat(env.reset(seed=episode)[0])
         for _ in range(150):
-            act = np.clip(3 * (obs[4:] - obs[:2]) - obs[2:4] + rng.normal(0, 0.5, 2), -1, 1).astype(np.float32)
+            act = np.clip(3 * (obs[4:] - obs[:2]) - obs[2:4] + rng.normal(0, 0.5, 2), -1, 1).astype(
+                np.float32
+            )
             o, _, terminated, truncated, _ = env.step(act)
             rows.append((obs, act, flat(o), terminated))
             obs = flat(o)

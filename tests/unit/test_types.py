@@ -50,7 +50,9 @@ def test_returns_are_joined_only_if_all_have_them():
 def test_map_reaches_every_field_that_is_there(returns):
     b = batch((), 4, returns)
     doubled = b.map(lambda x: 2 * x)
-    assert all(torch.equal(getattr(doubled, name), 2 * getattr(b, name)) for name in (NAMES if returns else PLAIN))
+    assert all(
+        torch.equal(getattr(doubled, name), 2 * getattr(b, name)) for name in (NAMES if returns else PLAIN)
+    )
     assert returns or doubled.mc_return is None
 
 

@@ -1,0 +1,64 @@
+"""What an update of ten critics costs when there are many of them per environment step."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbo2o.agents import Agent, make_agent
+from mbo2o.agents.redq import REDQConfig
+from mbo2o.agents.sac import SACConfig
+from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.types import Batch, Spec
+
+OBS, ACT, BATCH = 17, 6, 256  # HalfCheetah
+CRITIC = MLPConfig(layer_norm=True)
+UPDATES = (1, 4, 20)
+
+
+def bench_agents(rounds: int = 5) -> list[dict[str, Any]]:
+    """Median CPU milliseconds per critic update, one thread, in turns: SAC, and REDQ at G updates per actor's update.
+
+    REDQ's target asks two of its ten critics; `all` has them asked for the smallest of ten, as SAC-N does.
+    """
+    torch.set_num_threads(1)
+    agents: dict[tuple[str, int], Agent] = {("sac, 2 critics", 1): _make(SACConfig(critic=CRITIC))}
+    for g in UPDATES:
+        agents["redq, 10 critics", g] = _make(REDQConfig(critic=CRITIC, policy_delay=g))
+    agents["all, 10 critics", max(UPDATES)] = _make(
+        REDQConfig(critic=CRITIC, policy_delay=max(UPDATES), target="min_q")
+    )
+    took: dict[tuple[str, int], list[float]] = {key: [] for key in agents}
+    for _ in range(rounds + 1):  # the first allocates
+        for key, agent in agents.items():
+            took[key].append(_milliseconds(agent, max(UPDATES)))
+    return [{"agent": name, "utd": g, "ms": statistics.median(ms[1:])} for (name, g), ms in took.items()]
+
+
+def print_agents(rounds: int = 5, out: Path | None = None) -> None:
+    """Print `bench_agents` as a table; `out` gets one line of JSON for each result."""
+    results = bench_agents(rounds)
+    print(f"{'CPU ms per critic update, 1 thread, 2x256, batch 256':54}{'G':>4}{'ms':>8}")
+    for r in results:
+        print(f"{r['agent']:54}{r['utd']:4}{r['ms']:8.1f}")
+    if out is not None:
+        out.write_text("".join(json.dumps(r) + "\n" for r in results))
+
+
+def _make(cfg: SACConfig) -> Agent:
+    agent: Agent = make_agent(cfg, Spec(OBS, ACT))
+    return agent
+
+
+def _milliseconds(agent: Agent, updates: int) -> float:
+    obs, next_obs = torch.randn(2, BATCH, OBS)
+    batch = Batch(obs, torch.rand(BATCH, ACT) * 2 - 1, torch.randn(BATCH), next_obs, torch.zeros(BATCH))
+    start = time.process_time()
+    for _ in range(updates):
+        agent.update(batch)
+    return (time.process_time() - start) / updates * 1000

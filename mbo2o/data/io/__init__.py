@@ -1,1 +1,0 @@
-"""Readers and writers of dataset formats; each returns or takes plain arrays."""

@@ -1,0 +1,1 @@
+"""What may be wrong with a dataset, and the evidence for it."""

@@ -1,0 +1,147 @@
+"""`mbo2o data check`: find the file, its environment and the termination rule, and have `data.audit` look at the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import parse_env_id
+
+from mbo2o.data import precision
+from mbo2o.data.actions import Actions
+from mbo2o.doctor.audit import audit, stored
+from mbo2o.doctor.evidence import Task
+from mbo2o.doctor.findings import Report
+from mbo2o.dynamics.termination import TERMINATIONS, resolve
+from mbo2o.envs.layouts import ANT, find_layout
+from mbo2o.envs.make import EnvChoice, make_env
+from mbo2o.store import datasets, hdf5, minari
+from mbo2o.store.datasets import Named
+from mbo2o.types import TerminationFn, UserError
+
+
+def check(
+    name: str,
+    env_id: str | None = None,
+    termination: str = "auto",
+    actions: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Report:
+    """Audit a dataset.
+
+    Args:
+        name: A D4RL file, the name of one in a data folder, or `minari:ID`.
+        env_id: The environment that the data are for; if not given, the file's own.
+        termination: The rule to certify: a name, `package.module:function`, or `auto`, the environment's if it is known.
+        actions: The units of its actions, see `Actions.mode`.
+        env_kwargs: What the environment is made with, as a run's setting of that name.
+
+    Raises:
+        UserError: No such file, one that cannot be read, an environment that cannot be made and was given, or whose
+            arguments were given, no such rule.
+    """
+    found = datasets.find(name)
+    own = env_id or found.attrs().get("env_id")
+    if env_kwargs and not own:
+        raise UserError(
+            f"{name}: does not say which environment it is of, so that --env-kwargs has no use; give --env ID"
+        )
+    choice = None if own is None else EnvChoice(str(own), env_kwargs or {})
+    task = find_task(choice, bool(env_id))
+    box = None if task is None or task.low is None else (task.low, task.high)
+    how = Actions(actions, box, "--actions ")
+    with precision.heard() as lost:
+        fields, attrs = _read(found, how)
+    if choice is not None and (layout := _layout(choice.id, fields["observations"])):
+        choice = replace(choice, layout=layout)
+        task = find_task(choice, bool(env_id))
+    rule, function = _rule(termination, task, choice, fields["observations"].shape[1])
+    return audit(
+        fields,
+        attrs,
+        dataset=name,
+        task=task,
+        termination=function,
+        rule=rule,
+        units_known=_known(found, how),
+        lost=lost,
+    )
+
+
+def _known(found: Named, how: Actions) -> bool:
+    """Whether somebody said in which units the actions are: the caller, or Minari's action space."""
+    return how.mode is not None or found.dataset_id is not None
+
+
+def _read(found: Named, how: Actions) -> tuple[hdf5.Fields, hdf5.Attrs]:
+    """The rows as they are stored, but for their actions, and what is known of them."""
+    if found.dataset_id is not None:
+        return minari.read(found.dataset_id, how=how)
+    fields, attrs = stored(found.name, how)
+    return fields, (found.entry.attrs if found.entry else {}) | attrs
+
+
+def _layout(env_id: str, obs: np.ndarray) -> str | None:
+    """The layout in which a run would show the environment for these rows."""
+    return find_layout(env_id, obs.shape[1], lambda: bool(np.any(obs[:, ANT:])))
+
+
+def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
+    """What there is to know of the environment, which was `given`, or which the file names.
+
+    Raises `UserError` for one that cannot be made if the user gave it or its arguments; otherwise that is a finding.
+    """
+    if choice is None:
+        return None
+    env_id = choice.id
+    if not given and hdf5.imports(env_id):
+        return Task(
+            env_id, problem=f"that would import a module which the file names; --env {env_id} if you trust it"
+        )
+    try:
+        env = make_env(choice)
+    except UserError as error:
+        if given or choice.kwargs:
+            raise
+        return Task(env_id, newest=_newest(env_id), problem=str(error))
+    obs, act = env.observation_space.shape or (0,), env.action_space.shape or (0,)
+    limit = env.spec.max_episode_steps if env.spec else None
+    box: Any = env.action_space
+    low, high = (tuple(x.ravel().tolist()) for x in (box.low, box.high))
+    env.close()
+    return Task(env_id, obs[0], int(np.prod(act)), limit, _newest(env_id), low=low, high=high)
+
+
+def _newest(env_id: str) -> str | None:
+    try:
+        namespace, base, _ = parse_env_id(env_id.split(":")[-1])
+    except gymnasium.error.Error:
+        return None
+    specs = [
+        x
+        for x in gymnasium.registry.values()
+        if (x.namespace, x.name) == (namespace, base) and x.version is not None
+    ]
+    return max(specs, key=lambda x: x.version or 0).id if specs else None
+
+
+def _rule(
+    termination: str, task: Task | None, choice: EnvChoice | None, obs_dim: int
+) -> tuple[str, TerminationFn | None]:
+    """The rule's name and function; None where `auto` knows none, or one that reads other observations than these."""
+    if termination == "learned":
+        raise UserError(
+            "--termination learned is fitted to the data, so that there is nothing to certify; name a rule"
+        )
+    if termination != "auto":
+        return termination, resolve(termination)
+    if task is None or choice is None or task.obs_dim not in (None, obs_dim):
+        return termination, None
+    try:
+        function = resolve(termination, choice.id, choice.kwargs, choice.layout)
+    except UserError:
+        return termination, None
+    return next((key for key, f in TERMINATIONS.items() if f is function), termination), function

@@ -1,0 +1,1 @@
+"""The environments of runs: how they are made, stepped, watched and scored."""

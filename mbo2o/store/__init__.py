@@ -1,0 +1,1 @@
+"""Files: datasets and checkpoints, written whole or not at all."""

@@ -1,0 +1,270 @@
+"""Minari datasets, by id: from the local store, or fetched into it; and into it from rows.
+
+A Minari episode of T steps holds T + 1 observations, so that every row's next observation is known, the last one's too.
+
+Goal-conditioned sets come as `goals.flatten` makes them, which is also how `run.make.make_env` shows the environment. Minari's
+PointMaze and AntMaze sets (D4RL/pointmaze/*, D4RL/antmaze/*, collected with `continuing_task=True`) are read as the task that
+ends at the goal: an episode terminates with its first reward, and what it held after that is left out. Their `env_id` stands
+for the maze as gymnasium-robotics registers it; a set may have been collected with start and goal in chosen cells of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbo2o.data.actions import Actions
+from mbo2o.envs import goals
+from mbo2o.store import hdf5
+from mbo2o.types import UserError
+
+
+def read(
+    dataset_id: str, new: hdf5.New = hdf5.in_ram, how: Actions = hdf5.AS_GIVEN
+) -> tuple[hdf5.Fields, hdf5.Attrs]:
+    """Return all episodes as rows, in `new` arrays, and the attributes `minari_id` and, where Minari knows it, `env_id`.
+
+    An episode that neither terminated nor was truncated was cut by its collector: its last row counts as a timeout.
+    A set says in which box its actions live; another one than [-1, 1] is mapped to it, with a warning that says so, unless the
+    mode of `how` is `unit` or `clip`. Raises `UserError` when the set is not in the local store and cannot be fetched, is empty
+    or unreadable, or when its observations are neither flat vectors nor goal-conditioned, or its actions have no bounds.
+    """
+    import minari
+
+    where = f"minari:{dataset_id}"
+    folder(dataset_id)
+    try:
+        dataset = minari.load_dataset(dataset_id)
+        _check_spaces(dataset, where)
+        how = _units(dataset.action_space, how, where)
+        flat = goals.flatten if _is_goal_dict(dataset.observation_space) else np.asarray
+        ends_at_goal = dataset.env_spec is not None and goals.sparse_maze(dataset.env_spec.id) is not None
+        episodes = (_rows(episode, where, flat, ends_at_goal) for episode in dataset.iterate_episodes())
+        fields = _joined(episodes, dataset.total_steps, new)
+    except (OSError, RuntimeError, KeyError, ValueError, MemoryError) as error:
+        raise UserError(
+            f"{where}: cannot be read ({' '.join(str(error).split())}); download it anew"
+        ) from error
+    if not fields:
+        raise UserError(f"{where}: has no episodes; a dataset needs at least one transition")
+
+    return hdf5.check(fields, where, new, how=how), _attributes(dataset, dataset_id)
+
+
+def attributes(dataset_id: str) -> hdf5.Attrs:
+    """What `read` says of the set besides its rows. Raises `UserError` as it does."""
+    import minari
+
+    folder(dataset_id)
+    try:
+        return _attributes(minari.load_dataset(dataset_id), dataset_id)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"minari:{dataset_id}: cannot be read ({text}); download it anew") from error
+
+
+def _attributes(dataset: Any, dataset_id: str) -> hdf5.Attrs:
+    known: hdf5.Attrs = {} if dataset.env_spec is None else {"env_id": dataset.env_spec.id}
+    return {"minari_id": dataset_id, **known}
+
+
+def folder(dataset_id: str) -> Path:
+    """Where the local store has the set's data; it is fetched if it is not there. Raises `UserError` if it cannot be."""
+    from minari.storage import get_dataset_path
+
+    path: Path = get_dataset_path(dataset_id) / "data"
+    if not path.exists():
+        _download(dataset_id, f"minari:{dataset_id}")
+    return path
+
+
+def _joined(episodes: Iterator[hdf5.Fields], steps: int, new: hdf5.New) -> hdf5.Fields:
+    """One episode after the other, of at most `steps` rows together, in a dtype that holds all of theirs."""
+    out: hdf5.Fields = {}
+    n = 0
+    for rows in episodes:
+        end = n + len(rows["rewards"])
+        if end > steps:
+            raise ValueError(f"more than the {steps} steps that its metadata name")
+        for key, x in rows.items():
+            before = out.get(key, x[:0])
+            dtype = np.result_type(x.dtype, before.dtype)
+            if key not in out or dtype != before.dtype:
+                out[key] = new(f"{key}-{dtype}", (steps, *x.shape[1:]), dtype)
+                out[key][:n] = before[:n]
+            out[key][n:end] = x
+        n = end
+    return {key: x[:n] for key, x in out.items()}
+
+
+def _download(dataset_id: str, where: str) -> None:
+    import minari
+    from minari.storage import get_dataset_path
+
+    try:
+        if os.environ.get("MBO2O_OFFLINE", "0") not in ("", "0"):
+            raise RuntimeError("MBO2O_OFFLINE is set")
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # minari lets through whatever its clients raise without a network
+        reason = (
+            "pip install 'mbo2o[download]'"
+            if isinstance(error, ImportError)
+            else " ".join(str(error).split())[:200]
+        )
+        raise UserError(
+            f"{where}: not in the local Minari store, and cannot be fetched ({reason or type(error).__name__}); run "
+            f"`minari download {dataset_id}` where there is a network and copy the set to {get_dataset_path(dataset_id)}, "
+            "or set MINARI_DATASETS_PATH to the folder that has it"
+        ) from error
+
+
+def _check_spaces(dataset: Any, where: str) -> None:
+    obs, act = dataset.observation_space, dataset.action_space
+    if not (_is_flat_box(obs) or _is_goal_dict(obs)):
+        raise UserError(
+            f"{where}: observations are {_name(obs)}, expected a flat Box; export them as one vector"
+        )
+    if not hasattr(act, "low") or not act.shape:
+        raise UserError(
+            f"{where}: actions are {_name(act)}, expected a Box; only continuous control is supported"
+        )
+
+
+def _units(space: Any, how: Actions, where: str) -> Actions:
+    """The mode, with the set's own box unless another one is given."""
+    bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
+    if how.mode is None and not bounded:
+        raise UserError(
+            f"{where}: its action space has no bounds, so that nobody knows which actions are -1 and 1; give "
+            f"{how.give('clip')} if they are in [-1, 1] but for a policy's unclipped outputs, else the bounds"
+        )
+    mode = how.mode or ("unit" if _is_unit(space) else "env")
+    if how.mode is None and mode == "env":
+        span = f"[{space.low.min():.4g}, {space.high.max():.4g}]"
+        warnings.warn(
+            f"{where}: actions are mapped to [-1, 1] from the set's own action space, {span}", stacklevel=4
+        )
+    own = (space.low, space.high) if bounded else None
+    return Actions(mode, how.box if how.maps and how.box is not None else own, how.option)
+
+
+def _is_flat_box(space: Any) -> bool:
+    return hasattr(space, "low") and len(space.shape) == 1  # only Box has bounds
+
+
+def _is_unit(space: Any) -> bool:
+    return np.allclose(space.low, -1) and np.allclose(space.high, 1)
+
+
+def _is_goal_dict(space: Any) -> bool:
+    parts = getattr(space, "spaces", {})
+    return isinstance(parts, dict) and set(parts) == goals.KEYS and all(map(_is_flat_box, parts.values()))
+
+
+def _name(space: Any) -> str:
+    return f"{type(space).__name__}{space.shape if space.shape is not None else ''}"
+
+
+def _rows(episode: Any, where: str, flat: Callable[[Any], np.ndarray], ends_at_goal: bool) -> hdf5.Fields:
+    obs, steps = flat(episode.observations), len(episode.rewards)
+    if len(obs) != steps + 1:
+        raise UserError(
+            f"{where}: episode {episode.id} has {len(obs)} observations for {steps} steps, expected {steps + 1}; "
+            "download it anew"
+        )
+    rewards = np.asarray(episode.rewards)
+    terminals = np.array(episode.terminations, dtype=np.bool_)
+    timeouts = np.array(episode.truncations, dtype=np.bool_)
+    if ends_at_goal and (rewards > 0).any():
+        steps = int(np.argmax(rewards > 0)) + 1
+        terminals[steps - 1] = True
+    timeouts[steps - 1 : steps] |= ~terminals[steps - 1 : steps]
+    rows = {
+        "observations": obs[:-1],
+        "actions": np.asarray(episode.actions),
+        "rewards": rewards,
+        "terminals": terminals,
+        "timeouts": timeouts,
+        "next_observations": obs[1:],
+    }
+    return {key: x[:steps] for key, x in rows.items()}
+
+
+def write(dataset_id: str, fields: hdf5.Fields, attrs: hdf5.Attrs) -> None:
+    """Store rows, all six fields of `schema`, as a Minari set in the local store; `TransitionDataset.to_minari` says how."""
+    import minari
+    from gymnasium.spaces import Box
+    from minari.storage import get_dataset_path
+
+    where = f"minari:{dataset_id}"
+    path = get_dataset_path(dataset_id)
+    if path.exists():
+        raise UserError(f"{where}: is there already, at {path}; choose another id, or delete it")
+    env, buffers = _environment(attrs.get("env_id"), fields), _buffers(fields, where)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Minari would like to know of the author
+            minari.create_dataset_from_buffers(
+                dataset_id,
+                buffers,
+                env=env,
+                observation_space=Box(-np.inf, np.inf, fields["observations"].shape[1:], np.float32),
+                action_space=Box(-1, 1, fields["actions"].shape[1:], np.float32),
+                description=", ".join(f"{key}: {x}" for key, x in sorted(attrs.items())) or None,
+            )
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)  # half a set would look like a small one
+        if isinstance(error, OSError | RuntimeError | ValueError | AssertionError):
+            raise UserError(
+                f"{where}: cannot be written ({' '.join(str(error).split())}); ids are namespace/name-v0"
+            ) from error
+        raise
+
+
+def _environment(env_id: object, fields: hdf5.Fields) -> Any:
+    """The rows' environment, which Minari can then rebuild: if it can be made here and has spaces like theirs, else None."""
+    import gymnasium
+
+    if not isinstance(env_id, str) or hdf5.imports(env_id):
+        return None
+    try:
+        env = gymnasium.make(env_id)
+    except Exception:  # whatever keeps it from being made, the rows are as good without it
+        return None
+    env.close()
+    spaces = [(env.observation_space, fields["observations"]), (env.action_space, fields["actions"])]
+    alike = all(_is_flat_box(space) and space.shape == x.shape[1:] for space, x in spaces)
+    return env if alike and _is_unit(env.action_space) else None
+
+
+def _buffers(fields: hdf5.Fields, where: str) -> list[Any]:
+    """One for each run of rows in which every next observation is the observation below; NaN last where it is unknown."""
+    from minari.data_collector import EpisodeBuffer
+
+    obs, next_obs, terminals = fields["observations"], fields["next_observations"], fields["terminals"]
+    leads_on = (next_obs[:-1] == obs[1:]).all(1) & ~(terminals | fields["timeouts"])[:-1]
+    last = np.flatnonzero(np.append(~leads_on, True))
+    if unknown := int(np.isnan(next_obs[last, 0]).sum()):
+        warnings.warn(
+            f"{where}: {unknown} of {len(last)} episodes end in an observation of NaN, because it is not known; mbo2o reads it "
+            "as such, other readers have to leave these last steps out of what they bootstrap",
+            stacklevel=4,
+        )
+    buffers = []
+    for start, end in zip(np.append(0, last[:-1] + 1), last + 1, strict=True):
+        buffers.append(
+            EpisodeBuffer(
+                observations=np.append(obs[start:end], next_obs[end - 1 : end], axis=0),
+                actions=fields["actions"][start:end],
+                rewards=fields["rewards"][start:end],
+                terminations=terminals[start:end],
+                truncations=(np.arange(start, end) == end - 1) & ~terminals[start:end],
+            )
+        )
+    return buffers

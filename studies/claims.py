@@ -1,0 +1,105 @@
+"""Claims of papers as differences that should be positive, and what measured arms say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mbo2o.report.statistics import FEWEST, Estimate, benjamini_hochberg, mean_over_seeds, unpaired_difference
+
+Measured = dict[str, dict[str, np.ndarray]]
+"""By arm and measure, a number for each seed."""
+LEVEL = 0.05
+"""A claim holds if its q is below this."""
+
+
+class Apart(NamedTuple):
+    """Two samples whose seeds share no checkpoint, no network and no data order: their difference is not paired."""
+
+    more: np.ndarray
+    less: np.ndarray
+
+
+class Claim(NamedTuple):
+    """`value` of what was measured should be positive: a number for each seed, or two samples `Apart`."""
+
+    name: str
+    text: str
+    value: Callable[[Measured], Any]
+    sanity: bool = False
+    """The comparison can hardly fail: it shows that a measure works, and is outside the family that is corrected."""
+
+
+class Finding(NamedTuple):
+    """What one study's arms say of a claim."""
+
+    claim: Claim
+    data: str
+    paired: bool
+    estimate: Estimate
+    q: float
+    """Benjamini and Hochberg's, over all findings of the study that are no sanity checks; NaN for those."""
+    verdict: str
+
+
+def difference(measure: str, more: str, less: str) -> Callable[[Measured], Any]:
+    """`more` minus `less` within each seed: two arms that start from the same checkpoint, or the same networks."""
+    return lambda m: m[more][measure] - m[less][measure]
+
+
+def apart(measure: str, more: str, less: str) -> Callable[[Measured], Any]:
+    """`more` and `less`, two arms that start from different checkpoints."""
+    return lambda m: Apart(m[more][measure], m[less][measure])
+
+
+def verdicts(claims: Sequence[Claim], studied: dict[str, Measured]) -> list[Finding]:
+    """What each claim comes to on each of the study's data (by name), where the arms that it needs were run."""
+    found = []
+    for claim in claims:
+        for data, measured in studied.items():
+            try:
+                value = claim.value(measured)
+            except KeyError:
+                continue  # an arm, or a measure, that this data has not
+            paired = not isinstance(value, Apart)
+            estimate = mean_over_seeds(value) if paired else unpaired_difference(*value)
+            found.append((claim, data, paired, estimate, value))
+    q = benjamini_hochberg([np.nan if claim.sanity else e.p for claim, _, _, e, _ in found])
+    return [
+        Finding(c, d, p, e, float(x), _verdict(c, e, float(x), v))
+        for (c, d, p, e, v), x in zip(found, q, strict=True)
+    ]
+
+
+def _verdict(claim: Claim, e: Estimate, q: float, value: Any) -> str:
+    """The words of the protocol: from the interval alone, and from q whether it stays so for as many claims."""
+    if np.isnan(e.mean):
+        return "undefined"  # an arm diverged
+    if claim.sanity:
+        return "sanity check passed" if e.low > 0 else "sanity check not passed"
+    if not np.any(np.subtract(*value) if isinstance(value, Apart) else value):
+        return "no difference"  # as where what an agent becomes is what it was, or no arm lost anything
+    if e.low > 0:
+        return "holds" if q < LEVEL else "holds before correction"
+    if e.high < 0:
+        return "contrary" if q < LEVEL else "contrary before correction"
+    return "direction only" if e.mean > 0 else "not reproduced"
+
+
+def figures(f: Finding) -> str:
+    """The numbers behind a verdict: mean, interval, p and q; without an interval for fewer than FEWEST seeds."""
+    e = f.estimate
+    largest = abs(e.mean) if np.isnan(e.low) else max(abs(e.low), abs(e.high))
+    digits = 2 if largest < 10 else 0
+    if np.isnan(e.mean):
+        return "–"
+    if e.seeds < FEWEST:
+        return f"{e.mean:+.{digits}f}, {e.seeds} seeds, no interval"
+    corrected = "" if f.claim.sanity else f", q {_small(f.q)}"
+    return f"{e.mean:+.{digits}f} [{e.low:+.{digits}f}, {e.high:+.{digits}f}], p {_small(e.p)}{corrected}"
+
+
+def _small(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

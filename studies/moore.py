@@ -1,0 +1,170 @@
+"""How should offline data fade? MOORe's priority against its paper's baselines, all from one offline phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mbo2o.recipes.mbpo import MBPOConfig
+from mbo2o.recipes.moore import MOOReConfig
+from mbo2o.recipes.mopo import MOPOConfig
+from mbo2o.report.read import RunLog
+from mbo2o.report.statistics import spearman
+from mbo2o.train import Config, read_config, train
+from studies.arms import QUICK_OFFLINE, Row, draw, online_rows, publish, read_arms, run_arm
+from studies.claims import Claim, Measured, apart, difference
+
+EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
+SMALLEST = [
+    *QUICK_OFFLINE,
+    *(
+        f"recipe.{x}"
+        for x in ("fit.max_updates=20", "refit.max_updates=20", "rollouts=64", "online_rollouts=64")
+    ),
+    *(
+        "recipe.model_every=60",
+        "recipe.epoch=60",
+        "recipe.online_steps=120",
+        "run.eval_every=60",
+    ),  # enough rows for a refit
+]
+DEFAULT = ("priority", "uniform", "half", "online")
+"""MOORe and its paper's baselines; each starts from the same offline checkpoint, and its model is fine-tuned, not reset."""
+Sized = TypeVar("Sized", MBPOConfig, MOPOConfig)
+PACES = ("alpha-0.5", "priority", "alpha-0.9")
+EXTREMES = ("online", "priority", "uniform")
+"""Priorities that are gone at once, fade, and never do: an alpha of 0, of the config, and of 1."""
+
+
+def arms(base: Config) -> dict[str, dict[str, Any]]:
+    """Changes of the recipe by name: sampling, its pace, the penalty's coefficient online; MBPO starts from nothing."""
+    return {
+        "priority": {},
+        "uniform": {"sampling": "uniform"},
+        "half": {"sampling": "half"},
+        "online": {"sampling": "online"},
+        "alpha-0.5": {"alpha": 0.5},
+        "alpha-0.9": {"alpha": 0.9},
+        "no-penalty": {"online_coef": 0.0},
+        "double-penalty": {"online_coef": 2 * base.recipe.coef},
+        "mbpo": {},
+    }
+
+
+def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
+    """One offline phase, then the chosen arms, under `out`; what is finished is not run again."""
+    offline = out / "offline"
+    # as MOPO's, so that it serves arms whose online settings differ
+    train(replace(base, recipe=as_mopo(base.recipe), dir=str(offline), report=False))
+    for name in chosen:
+        if name == "mbpo":
+            run_arm(
+                replace(base, recipe=mbpo(base.recipe), dataset=None, env=read_config(offline)[1]), out / name
+            )
+        else:
+            run_arm(replace(base, recipe=replace(base.recipe, **arms(base)[name])), out / name, offline)
+
+
+def as_mopo(moore: MOOReConfig) -> MOPOConfig:
+    """MOORe's offline phase alone."""
+    return _sized(MOPOConfig, moore)
+
+
+def mbpo(moore: MOOReConfig) -> MBPOConfig:
+    """MOORe's limit at the same sizes: no data, no penalty; of as many steps those before the first fit are random."""
+    start = moore.model_every
+    return replace(_sized(MBPOConfig, moore), coef=0.0, start=start, online_steps=moore.online_steps - start)
+
+
+def _sized(kind: type[Sized], moore: MOOReConfig) -> Sized:
+    """The config of a method that shares fields with MOORe, at MOORe's sizes."""
+    return kind(**{f.name: getattr(moore, f.name) for f in fields(kind) if hasattr(moore, f.name)})
+
+
+def collect(base: Config, out: Path, results: Path, name: str) -> None:
+    """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure of the arms."""
+    logs = read_arms(out, list(arms(base)))
+    measured = online_rows(logs)
+    publish(
+        results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(measured[arm], log)], logs
+    )
+    figure(results / f"{name}.csv")
+
+
+def figure(path: Path) -> None:
+    """The figure of a results file."""
+    draw(path, PANELS)
+
+
+def _rows(rows: list[Row], log: RunLog) -> list[Row]:
+    u = {short: log.series("uncertainty", long, "online") for short, long in NAMES.items()}
+    share = log.series("model", "share_offline", "online").values
+    for k, row in enumerate(rows):
+        row["share_last"] = float(share[-1, k])
+        for short, series in u.items():
+            values = series.values[:, k]
+            known = values[np.isfinite(values)]
+            row |= {
+                f"{short}_first": known[0],
+                f"{short}_last": known[-1],
+                f"{short}_spearman": spearman(series.step, values),
+            }
+    return rows
+
+
+NAMES = {
+    "u1": "max_aleatoric/imagined",
+    "u3": "max_pairwise/imagined",
+    "u5": "mixture_std/imagined",
+    "penalty": "penalty_share",
+    "error": "error/online",
+}
+"""What a model does not know, the penalty's size beside the rewards', and how wrong the model is where the policy goes."""
+
+OTHERS = ("alpha-0.5", "alpha-0.9", "no-penalty", "double-penalty", "mbpo")
+PANELS = {
+    "How offline data fade": list(DEFAULT),
+    "Pace, penalty, and MBPO from nothing": ["priority", *OTHERS],
+}
+
+
+def _spread(measured: Measured, names: Sequence[str]) -> np.ndarray:
+    values = np.stack([measured[name]["auc"] for name in names])
+    return values.max(0) - values.min(0)
+
+
+CLAIMS = [
+    Claim("M1", "drop: half > priority", difference("drop", "half", "priority")),
+    Claim("M1", "drop: online > priority", difference("drop", "online", "priority")),
+    Claim("M2", "AUC: priority > uniform", difference("auc", "priority", "uniform")),
+    Claim("M2", "final: priority > uniform", difference("final", "priority", "uniform")),
+    Claim("M3", "final: priority > MBPO after as many steps", apart("final", "priority", "mbpo")),
+    Claim(
+        "M4", "U3 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u3_spearman"]
+    ),
+    Claim(
+        "M4", "U5 falls: rank correlation with time below -0.7", lambda m: -0.7 - m["priority"]["u5_spearman"]
+    ),
+    Claim(
+        "M4",
+        "penalty / reward falls: rank correlation below -0.7",
+        lambda m: -0.7 - m["priority"]["penalty_spearman"],
+    ),
+    Claim("M4", "U5 at the end: uniform > priority", difference("u5_last", "uniform", "priority")),
+    Claim("M5", "drop: without penalty online > with", difference("drop", "no-penalty", "priority")),
+    Claim("M5", "AUC: with penalty online > without", difference("auc", "priority", "no-penalty")),
+    Claim("M5", "AUC: penalty online as it is > doubled", difference("auc", "priority", "double-penalty")),
+    Claim("M5", "final: without penalty online > with", difference("final", "no-penalty", "priority")),
+    Claim(
+        "M6",
+        "AUC's spread: over 0, alpha, 1 > over 0.5, alpha, 0.9",
+        lambda m: _spread(m, EXTREMES) - _spread(m, PACES),
+    ),
+    Claim("", "final: priority > half", difference("final", "priority", "half")),
+    Claim("", "final: priority > online", difference("final", "priority", "online")),
+    Claim("", "AUC: priority > online", difference("auc", "priority", "online")),
+]
