@@ -107,9 +107,11 @@ class Evaluator:
             np.array([x.length for x in lanes], float),
         )
         q_mean, mc_mean = self._values(np.array(qs), np.array(rews), lanes)
-        per_seed = lambda x: torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(
-            self._seeds
-        )  # noqa: E731
+
+        def per_seed(x: np.ndarray) -> torch.Tensor:
+            means = torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32)
+            return means.reshape(self._seeds)
+
         spread = torch.as_tensor(returns.reshape(self._n, -1).std(-1), dtype=torch.float32).reshape(
             self._seeds
         )

@@ -26,10 +26,11 @@ from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import CAP, EnvChoice
 from mbo2o.envs.scores import Reference, find_reference
+from mbo2o.run import engine
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import Means, MetricsFile, Progress, describe, tell
 from mbo2o.store import checkpoint
-from mbo2o.types import Diverged, Metrics, Spec, UserError, at_least_one
+from mbo2o.types import Diverged, Metrics, Source, Spec, UserError, at_least_one
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
@@ -302,6 +303,13 @@ class Run:
             yield
             self._in_stage = False
             self._done[key] = 1
+
+    def learn(self, agent: Agent, source: Source, batch: int, updates: int = 1, **others: Agent) -> None:
+        """Make `updates` updates of `agent` on batches of `batch` rows from `source`, and log their metrics.
+
+        others: agents that learn from the same batches; their name stands before the names of their metrics.
+        """
+        self.log(*engine.learn(source, batch, updates, {"": agent, **others}))
 
     def log(self, *metrics: Metrics) -> None:
         """Count metrics into the next line; they stay on their device until it is due."""

@@ -843,9 +843,11 @@ def poison(part, turn):
 
 def bad_loss(monkeypatch):
     update = SAC.update
-    poisoned = lambda self, b: (
-        update(self, b) | ({"critic_loss": torch.tensor([1.0, torch.inf])} if self.updates == 33 else {})
-    )  # noqa: E731
+
+    def poisoned(self, b):
+        worse = {"critic_loss": torch.tensor([1.0, torch.inf])} if self.updates == 33 else {}
+        return update(self, b) | worse
+
     monkeypatch.setattr(SAC, "update", poisoned)
 
 
