@@ -181,7 +181,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--package", type=Path, default=ROOT, help="the checkout whose package is read")
     parser.add_argument("--json", type=Path, help="write the counts here, too")
-    parser.add_argument("--csv", type=Path, help="put the counts into this table, under the checkout's commit")
+    parser.add_argument(
+        "--csv", type=Path, help="put the counts into this table, under the checkout's commit"
+    )
     args = parser.parse_args()
     sys.path.insert(0, str(args.package.resolve()))
     rows = {}

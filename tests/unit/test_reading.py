@@ -85,7 +85,10 @@ def test_rows_of_a_commit_replace_those_it_had(reading, tmp_path):
     for name, files in [("aaa", 1), ("bbb", 2), ("aaa", 3)]:
         reading.write_csv(tmp_path / "reading.csv", name, {"iql": row | {"files": files}})
     rows = list(csv.DictReader((tmp_path / "reading.csv").open()))
-    assert [(x["commit"], x["method"], x["files"]) for x in rows] == [("bbb", "iql", "2"), ("aaa", "iql", "3")]
+    assert [(x["commit"], x["method"], x["files"]) for x in rows] == [
+        ("bbb", "iql", "2"),
+        ("aaa", "iql", "3"),
+    ]
 
 
 def test_a_run_is_read(tmp_path):
