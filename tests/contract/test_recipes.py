@@ -248,7 +248,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
         monkeypatch.setattr(
             Run,
             "_after_turn",
-            lambda s, last: (s.turn == 17 and setattr(s, "_stop", True), after_turn(s, last)),
+            lambda s, last: (s.turn == 17 and setattr(s.signals, "stop", True), after_turn(s, last)),
         )
     else:
         monkeypatch.setattr(Run, "_after_turn", terminated)

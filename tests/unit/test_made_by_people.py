@@ -24,8 +24,11 @@ from mbo2o.envs.disturb import DisturbConfig
 from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.envs.make import ActionBox, EnvChoice, make_env
 from mbo2o.recipes.scratch import ScratchConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.run import Run, RunConfig, Stopped
+from mbo2o.run.turns import Run
+from mbo2o.run.watch import Stopped
+from mbo2o.run.world import Task
 from mbo2o.train import Config, _kept, _name, _resolve, read_config, restore, train
 from mbo2o.types import UserError
 
@@ -392,7 +395,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(cls, made, tmp_path, mo
     after = Run._after_turn
 
     def stopping(self, last):
-        self._stop = self.phase == "online" and self.turn == 33
+        self.signals.stop = self.phase == "online" and self.turn == 33
         after(self, last)
 
     monkeypatch.setattr(Run, "_after_turn", stopping)
@@ -629,8 +632,8 @@ def test_harmless_arguments_are_arguments_of_the_tasks_and_leave_the_rules_right
 
 def test_scores_are_for_default_arguments(tmp_path):
     def scored(**chosen):
-        more = {"env_kwargs": {"healthy_reward": 0.0}}
-        run = Run(tmp_path, RunConfig(**chosen), env_id="Hopper-v5", seed=0, seeds=1, gamma=0.9, **more)
+        task = Task("Hopper-v5", seed=0, seeds=1, gamma=0.9, env_kwargs={"healthy_reward": 0.0})
+        run = Run(tmp_path, RunConfig(**chosen), task)
         run.close()
         return run.reference.known
 

@@ -14,8 +14,10 @@ from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.scratch import ScratchConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.run.log import Means, Progress, describe
-from mbo2o.run.run import Run, RunConfig
+from mbo2o.run.turns import Run
+from mbo2o.run.world import Task
 from mbo2o.store import checkpoint
 from mbo2o.train import Config, train
 from mbo2o.types import Diverged, UserError, duration
@@ -28,7 +30,7 @@ def make(path, env_id="Pendulum-v1", gamma=0.9, dataset=None, **cfg):
     settings = RunConfig(
         **{"log_every": 5, "eval_every": 100, "eval_episodes": 1, "online_capacity": 500, **cfg}
     )
-    run = Run(path, settings, env_id=env_id, seed=0, seeds=2, gamma=gamma, dataset=dataset)
+    run = Run(path, settings, Task(env_id, seed=0, seeds=2, gamma=gamma), dataset)
     run.enter("online")
     agent = SAC(run.spec, SACConfig(actor=NET, critic=NET))
     run.track(agent=agent)
