@@ -1,4 +1,4 @@
-"""What tests of surviving runs share: small runs, what they leave, child processes, and an environment that fails."""
+"""What tests of surviving runs share: small runs, results, child processes, an environment that fails."""
 
 import errno
 import itertools
@@ -119,7 +119,8 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 class Counter(gymnasium.Env):
-    """Observes a drawn number of the episode and the steps so far; the reward is the step; episodes have 15 steps.
+    """Observes a drawn number of the episode and the steps so far; the reward is the step; episodes have 15
+    steps.
 
     `fault(env)` is called before each reset and step; what it returns, unless None, is returned instead.
     """
@@ -196,7 +197,7 @@ def once(wrong, at):
 
 
 def rows_of(directory):
-    """The online buffer's columns, seed by seed, oldest first: observation, next one, truncated, return that followed."""
+    """Columns of the online buffer, oldest row first: observation, next one, truncated, return, reward."""
     tensors, _ = checkpoint.latest(directory / "checkpoints", "cpu")
     rows = tensors["online/rows"]
     return rows[..., :2], rows[..., 4:6], rows[..., -2], rows[..., -1], rows[..., 3]

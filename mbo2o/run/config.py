@@ -1,4 +1,4 @@
-"""The settings of a run: when it evaluates and saves, how rewards are shown to agents, what environments may do."""
+"""The settings of a run: when it evaluates and saves, how agents see rewards, what environments may do."""
 
 from __future__ import annotations
 
@@ -15,43 +15,29 @@ from mbo2o.types import UserError, at_least_one
 class RunConfig:
     """When a run logs, evaluates and saves, and what it expects of its environment."""
 
-    # turns between lines of training metrics, which are means over those turns
-    log_every: int = 500
-    # turns between evaluations; every loop also begins and ends with one
-    eval_every: int = 1000
-    # episodes per seed and evaluation, always from the same starts, with the deterministic policy
-    eval_episodes: int = 5
-    # turns between checkpoints; a run also saves when it enters a loop
-    checkpoint_every: int = 5000
-    # which returns score 0 and 100: the set of that name, d4rl-v2, or two returns [LOW,HIGH]
-    reference: Any = "mbo2o-v5"
-    # use a set made for other versions of the task, such as d4rl-v2 for a -v5
-    allow_mismatch: bool = False
-    # a mean |Q| beyond this counts as divergence; None: ten times what the largest reward so far can add up to,
-    # max(1, |r|) / (1 - γ), over the dataset, the environment and the model
+    log_every: int = 500  # turns between lines of training metrics, which are means over those turns
+    eval_every: int = 1000  # turns between evaluations; every loop also begins and ends with one
+    eval_episodes: int = 5  # per seed and evaluation, always from the same starts, deterministic policy
+    checkpoint_every: int = 5000  # turns between checkpoints; a run also saves when it enters a loop
+    reference: Any = "mbo2o-v5"  # the returns that score 0 and 100: this set, d4rl-v2, or [LOW,HIGH]
+    allow_mismatch: bool = False  # use a set made for other versions of the task, as d4rl-v2 for a -v5
+    # a mean |Q| beyond this counts as divergence; None: 10 max(1, |r|) / (1 - γ), with the largest reward r
+    # met so far in the dataset, the environment or the model
     q_limit: float | None = None
-    # rows of the online buffer, per seed
-    online_capacity: int = 1_000_000
-    # write TensorBoard files as well
-    tensorboard: bool = False
-    # agents learn from scale * r + shift, offline and online; returns in the log are always the task's own.
-    # auto: 1000 / (best - worst return of the dataset's whole episodes), as IQL's authors do on MuJoCo; the run
-    # stores the number
+    online_capacity: int = 1_000_000  # rows of the online buffer, per seed
+    tensorboard: bool = False  # write TensorBoard files as well
+    # agents learn from scale * r + shift, offline and online; returns in the log are the task's own.
+    # auto: 1000 / (best - worst return of the dataset's whole episodes), as IQL's authors do on MuJoCo
     reward_scale: Any = 1.0
-    # antmaze: -1 (IQL), or a scale of 10 and a shift of -5 (CQL, Cal-QL)
-    reward_shift: float = 0.0
-    # the scaled and shifted reward of a step that fails; an episode of nothing else counts as failing for ever,
-    # so that its return is failure_reward / (1 - γ) (Cal-QL: -5)
+    reward_shift: float = 0.0  # antmaze: -1 (IQL), or -5 with a scale of 10 (CQL, Cal-QL)
+    # the scaled and shifted reward of a step that fails (Cal-QL: -5); an episode in which every step fails
+    # has the return failure_reward / (1 - γ), as if it went on for ever
     failure_reward: float | None = None
-    # noise on actions, states and rewards
     disturb: DisturbConfig = field(default_factory=DisturbConfig)
-    # how many faults of environments (an error, no answer, or nonsense) a run repairs by making the environment
-    # again; at the next one it saves and stops
-    env_faults: int = 3
-    # a step or a reset that takes longer than this is a fault; None: wait for ever
-    env_seconds: float | None = 300.0
-    # length in steps at which episodes, also those of evaluations, are truncated where the task has no time limit
-    # of its own; None: never, for tasks that end by themselves
+    env_faults: int = 3  # faults of environments that are repaired; at one more, the run saves and stops
+    env_seconds: float | None = 300.0  # a step or a reset that takes longer is a fault; None: wait for ever
+    # steps after which episodes, also of evaluations, are truncated where the task has no time limit of its
+    # own; None: never, for tasks that end by themselves
     max_episode_steps: int | None = CAP
 
     def __post_init__(self) -> None:

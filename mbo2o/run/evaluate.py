@@ -23,11 +23,12 @@ Value = Callable[[Tensor, Tensor], Tensor]
 
 
 class Evaluator:
-    """Plays whole episodes with a deterministic policy, S seeds at a time; each seed has its own environments.
+    """Plays whole episodes with a deterministic policy, S seeds at a time; each seed has its own
+    environments.
 
-    Every evaluation plays the same starts, so that curves do not jump with random starts: each episode begins with a
-    seed of its own, which is given to the environment's `reset` and to the global generators. An evaluation leaves the
-    global generators of NumPy and Python where they stood before.
+    Every evaluation plays the same starts, so that curves do not jump with random starts: each episode begins
+    with a seed of its own, which is given to the environment's `reset` and to the global generators. An
+    evaluation leaves the global generators of NumPy and Python where they stood before.
     """
 
     def __init__(
@@ -42,8 +43,8 @@ class Evaluator:
     ):
         """Make `episodes` environments for each seed.
 
-        disturb: only its noise on actions and states is applied; returns are what the task pays. faults: as long as it
-        allows, an evaluation in which an environment fails is repeated from the same starts.
+        disturb: only its noise on actions and states is applied; returns are what the task pays. faults: as
+        long as it allows, an evaluation in which an environment fails is repeated from the same starts.
         """
         self._seeds, self._gamma, self._faults = seeds, gamma, faults or Faults()
         self._n = int(np.prod(seeds, dtype=int))
@@ -57,33 +58,22 @@ class Evaluator:
     def unrepeatable(self) -> str | None:
         """A sentence on random draws of the environment that cannot be repeated; None if all can be."""
         with streams.private():
-            try:
-                seeded, saved = self._lanes[0].follows(self._starts[0])
-            except EnvironmentFault:
-                return None  # the first evaluation meets the fault again, and repairs it
-        if seeded and saved:
-            return None
-        if seeded:
-            text = "its starts do not follow a saved random state, so a restart goes on with other episodes"
-        else:
-            text = "its starts do not follow the seed, so runs differ and evaluations have other starts each time"
-        cure = "draw in reset from self.np_random, from a generator that is an attribute, or from np.random"
-        return f"environment {self._lanes[0].env_id!r}: {text} ({cure})"
+            return self._lanes[0].unrepeatable(self._starts[0])
 
     def __call__(self, policy: Policy, value: Value, rewards: RewardView = RAW) -> Metrics:
         """Play all episodes; each metric is `(*S,)`, a mean over the seed's episodes.
 
-        `return`, `return_std` and `length` count the task's own rewards. `q` is the agent's value and `mc_return` the
-        discounted sum of the rewards that followed, shown as `rewards` says, both averaged over states;
-        `q_over_return` is their ratio. `success` is the share of episodes in which the task reported success at some
-        step, and is missing where the task reports none.
+        `return`, `return_std` and `length` count the task's own rewards. `q` is the agent's value and
+        `mc_return` the discounted sum of the rewards that followed, shown as `rewards` says, both averaged
+        over states; `q_over_return` is their ratio. `success` is the share of episodes in which the task
+        reported success at some step, and is missing where the task reports none.
         """
         while True:
             try:
                 with streams.private():
                     return self._play(policy, value, rewards)
             except EnvironmentFault as e:
-                self._faults.mend(e)
+                self._faults.accept(e)
 
     def _play(self, policy: Policy, value: Value, rewards: RewardView) -> Metrics:
         q, rew = self._episodes(policy, value)
@@ -105,7 +95,7 @@ class Evaluator:
         }
 
     def _episodes(self, policy: Policy, value: Value) -> tuple[np.ndarray, np.ndarray]:
-        """Play until every episode has ended: values and rewards `(T, L)`, NaN after the end of an episode."""
+        """Play all episodes to their end: values and rewards `(T, L)`, NaN after an episode's end."""
         lanes = self._lanes
         for lane, start in zip(lanes, self._starts, strict=True):
             streams.seed_globals(start)
@@ -133,10 +123,11 @@ class Evaluator:
         return torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(self._seeds)
 
     def _values(self, q: np.ndarray, rew: np.ndarray, rewards: RewardView) -> tuple[np.ndarray, np.ndarray]:
-        """Per episode, from `(T, L)`: mean value and mean discounted return, over states whose return is known.
+        """Per episode, from `(T, L)`: mean value and mean discounted return, over states whose return is
+        known.
 
-        A time limit hides the rewards that would have followed, so the last 3/(1-γ) steps of a truncated episode are
-        left out, unless that is the whole episode.
+        A time limit hides the rewards that would have followed, so the last 3/(1-γ) steps of a truncated
+        episode are left out, unless that is the whole episode.
         """
         tail = round(3 / max(1 - self._gamma, 1e-9))
         q_mean, mc_mean = np.zeros(len(self._lanes)), np.zeros(len(self._lanes))

@@ -1,4 +1,4 @@
-"""What a run remembers: the objects it tracks, its log, and checkpoints from which it resumes with the same bits."""
+"""What a run remembers: tracked objects, its log, and checkpoints from which it resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ class Restored(Exception):
 class Memory:
     """Saves a run and restores it.
 
-    While a recipe is repeated up to the saved turn, `track` restores objects one by one. `resume` then restores the rest:
-    random generators, episodes, means and the log. From there on the run is live.
+    While a recipe is repeated up to the saved turn, `track` restores objects one by one. `resume` then
+    restores the rest: random generators, episodes, means and the log. From there on the run is live.
     """
 
     def __init__(
         self, directory: Path, world: World, tensorboard: bool, *, start_from: Path | None, look_only: bool
     ):
-        """Read the latest checkpoint of `directory`, else that of `start_from`. UserError if the one asked for is missing."""
+        """Read the latest checkpoint of `directory`, or else of `start_from`.
+
+        UserError if `start_from` has none, or if a directory that is to be looked at has none.
+        """
         self.means = Means()
         """Of the training metrics since the last line of the log."""
         self._world, self._look_only, self._folder = world, look_only, directory / "checkpoints"
@@ -77,7 +80,7 @@ class Memory:
         return {} if self._saved is None else dict(self._saved[1]["done"])
 
     def track(self, name: str, key: str, x: Stateful) -> None:
-        """Save `x` under `key` from now on, as the object called `name`; restore it if the checkpoint has it."""
+        """Save `x`, called `name`, under `key` from now on; restore it if the checkpoint has it."""
         self._tracked[name] = (key, x)
         if self._saved is not None and (state := _under(f"{key}/", self._saved[0])):
             try:
@@ -123,7 +126,8 @@ class Memory:
         checkpoint.save(self._folder, sum(clock["done"].values()), tensors, state)
 
     def resume(self) -> dict[str, Any] | None:
-        """Restore whatever `track` does not, before the first turn that is no repetition; returns the clock's state.
+        """Restore whatever `track` does not, before the first turn that is no repetition; returns the clock's
+        state.
 
         None if the run is live already. Raises `Restored` if the run is only looked at.
         """

@@ -27,17 +27,18 @@ GOES_ON = "the same command goes on from here"
 class Run:
     """One training run in one directory: its turns, its world, its memory, and what may end it early.
 
-    A recipe takes turns from `steps`, `interact` and `once`. A loop is known by the phase in which it is entered and by its
-    order there. To resume, the recipe is simply run again: loops that were finished yield nothing, the unfinished one
-    yields the turns that are left, and `track` restores what it is given. This sets three rules for recipes. The body of a
-    loop depends only on its turn and on tracked objects. Whatever has an effect happens inside a turn. Networks are made
-    before the loop that uses them.
+    A recipe takes turns from `steps`, `interact` and `once`. A loop is known by the phase in which it is
+    entered and by its order there. To resume, the recipe is simply run again: loops that were finished yield
+    nothing, the unfinished one yields the turns that are left, and `track` restores what it is given. This
+    sets three rules for recipes. The body of a loop depends only on its turn and on tracked objects. Whatever
+    has an effect happens inside a turn. Networks are made before the loop that uses them.
 
-    A run saves when it enters a loop, every `checkpoint_every` turns, and at its end, but never after the last turn of a
-    loop: what a recipe does between two loops, such as making networks, is then repeated before any later turn.
+    A run saves when it enters a loop, every `checkpoint_every` turns, and at its end, but never after the
+    last turn of a loop: what a recipe does between two loops, such as making networks, is then repeated
+    before any later turn.
 
-    The run seeds the global generators of PyTorch, NumPy and Python and saves their states with its checkpoints; it does
-    not restore the caller's at the end.
+    The run seeds the global generators of PyTorch, NumPy and Python and saves their states with its
+    checkpoints; it does not restore the caller's at the end.
     """
 
     def __init__(
@@ -52,9 +53,9 @@ class Run:
     ):
         """Open `directory` for a new run, or for the rest of the one that it holds.
 
-        start_from: another run's directory, whose finished offline phase is this run's past; several online phases can
-        share one offline phase. look_only: restore networks, take no turn and write nothing; `Restored` is raised where
-        the recipe would go on.
+        start_from: another run's directory, whose finished offline phase is this run's past; several online
+        phases can share one offline phase. look_only: restore networks, take no turn and write nothing;
+        `Restored` is raised where the recipe would go on.
         """
         self.directory, self.cfg = directory, cfg
         self.world = World(task, cfg, dataset, self._warn)
@@ -115,7 +116,7 @@ class Run:
             yield t
 
     def once(self, name: str) -> Iterator[None]:
-        """One turn for a stage that runs once, such as the first fit of a model; a signal leaves it without saving."""
+        """One turn for a stage such as a model's first fit, which runs once; a signal leaves it unsaved."""
         key = f"{self.phase}.:{name}"
         if self._done.get(key, 0) == 0:
             self._go_live()
@@ -147,7 +148,7 @@ class Run:
         tell(text)
 
     def imagined(self, largest: Tensor) -> None:
-        """Note the largest |reward| `(*S,)` of transitions that a recipe has just generated for the agent to learn from."""
+        """Note the largest |reward| `(*S,)` of transitions that a model has just generated for the agent."""
         self.world.meet(float(largest.max()), f"imagined at {self.phase} turn {self.turn + 1}")
 
     def check_scores(self, agent: Agent | None) -> None:
@@ -163,11 +164,11 @@ class Run:
         self.phase, self._order = phase, 0
         self.turn = sum(n for key, n in self._done.items() if key.startswith(f"{phase}.") and ":" not in key)
         if phase == "switch" and self.memory.repeating and all(k.startswith("offline.") for k in self._done):
-            # what was saved ends here: networks made at the switch draw as they would have without an interruption
+            # the saved part ends here: networks made at the switch draw as they would without an interruption
             self._go_live()
 
     def evaluate(self, name: str = "agent", evaluator: Evaluator | None = None) -> Metrics:
-        """Play evaluation episodes with a tracked agent's deterministic policy; by default the run's own episodes."""
+        """Evaluate a tracked agent's deterministic policy, by default on the run's own episodes."""
         agent = self.memory.agents()[name]
 
         def policy(obs: Tensor) -> Tensor:
@@ -234,8 +235,9 @@ class Run:
     def _evaluate_and_log(self, last: bool = False) -> None:
         """Evaluate every tracked agent.
 
-        If the run is to stop, or an environment fails for good, the turns so far are saved and the evaluation is owed: a
-        restart begins with it. After the `last` turn of a loop nothing may be saved, so the evaluation is not left.
+        If the run is to stop, or an environment fails for good, the turns so far are saved and the evaluation
+        is owed: a restart begins with it. After the `last` turn of a loop nothing may be saved, so the
+        evaluation is not left.
         """
         self._owed, self._may_leave = True, not last
         names = list(self.memory.agents())

@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals that ask it to stop, and numbers that show that learning has diverged."""
+"""What ends a run early: signals that ask it to stop, and numbers that show that learning has diverged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mbo2o.run.world import World
 from mbo2o.types import Diverged, Metrics
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
+"""Ask a run to save and stop: a scheduler's, Ctrl-C, and the one of SLURM (--signal=USR1@60)."""
 PATIENCE = 8.0
 """Seconds that a turn may still take after a signal."""
 LONGEST = 1e5
@@ -38,12 +38,12 @@ class Interrupted(Exception):
 class Signals:
     """What signals have asked of a run.
 
-    The first signal asks it to save and stop after the current turn, a second one kills the process. A turn that goes on
-    for longer than `PATIENCE` is left without saving; the last checkpoint stays valid.
+    The first signal asks it to save and stop after the current turn, a second one kills the process. A turn
+    that goes on for longer than `PATIENCE` is left without saving; the last checkpoint stays valid.
     """
 
     def __init__(self, where: Callable[[], str], faults: Faults):
-        """`where` names the current turn, for messages; `faults` limits the time of environments inside `handled`."""
+        """`where` names the current turn; `faults` limits the time of environments inside `handled`."""
         self.stop = False
         """Whether the run is to save and stop."""
         self.in_stage = False
@@ -52,7 +52,7 @@ class Signals:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle `SIGNALS` inside the block; without effect outside the main thread, which alone may handle signals."""
+        """Handle `SIGNALS` inside the block; without effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -89,10 +89,11 @@ class Signals:
 
 
 class Divergence:
-    """Recognises numbers that learning should not produce, and ends the run with `Diverged`, which names them.
+    """Recognises numbers that learning should not produce, and ends the run with `Diverged`, which names
+    them.
 
-    These are parameters, metrics and actions that are not finite, and a mean |Q| above a limit. Unless the limit is
-    configured, it is ten times what the largest reward met so far can add up to.
+    These are parameters, metrics and actions that are not finite, and a mean |Q| above a limit. Unless the
+    limit is configured, it is ten times what the largest reward met so far can add up to.
     """
 
     def __init__(self, q_limit: float | None, world: World, memory: Memory, where: Callable[[], str]):
@@ -100,13 +101,13 @@ class Divergence:
         self._q_limit, self._world, self._memory, self._where = q_limit, world, memory, where
 
     def finite(self, x: Tensor, name: str) -> Tensor:
-        """`x`, if all of it is finite. `Diverged` otherwise, naming the parameter at fault, or else `name`."""
+        """`x` if all of it is finite; else `Diverged`, which names the parameter at fault, or else `name`."""
         if not bool(torch.isfinite(x).all()):
             raise Diverged(self._not_finite(self._found(self._memory.means.peek()) or name))
         return x
 
     def check(self, means: Metrics) -> None:
-        """`Diverged` if one of these metrics or of the tracked parameters is not finite, or |Q| is above its limit."""
+        """`Diverged` if one of these metrics or a parameter is not finite, or if |Q| is above its limit."""
         if name := self._found(means):
             raise Diverged(self._not_finite(name))
         if "q" in means and (worst := float(means["q"].abs().max())) > (limit := self._limit()):
@@ -117,7 +118,7 @@ class Divergence:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Raise `Diverged` for a numeric error inside the block if a parameter or a metric is not finite, naming it."""
+        """Turn a numeric error inside the block into `Diverged` if a parameter or a metric is not finite."""
         try:
             yield
         except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as e:
@@ -129,7 +130,7 @@ class Divergence:
         return f"{name} is not finite at {self._where()}; the last checkpoint is kept"
 
     def _found(self, metrics: Metrics) -> str | None:
-        """The name of the first of these metrics, or of the tracked parameters, that is not finite; None if all are."""
+        """The name of the first of these metrics, or of the parameters, that is not finite, else None."""
         named = [*metrics.items(), *self._memory.parameters()]
         if not named:
             return None

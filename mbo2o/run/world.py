@@ -1,11 +1,10 @@
-"""The world of a run: its environments, its data, the online buffer, the rewards that agents see, and evaluations."""
+"""The world of a run: environments, data, the online buffer, rewards as agents see them, evaluations."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from mbo2o.envs.faults import Faults
 from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import EnvChoice
-from mbo2o.envs.scores import Reference, find_reference
+from mbo2o.envs.scores import reference_for
 from mbo2o.run.config import RunConfig
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import tell
@@ -28,27 +27,22 @@ from mbo2o.types import Metrics, RewardView, Spec, UserError
 
 @dataclass(frozen=True)
 class Task:
-    """What a run learns: an environment, a discount, and how many seeds learn side by side."""
+    """What a run learns, and how many seeds learn it side by side; lane k is seeded `seed + k`."""
 
     env_id: str
-    """Gymnasium id."""
     seed: int
-    """Of the first lane; lane k has `seed + k`."""
     seeds: int
-    """How many."""
     gamma: float
-    """The discount of the agent's values."""
     device: str = "cpu"
     env_kwargs: Mapping[str, Any] | None = None
-    """Keyword arguments for `gymnasium.make`, beside the id."""
     env_layout: str | None = None
-    """How observations are laid out; see `EnvChoice.layout`."""
 
 
 class World:
     """Where a run's transitions come from and where its policies are evaluated.
 
-    Making one seeds the global generators of PyTorch, NumPy and Python, because environments may draw from the latter two.
+    Making one seeds the global generators of PyTorch, NumPy and Python, because environments may draw from
+    the latter two.
     """
 
     def __init__(
@@ -63,17 +57,24 @@ class World:
         """The largest |reward| that the agent may have learned from, and where it was met."""
         self.faults = Faults(cfg.env_faults, cfg.env_seconds, warn)
         self._disturb = cfg.disturb
-        self.lanes = Lanes(self.env, (task.seeds,), task.seed, cfg.disturb, self.faults, self._cut)
+        self.lanes = Lanes(
+            self.env, (task.seeds,), task.seed, cfg.disturb, self.faults, lambda k: self.online.cut(k)
+        )
         inits = tuple(torch.Generator().manual_seed(task.seed + k) for k in range(task.seeds))
         self.spec = Spec(self.lanes.obs_dim, self.lanes.act_dim, (task.seeds,), task.device, inits)
-        self.reference = _reference(cfg, self.env)
+        self.reference = reference_for(cfg.reference, self.env, cfg.allow_mismatch)
         self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward)
         self.online = _online_buffer(self.spec, cfg, task.gamma)
         self._evaluator = self.evaluator(cfg.eval_episodes, task.seed, task.gamma)
-        self._announce()
+        if text := self._evaluator.unrepeatable():
+            warnings.warn(text, stacklevel=3)
+        if self.lanes.capped:
+            tell(f"{self.env.cut} (run.max_episode_steps)")
+        if self.env.layout:
+            tell(f"{about(self.env.id, self.env.layout)} (env_layout={self.env.layout})")
 
     def _shaped(self, dataset: TransitionDataset, failure: float | None) -> TransitionDataset:
-        """The dataset as agents learn from it: on the device, with shaped rewards, returns and the seed axis."""
+        """The dataset as agents see it: on the device, with shaped rewards, returns and the seed axis."""
         spec, found = self.spec, (dataset.obs_dim, dataset.act_dim)
         if found != (spec.obs_dim, spec.act_dim):
             data = f"the dataset has {found[0]} observations and {found[1]} actions per step"
@@ -81,18 +82,6 @@ class World:
         shaped = dataset.to(spec.device).with_reward(self.rewards.scale, self.rewards.shift)
         self.meet(max(float(shaped.rew.max()), -float(shaped.rew.min())), "in the dataset")
         return shaped.with_returns(self.gamma, failure).with_seeds(spec.seeds)
-
-    def _announce(self) -> None:
-        """Tell the user what is unusual about the environment."""
-        if text := self._evaluator.unrepeatable():
-            warnings.warn(text, stacklevel=4)
-        if self.lanes.capped:
-            tell(f"{self.env.cut} (run.max_episode_steps)")
-        if self.env.layout:
-            tell(f"{about(self.env.id, self.env.layout)} (env_layout={self.env.layout})")
-
-    def _cut(self, k: int) -> None:
-        self.online.cut(k)
 
     @property
     def dataset(self) -> TransitionDataset:
@@ -116,8 +105,8 @@ class World:
     def step(self, act: Tensor, agent: Agent | None, where: str) -> tuple[Tensor, Tensor] | None:
         """Take one step in each lane, store it in `online`, and tell `agent` of episodes that ended.
 
-        Returns the returns and lengths `(*S,)` of those episodes, NaN for seeds whose episode goes on; None if no
-        episode ended. `where` names the turn, in case its reward is the largest so far.
+        Returns the returns and lengths `(*S,)` of those episodes, NaN for seeds whose episode goes on; None
+        if no episode ended. `where` names the turn, in case its reward is the largest so far.
         """
         transition, truncated, ended = self.lanes.step(act)
         transition.rew = self.rewards(transition.rew)
@@ -142,9 +131,11 @@ class World:
     def evaluate(
         self, agent: Agent, policy: Callable[[Tensor], Tensor], evaluator: Evaluator | None = None
     ) -> Metrics:
-        """Play evaluation episodes with `policy`, the agent's own, and compare returns with the agent's values.
+        """Play evaluation episodes with `policy`, the agent's own, and compare returns with the agent's
+        values.
 
-        policy: `(*S, B, D)` → `(*S, B, A)`, on the run's device. Scores are added where the reference knows the task.
+        policy: `(*S, B, D)` → `(*S, B, A)`, on the run's device. Scores are added where the reference knows
+        the task.
         """
 
         def act(obs: Tensor) -> Tensor:
@@ -163,18 +154,6 @@ class World:
         metric = self.reference.metric
         score, spread = self.reference.score(result["return"]), self.reference.spread(result["return_std"])
         return {**result, metric: score, f"{metric}_std": spread}
-
-
-def _reference(cfg: RunConfig, env: EnvChoice) -> Reference:
-    """What scores 0 and 100 on this task; without scores, after a warning, where `env_kwargs` makes it another task."""
-    found = find_reference(cfg.reference, env.id, cfg.allow_mismatch)
-    if not (env.kwargs and found.known) or found.name == "own" or cfg.allow_mismatch:
-        return found
-    text = (
-        f"run.reference={cfg.reference} is for {env.id} with its default arguments, which env_kwargs changes"
-    )
-    warnings.warn(f"{text}: no scores; give [LOW,HIGH], or run.allow_mismatch=true", stacklevel=4)
-    return replace(found, low=math.nan, high=math.nan)
 
 
 def _online_buffer(spec: Spec, cfg: RunConfig, gamma: float) -> ReplayBuffer:

@@ -50,7 +50,7 @@ def test_a_newer_checkpoint_is_refused(finished, tmp_path):
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 def test_flipped_bits_and_cut_files_are_noticed(name, finished, tmp_path, promise):
-    """100 single bits and 5 lengths: the damaged checkpoint is named and another one used, or it counts as newer."""
+    """100 single bits and 5 lengths: a damaged checkpoint is named and skipped, or it counts as newer."""
     directory = shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     newest, older = max(directory.iterdir()), checkpoint.latest(finished / "checkpoints", "cpu")[1]
     whole, rng = (newest / name).read_bytes(), np.random.default_rng(0)

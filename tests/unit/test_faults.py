@@ -97,7 +97,8 @@ def test_an_environment_that_keeps_failing_ends_the_run_which_can_go_on(name, co
     turn = state["done"]["switch.0"]
     assert f"turn {turn};" in str(e.value)
     monkeypatch.setattr(counter, "fault", staticmethod(lambda env: None))
-    with pytest.warns(UserWarning, match="starts anew") if name in RESET_FAULTS else contextlib.nullcontext():
+    lost = pytest.warns(UserWarning, match="a new one is started")
+    with lost if name in RESET_FAULTS else contextlib.nullcontext():
         play(tmp_path / "run")
     assert_true_transitions(tmp_path / "run", 80)
 
@@ -118,7 +119,7 @@ def test_a_turn_that_one_lane_cannot_take_is_undone_in_all_lanes(counter, monkey
 
 @pytest.mark.parametrize("stopped", [30, 47])
 def test_a_run_with_repaired_environments_resumes_exactly(stopped, counter, tmp_path, monkeypatch):
-    """Episodes with certain numbers always fail at their sixth step, so that a restart meets the same ones."""
+    """Episodes with certain numbers always fail at their sixth step: a restart meets the same ones."""
     monkeypatch.setattr(
         counter,
         "fault",
@@ -139,8 +140,13 @@ def test_a_run_with_repaired_environments_resumes_exactly(stopped, counter, tmp_
 
 def test_a_fault_in_an_evaluation_changes_no_number(counter, tmp_path, monkeypatch):
     evaluator = Evaluator(COUNTER, (2,), 2, 0, 0.9, faults=Faults(1))
-    act = lambda obs: obs[..., :1] * 0  # noqa: E731
-    value = lambda obs, act: act[..., 0]  # noqa: E731
+
+    def act(obs):
+        return obs[..., :1] * 0
+
+    def value(obs, act):
+        return act[..., 0]
+
     clean = evaluator(act, value)
     monkeypatch.setattr(counter, "fault", staticmethod(once(raises, 30)))
     made = counter.made
@@ -181,7 +187,7 @@ def test_an_episode_that_cannot_be_replayed_is_cut(counter, tmp_path, monkeypatc
         return obs * 2, *rest
 
     monkeypatch.setattr(counter, "step", drifted)
-    with pytest.warns(UserWarning, match="starts anew"):
+    with pytest.warns(UserWarning, match="a new one is started"):
         train(small(tmp_path / "run", COUNTER, **config))
     obs, after, cut, followed, _ = rows_of(tmp_path / "run")
     assert (after[:, 56, 1] == 12).all()
@@ -191,7 +197,7 @@ def test_an_episode_that_cannot_be_replayed_is_cut(counter, tmp_path, monkeypatc
 
 
 def test_environments_may_return_other_types_of_the_right_kind(counter, monkeypatch):
-    """Integers, single precision and NumPy scalars are accepted: another type of the right kind is no fault."""
+    """Integers, single precision and NumPy scalars are accepted where a number is expected."""
     buffer = np.zeros(2, np.float32)
 
     def step(env):

@@ -442,7 +442,7 @@ def test_an_endless_task_is_cut_and_says_so(made, tmp_path, capsys):
     train(small(tmp_path / "run", name, max_episode_steps=30))
     said = [x for x in capsys.readouterr().err.splitlines() if "without max_episode_steps" in x]
     assert len(said) == 1
-    assert "lasts 30 steps is cut there (run.max_episode_steps)" in said[0]
+    assert "episodes are truncated after 30 steps (run.max_episode_steps)" in said[0]
     assert {x["length"][0] for x in log(tmp_path / "run") if x["kind"] == "eval"} == {30}
     assert [x["length"] for x in log(tmp_path / "run") if x["kind"] == "episode"] == [[30, 30]] * 2
 
@@ -474,7 +474,7 @@ def test_collecting_in_an_endless_task_says_it_too_and_repeats(made, tmp_path, c
         with pytest.raises(SystemExit) as e:
             main([*collect, "--out", str(files[-1])])
         assert e.value.code == 0
-        assert "an episode that lasts 1000 steps is cut there" in capsys.readouterr().err
+        assert "episodes are truncated after 1000 steps" in capsys.readouterr().err
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The run's promises that the contract suite does not reach: what a log line holds, TensorBoard, divergence."""
+"""What a log line holds, TensorBoard, divergence, and the limit on |Q|."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def lines(path, kind):
     ]
 
 
-def test_means_are_of_what_was_logged_since_the_last_line(tmp_path):
+def test_means_cover_what_was_logged_since_the_last_line(tmp_path):
     run, _ = make(tmp_path)
     for t in run.steps(12):
         run.log(
@@ -73,7 +73,7 @@ def test_interact_stores_one_transition_per_seed_and_turn_before_the_body(tmp_pa
 
 
 @pytest.mark.parametrize(("value", "text"), [(float("nan"), "q is not finite"), (2e6, r"reached 2e\+06")])
-def test_divergence_names_what_and_where(tmp_path, value, text):
+def test_divergence_names_the_metric_and_the_turn(tmp_path, value, text):
     run, _ = make(tmp_path)
 
     def turns():
@@ -136,7 +136,7 @@ def test_durations_have_a_unit_that_suits_them(seconds, text, capsys, monkeypatc
     assert capsys.readouterr().err.endswith(f"1/2  holds  {text} left\n")
 
 
-# ------------------------------------------------------------------------------------------------------- the limit on |Q|
+# ---- the limit on |Q|
 
 
 class Jackpot(gymnasium.Env):
@@ -159,7 +159,7 @@ gymnasium.register("Jackpot-v0", entry_point=Jackpot, max_episode_steps=40)
 
 
 def poor(reward=0.0):
-    """Five steps that each earned this."""
+    """Five steps with this reward each."""
     flags = np.zeros(5, bool)
     return TransitionDataset.from_arrays(
         np.zeros((5, 2)),
@@ -187,7 +187,7 @@ def said(path, agent_says, **options):
 
 
 def test_the_limit_follows_the_rewards_met_online(tmp_path):
-    """Nothing in the dataset ever earned anything: |Q| may not exceed 100 then, and 10 000 once 100 has been paid."""
+    """Rewards in the dataset are 0, so |Q| may not exceed 100, and 10 000 once 100 has been paid."""
     late = {"env_id": "Jackpot-v0", "dataset": poor(), "log_every": 10}
     run, agent = make(tmp_path / "a", **late)
     claim(run, agent, 9_000.0)
@@ -231,7 +231,7 @@ def test_the_limit_follows_imagined_rewards_and_never_falls(tmp_path):
         turns()
 
 
-def test_a_chosen_limit_holds(tmp_path):
+def test_a_configured_limit_is_kept(tmp_path):
     text = said(tmp_path, 60.0, env_id="Jackpot-v0", q_limit=50.0, log_every=10)
     assert text == "|Q| reached 60 at online turn 10, beyond run.q_limit=50; the last checkpoint is kept"
     for wrong in (0.0, -1.0, float("nan")):
@@ -248,7 +248,7 @@ def test_without_a_discount_the_limit_follows_the_rewards_too(tmp_path, dataset)
 
 
 def interact(path, stop, says, **options):
-    """Take up to 30 turns, leave without a word before turn `stop`; `says` maps a turn to what a critic says."""
+    """Take up to 30 turns, but leave before turn `stop`; `says` maps a turn to what a critic says."""
     run, agent = make(path, **options)
     for t in run.interact(agent, 30):
         if t == stop:
@@ -258,7 +258,7 @@ def interact(path, stop, says, **options):
 
 
 def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
-    """The buffer forgets the rewards, the run does not; from an older checkpoint it takes what the buffer still holds."""
+    """A run remembers rewards that the buffer has dropped; an older checkpoint knows only the buffer's."""
     options = {
         "env_id": "Jackpot-v0",
         "dataset": poor(),
@@ -291,7 +291,7 @@ def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
         interact(tmp_path / "broken", None, says, **options)
 
 
-def test_nothing_of_a_run_stays_in_memory_when_it_has_ended(tmp_path, monkeypatch):
+def test_a_run_that_has_ended_is_freed(tmp_path, monkeypatch):
     """Studies make many runs in one process; each holds a buffer of gigabytes at the papers' sizes."""
     made, init = [], Run.__init__
     monkeypatch.setattr(

@@ -39,7 +39,7 @@ def test_a_signal_saves_and_leaves_with_the_documented_code(number, finished, tm
 
 
 def slow(directory):
-    """A run whose seventh update waits for the signal, so that it stops at a turn that is no multiple of 15."""
+    """A run whose seventh update waits for the signal: it stops at a turn that is no multiple of 15."""
     update, updates = SAC.update, []
 
     def slowly(*args):
@@ -77,7 +77,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("evaluation", [1, 3, 4])
 def test_a_signal_does_not_wait_for_an_evaluation(evaluation, finished, tmp_path, monkeypatch):
-    """Evaluations 1 to 3 begin or end a loop, number 4 lies within one; a restart makes the one that was left."""
+    """Evaluations 1 to 3 begin or end a loop, number 4 lies within; a restart repeats the one it left."""
     played, play = [], Evaluator._play
 
     def watched(self, *args):
