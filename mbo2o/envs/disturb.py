@@ -43,8 +43,7 @@ class DisturbConfig:
 
 
 class Disturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A task disturbed as `DisturbConfig` says. Noise is drawn from the task's own generator: episodes can be
-    replayed.
+    """A task disturbed as `DisturbConfig` says, with noise from its own generator: episodes can be replayed.
 
     `info["undisturbed_reward"]` is the reward that the task paid.
     """

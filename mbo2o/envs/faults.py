@@ -21,8 +21,7 @@ class EnvironmentFault(UserError):
 
 
 class Faults:
-    """How long a run's environments may take, and how many of their faults are repaired before the run gives
-    up.
+    """How long a run's environments may take, and how many of their faults are repaired.
 
     Every call of an environment is made inside `with faults:`. Inside `watching`, a call that takes longer
     than `seconds` ends with a TimeoutError, after at most twice that time.

@@ -74,8 +74,7 @@ class Lane:
         streams.hand_on(old, self.env)
 
     def start(self, seed: int) -> None:
-        """Begin the episode that belongs to `seed`, the same one each time if the environment draws from
-        seeded generators.
+        """Begin the episode of `seed`, the same each time if the environment draws from seeded generators.
 
         Seeded are `np_random`, even if the environment's `reset` ignores the seed, the spaces, and whatever
         `reset` itself seeds. The caller seeds the global generators.
@@ -157,8 +156,7 @@ class Lane:
         self.obs = obs
 
     def state(self) -> tuple[dict[str, Tensor], str]:
-        """What resumes the episode in flight: its actions, its latest observation, and the generators before
-        its reset.
+        """What resumes the episode in flight: actions, latest observation, and generators before its reset.
 
         The global generators are included if something was drawn from them since.
         """
@@ -170,8 +168,7 @@ class Lane:
         return tensors, streams.dumps(rng)
 
     def load(self, tensors: dict[str, Tensor], rng: str) -> bool:
-        """Replay the episode that `state` described. True if it is the same to the bit; else false, in a new
-        episode.
+        """Replay the episode that `state` describes. True if its bits agree; else false, in a new episode.
 
         Positions and velocities alone do not resume MuJoCo exactly, because of solver warm starts; the
         actions since the reset do. The global generators are left as they were.

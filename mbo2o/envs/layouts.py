@@ -1,5 +1,4 @@
-"""Observations laid out as in D4RL's files, so that a policy that learned from such a file can go on in the
-environment.
+"""Observations laid out as in D4RL's files, so that a policy that learned from one can go on in the task.
 
 The facts come from D4RL (Farama-Foundation/D4RL,
 d4rl/locomotion/{ant,maze_env,goal_reaching_env,__init__}.py, assets/ant.xml):

@@ -1,5 +1,6 @@
-"""Normalised scores. A named reference set gives the returns that score 0 (random actions) and 100 (a good
-policy).
+"""Normalised scores: a named reference set gives the returns that score 0 and 100.
+
+0 is what random actions return, 100 what a good policy returns.
 
 `references.json` beside this file holds the sets. `d4rl-v2` has D4RL's constants for the tasks' versions -v2
 to -v4, and for mazes, where a score is 100 times the success rate. `mbo2o-v5` was measured in the versions
@@ -63,8 +64,7 @@ def sets() -> dict[str, Any]:
 
 
 def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Reference:
-    """The reference for a task's scores: a set by its name, or two returns `[low, high]`, which are called
-    `own`.
+    """The reference for a task's scores: a set by name, or two returns `[low, high]`, called `own`.
 
     UserError for an unknown set, for two equal returns, and, unless `allow_mismatch`, for a set made for
     other versions of the task: -v2 and -v5 differ in rewards and physics. For a task that the set does not

@@ -23,8 +23,7 @@ Value = Callable[[Tensor, Tensor], Tensor]
 
 
 class Evaluator:
-    """Plays whole episodes with a deterministic policy, S seeds at a time; each seed has its own
-    environments.
+    """Plays whole episodes with a deterministic policy; each seed has environments of its own.
 
     Every evaluation plays the same starts, so that curves do not jump with random starts: each episode begins
     with a seed of its own, which is given to the environment's `reset` and to the global generators. An
@@ -123,8 +122,7 @@ class Evaluator:
         return torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(self._seeds)
 
     def _values(self, q: np.ndarray, rew: np.ndarray, rewards: RewardView) -> tuple[np.ndarray, np.ndarray]:
-        """Per episode, from `(T, L)`: mean value and mean discounted return, over states whose return is
-        known.
+        """Mean value and mean discounted return of each episode, over states whose return is known; from `(T, L)`.
 
         A time limit hides the rewards that would have followed, so the last 3/(1-γ) steps of a truncated
         episode are left out, unless that is the whole episode.

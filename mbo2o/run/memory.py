@@ -51,7 +51,7 @@ class Memory:
         UserError if `start_from` has none, or if a directory that is to be looked at has none.
         """
         self.means = Means()
-        """Of the training metrics since the last line of the log."""
+        """Means of the training metrics since the last line of the log."""
         self._world, self._look_only, self._folder = world, look_only, directory / "checkpoints"
         self._tracked: dict[str, tuple[str, Stateful]] = {"online": ("online", world.online)}
         device = world.spec.device
@@ -126,8 +126,7 @@ class Memory:
         checkpoint.save(self._folder, sum(clock["done"].values()), tensors, state)
 
     def resume(self) -> dict[str, Any] | None:
-        """Restore whatever `track` does not, before the first turn that is no repetition; returns the clock's
-        state.
+        """Restore what `track` does not, before the first turn that is new; returns the clock's state.
 
         None if the run is live already. Raises `Restored` if the run is only looked at.
         """

@@ -259,7 +259,7 @@ class Run:
                 self._bar.say(describe(values, ("return", self.reference.metric, "success", "length")))
 
     def _go_live(self) -> None:
-        """Restore clock, random streams and episodes before the first turn that is no repetition."""
+        """Restore clock, random streams and episodes before the first turn that is new."""
         clock = self.memory.resume()
         if clock is not None:
             self._elapsed, self._since = clock["elapsed"], time.monotonic()

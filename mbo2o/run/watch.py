@@ -89,8 +89,7 @@ class Signals:
 
 
 class Divergence:
-    """Recognises numbers that learning should not produce, and ends the run with `Diverged`, which names
-    them.
+    """Ends a run with `Diverged` when it meets numbers that learning should not produce, and names them.
 
     These are parameters, metrics and actions that are not finite, and a mean |Q| above a limit. Unless the
     limit is configured, it is ten times what the largest reward met so far can add up to.

@@ -131,8 +131,7 @@ class World:
     def evaluate(
         self, agent: Agent, policy: Callable[[Tensor], Tensor], evaluator: Evaluator | None = None
     ) -> Metrics:
-        """Play evaluation episodes with `policy`, the agent's own, and compare returns with the agent's
-        values.
+        """Play evaluation episodes with the agent's `policy`, and compare returns with the agent's values.
 
         policy: `(*S, B, D)` → `(*S, B, A)`, on the run's device. Scores are added where the reference knows
         the task.

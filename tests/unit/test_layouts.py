@@ -207,7 +207,7 @@ def test_ant_without_forces_shows_zeros():
             EnvChoice(ANT, {"include_cfrc_ext_in_observation": False}, "d4rl"),
             "needs Ant-v5 with its 105 observations",
         ),
-        (maze("Medium_Diverse_G"), "is served in AntMaze_UMaze-v5, AntMaze_Medium-v5, AntMaze_Large-v5"),
+        (maze("Medium_Diverse_G"), "AntMaze_UMaze-v5, AntMaze_Medium-v5, AntMaze_Large-v5 have d4rl"),
         (EnvChoice("AntMaze_UMaze-v4", layout="d4rl"), "AntMaze_UMaze-v4 has no such layout"),
         (EnvChoice("AntMaze_UMaze-v5", layout="d4rl-no-forces"), "has no such layout"),
     ],

@@ -1,6 +1,8 @@
 """What a log line holds, TensorBoard, divergence, and the limit on |Q|."""
 
+import inspect
 import json
+import math
 import re
 import weakref
 from pathlib import Path
@@ -13,14 +15,20 @@ import torch
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.envs.disturb import DisturbConfig
+from mbo2o.envs.faults import Faults
+from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run.config import RunConfig
+from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import Means, Progress, describe
+from mbo2o.run.memory import Memory
 from mbo2o.run.turns import Run
-from mbo2o.run.world import Task
+from mbo2o.run.watch import Divergence, Signals
+from mbo2o.run.world import Task, World
 from mbo2o.store import checkpoint
 from mbo2o.train import Config, train
-from mbo2o.types import Diverged, UserError, duration
+from mbo2o.types import Diverged, RewardView, UserError, duration
 
 NET = MLPConfig(hidden=[8])
 
@@ -303,3 +311,55 @@ def test_a_run_that_has_ended_is_freed(tmp_path, monkeypatch):
     train(Config(recipe=recipe, env="Pendulum-v1", dir=str(tmp_path / "run"), run=run, report=False))
     assert len(made) == 1
     assert made[0]() is None
+
+
+# ---- settings
+
+
+COUNTS = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        *(({name: 0}, rf"run\.{name}=0 must be at least 1") for name in COUNTS),
+        ({"max_episode_steps": 0}, "max_episode_steps=0 must be at least 1"),
+        ({"reward_scale": 0}, r"run\.reward_scale=0 .*nothing could be learned"),
+        ({"reward_scale": 0.0}, r"run\.reward_scale=0 .*nothing could be learned"),
+        ({"reward_scale": math.inf}, r"run\.reward_scale=inf must be a finite number, or auto"),
+        ({"reward_shift": math.nan}, r"run\.reward_shift=nan is not a finite number"),
+        ({"failure_reward": -math.inf}, r"run\.failure_reward=-inf is not a finite number"),
+        ({"env_seconds": math.inf}, r"run\.env_seconds=inf is not a finite number"),
+        ({"env_seconds": math.nan}, r"run\.env_seconds=nan must be above 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(change, says):
+    with pytest.raises(UserError, match=says) as caught:
+        RunConfig(**change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["action_noise", "transition_noise", "reward_noise", "reward_above"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_disturbances_are_finite(name, value):
+    with pytest.raises(UserError, match=rf"run\.disturb\.{name}={value} is not a finite number"):
+        DisturbConfig(**{name: value})
+
+
+def test_a_limit_on_q_may_be_infinite():
+    assert RunConfig(q_limit=math.inf).q_limit == math.inf
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.1, 1.0), (10.0, -5.0)])
+def test_a_reward_view_is_the_same_for_tensors_and_numbers(scale, shift):
+    rewards = torch.tensor([[-3.0, 0.0, 0.7]])
+    shown = RewardView(scale, shift)(rewards)
+    torch.testing.assert_close(shown, rewards * scale + shift)
+    assert RewardView(scale, shift)(-3.0) == pytest.approx(float(shown[0, 0]))
+
+
+@pytest.mark.parametrize("cls", [Run, World, Memory, Signals, Divergence, Evaluator, Lane, Lanes, Faults])
+def test_classes_stay_small(cls):
+    """At most 15 public methods, and 7 arguments to make one."""
+    assert len([name for name in vars(cls) if not name.startswith("_")]) <= 15
+    assert len(inspect.signature(cls).parameters) <= 7
