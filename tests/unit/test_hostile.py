@@ -416,7 +416,7 @@ watch("run", lambda: mbo2o.train.restore(run))
 def loadable(tmp_path, pendulum):
     from mbo2o.agents.cql import CQLConfig
     from mbo2o.recipes.finetune import FinetuneConfig
-    from mbo2o.run.run import RunConfig
+    from mbo2o.run.config import RunConfig
     from mbo2o.train import Config, train
 
     net = MLPConfig(hidden=[4])

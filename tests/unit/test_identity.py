@@ -16,7 +16,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.page import write_report
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.store import content
 from mbo2o.train import Config, restore, train
 from mbo2o.types import UserError
