@@ -27,7 +27,10 @@ from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, RECIPES, find
 from mbo2o.report.page import write_report
-from mbo2o.run.run import Restored, Run, RunConfig
+from mbo2o.run.config import RunConfig
+from mbo2o.run.memory import Restored
+from mbo2o.run.turns import Run
+from mbo2o.run.world import Task
 from mbo2o.store import datasets, hdf5, whole
 from mbo2o.store.datasets import Named
 from mbo2o.types import UserError, at_least_one
@@ -125,7 +128,7 @@ def _train(cfg: Config) -> Path:
             run.say(line)
         run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
         try:
-            with run.stopping_on_signals(), run.diverging():
+            with run.signals.handled(), run.divergence.explained():
                 recipe(run)
                 run.finish()
         finally:
@@ -474,20 +477,9 @@ def _open(
     dataset: TransitionDataset | None,
     look_only: bool = False,
 ) -> Run:
-    return Run(
-        directory,
-        cfg.run,
-        env_id=env_id,
-        seed=cfg.seed,
-        seeds=cfg.seeds,
-        gamma=recipe.gamma,
-        dataset=dataset,
-        device=cfg.device,
-        start_from=Path(cfg.start_from) if cfg.start_from else None,
-        look_only=look_only,
-        env_kwargs=cfg.env_kwargs,
-        env_layout=cfg.env_layout,
-    )
+    task = Task(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout)
+    start_from = Path(cfg.start_from) if cfg.start_from else None
+    return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)
 
 
 def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(obs, act, next_obs) in raw units → reward (*S, B)."""
+
+RewardT = TypeVar("RewardT", Tensor, float)
 
 
 class UserError(Exception):
@@ -44,6 +46,18 @@ def duration(seconds: float) -> str:
 
 class Diverged(Exception):
     """Training left the realm of numbers: shown as one line, exit code 3; the last checkpoint stays."""
+
+
+@dataclass(frozen=True)
+class RewardView:
+    """The rewards that agents learn from, `scale * r + shift`, beside the task's own `r`."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, reward: RewardT) -> RewardT:
+        """The reward that agents see, for a tensor of any shape or one number."""
+        return self.scale * reward + self.shift
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _guarded(work: Callable[[], int]) -> int:
     from mbo2o.envs.faults import EnvironmentFault
-    from mbo2o.run.run import Stopped
+    from mbo2o.run.watch import Stopped
 
     try:
         return work()
@@ -180,7 +180,7 @@ def _eval(options: argparse.Namespace) -> None:
     if seed < 0:
         raise UserError(f"eval: --seed {seed} must not be negative")
     run, recipe = restore(Path(options.run_dir))
-    result = run.evaluate_with(run.evaluator(episodes, seed, recipe.gamma))
+    result = run.evaluate(evaluator=run.world.evaluator(episodes, seed, recipe.gamma))
     rows = {name: x.tolist() for name, x in result.items()}
     if options.json:
         print(json.dumps(rows))

@@ -1,1 +1,1 @@
-"""The environments of runs: how they are made, stepped, watched and scored."""
+"""Environments: how they are made, stepped, observed, watched for faults, and scored."""

@@ -1,7 +1,8 @@
-"""Tasks made harder: noise on actions, states and rewards, and rewards that come seldom (OBAC, arXiv 2405.18520)."""
+"""Tasks made harder: noise on actions, states and rewards, and sparse rewards (OBAC, arXiv 2405.18520)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,47 +15,50 @@ from mbo2o.types import UserError, at_least_one
 
 @dataclass
 class DisturbConfig:
-    """Nothing is disturbed unless said. OBAC's sizes are not known to us."""
+    """By default nothing is disturbed. OBAC does not publish the sizes that it used."""
 
-    action_noise: float = (
-        0.0  # deviation of Gaussian noise on actions in [-1, 1], before they are clipped there
-    )
-    transition_noise: float = 0.0  # of noise on positions and velocities after each step (MuJoCo)
-    reward_noise: float = 0.0  # of noise on the rewards that are learned from
-    reward_every: int = (
-        1  # rewards are paid so many steps at a time, summed up, and what is left when the episode ends
-    )
-    reward_above: float | None = (
-        None  # instead of its reward a step pays 1 where info["x_velocity"] exceeds this, else 0
-    )
+    # standard deviation of Gaussian noise on actions in [-1, 1], which are then clipped to that range
+    action_noise: float = 0.0
+    # standard deviation of noise on positions and velocities after each step (MuJoCo only)
+    transition_noise: float = 0.0
+    # standard deviation of noise on the rewards that are learned from
+    reward_noise: float = 0.0
+    # rewards are summed and paid every so many steps; the rest is paid when the episode ends
+    reward_every: int = 1
+    # a step pays 1 where info["x_velocity"] exceeds this and 0 elsewhere, in place of the task's reward
+    reward_above: float | None = None
 
     def __post_init__(self) -> None:
         at_least_one("run.disturb", reward_every=self.reward_every)
-        for name in ("action_noise", "transition_noise", "reward_noise"):
-            if getattr(self, name) < 0:
-                raise UserError(f"run.disturb.{name}={getattr(self, name)} must not be negative")
+        for name in ("action_noise", "transition_noise", "reward_noise", "reward_above"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"run.disturb.{name}={value} is not a finite number")
+            if value is not None and value < 0 and name != "reward_above":
+                raise UserError(f"run.disturb.{name}={value} must not be negative")
 
     def world(self) -> DisturbConfig:
-        """Without what only concerns rewards: evaluations play in the noisy world and count what it pays."""
+        """The part that evaluations apply: noise on actions and states, and the task's own rewards."""
         return replace(self, reward_noise=0.0, reward_every=1, reward_above=None)
 
 
 class Disturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A task under `DisturbConfig`. Its noise comes from the task's own generator, so that an episode can be replayed.
+    """A task disturbed as `DisturbConfig` says, with noise from its own generator: episodes can be replayed.
 
-    `info["undisturbed_reward"]` is what the task paid.
+    `info["undisturbed_reward"]` is the reward that the task paid.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], cfg: DisturbConfig):
         super().__init__(env)
-        self.cfg, self._owed, self._steps = cfg, 0.0, 0
+        self.cfg = cfg
+        self._owed, self._steps = 0.0, 0
         if cfg.transition_noise and not isinstance(env.unwrapped, MujocoEnv):
-            raise UserError(f"run.disturb.transition_noise needs a MuJoCo task, {_name(env)} is none")
+            raise UserError(f"run.disturb.transition_noise needs a MuJoCo task, and {_name(env)} is not one")
         assert isinstance(env.action_space, gymnasium.spaces.Box)
         self._half = (env.action_space.high - env.action_space.low) / 2
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Start an episode that owes nothing."""
+        """Start an episode; rewards not yet paid are dropped."""
         self._owed, self._steps = 0.0, 0
         return self.env.reset(**options)
 
@@ -65,7 +69,7 @@ class Disturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
             space = self.env.action_space
             assert isinstance(space, gymnasium.spaces.Box)
             noise = cfg.action_noise * self._half * draw(self._half.shape)
-            # rounded first: a bound is a number of the box's dtype, so that nothing leaves the box by rounding
+            # rounded before clipping: bounds have the box's dtype, so that rounding cannot leave the box
             action = np.clip((action + noise).astype(space.dtype), space.low, space.high)
         obs, paid, terminated, truncated, info = self.env.step(action)
         if cfg.transition_noise:
@@ -76,7 +80,7 @@ class Disturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated, truncated, info | {"undisturbed_reward": float(paid)}
 
     def _push(self, draw: Any) -> Any:
-        """Positions and velocities with noise on them, and what is seen then."""
+        """Add noise to positions and velocities; returns the new observation."""
         env = self.env.unwrapped
         assert isinstance(env, MujocoEnv)
         qpos, qvel = env.data.qpos, env.data.qvel
@@ -84,15 +88,14 @@ class Disturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
             qpos + self.cfg.transition_noise * draw(qpos.shape),
             qvel + self.cfg.transition_noise * draw(qvel.shape),
         )
-        return env._get_obs()  # type: ignore[attr-defined]  # every task of gymnasium's has it, MujocoEnv does not declare it
+        return env._get_obs()  # type: ignore[attr-defined]  # MujocoEnv does not declare it, all its tasks have it
 
     def _reward(self, paid: float, info: dict[str, Any], ended: bool) -> float:
         cfg = self.cfg
         if cfg.reward_above is not None:
             if "x_velocity" not in info:
-                raise UserError(
-                    f"run.disturb.reward_above needs info['x_velocity'], which {_name(self.env)} does not tell"
-                )
+                needed = "run.disturb.reward_above needs info['x_velocity']"
+                raise UserError(f"{needed}, which {_name(self.env)} does not report")
             paid = float(info["x_velocity"] > cfg.reward_above)
         self._owed += paid
         self._steps += 1

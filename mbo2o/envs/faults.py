@@ -1,4 +1,4 @@
-"""Environments that fail: what counts as a fault, how long one may take, and how many are forgiven."""
+"""Environments that fail: what counts as a fault, how long a call may take, how many faults a run repairs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class EnvironmentFault(UserError):
-    """An environment raised, took too long, or returned what is no transition: one line, exit code 4."""
+    """An environment raised an error, took too long, or returned nonsense: one line, exit code 4."""
 
 
 class Faults:
-    """How long a run's environments may take, and how many of their faults are mended before it gives up.
+    """How long a run's environments may take, and how many of their faults are repaired.
 
-    Whatever is asked of an environment is asked in `with faults:`, and while the program is in `watching`, TimeoutError comes
-    out of what takes longer than `seconds`, at most twice as long.
+    Every call of an environment is made inside `with faults:`. Inside `watching`, a call that takes longer
+    than `seconds` ends with a TimeoutError, after at most twice that time.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class Faults:
     ):
         self.allowed, self.seconds, self._tell = allowed, seconds, tell
         self.count = 0
+        """Faults so far."""
         self._calls, self._inside = 0, False
 
-    def mend(self, fault: EnvironmentFault) -> None:
-        """Count one; raises it if that was one too many."""
+    def accept(self, fault: EnvironmentFault) -> None:
+        """Count a fault and report it; raise it if there have been more than `allowed`."""
         self.count += 1
         if self.count > self.allowed:
             raise fault
-        self._tell(
-            f"{fault}; it is made anew (fault {self.count} of {self.allowed} that run.env_faults allows)"
-        )
+        count = f"fault {self.count} of {self.allowed} that run.env_faults allows"
+        self._tell(f"{fault}; the environment is made again ({count})")
 
     def __enter__(self) -> None:
         self._calls, self._inside = self._calls + 1, True
@@ -51,7 +51,7 @@ class Faults:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep the time. Only in the main thread, and C code is left when it returns."""
+        """Limit the time of calls inside the block, in the main thread only; C code ends first."""
         free = (
             threading.current_thread() is threading.main_thread()
             and not signal.getitimer(signal.ITIMER_REAL)[0]
@@ -61,13 +61,11 @@ class Faults:
             return
         seen = -1
 
-        def ring(
-            number: int, frame: object
-        ) -> None:  # one clock for all calls: setting one for each would cost more than a step
+        # one periodic timer for all calls: to set one for each call would cost more than a step
+        def ring(number: int, frame: object) -> None:
             nonlocal seen
-            if (
-                self._inside and self._calls == seen
-            ):  # it rang before in this call: once may be the end of a long suspension
+            # the second ring within a call counts: the first may follow a suspension of the whole process
+            if self._inside and self._calls == seen:
                 raise TimeoutError(f"no answer within {self.seconds:g} s (run.env_seconds)")
             seen = self._calls
 
@@ -81,7 +79,7 @@ class Faults:
 
 
 def describe(e: Exception) -> str:
-    """An error in one line, and where it was raised."""
+    """An error in one line, with the file and line that raised it."""
     text = " ".join(str(e).split())
     where = traceback.extract_tb(e.__traceback__)[-1]
     here = "" if isinstance(e, NoTransition) else f" ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
@@ -89,7 +87,7 @@ def describe(e: Exception) -> str:
 
 
 class NoTransition(Exception):
-    """What an environment returned cannot be learned from."""
+    """An environment returned something that is no transition."""
 
 
 def observation(x: Any, width: int) -> np.ndarray:
@@ -103,7 +101,7 @@ def observation(x: Any, width: int) -> np.ndarray:
         raise NoTransition("the observation is not finite")
     return array.astype(
         np.float32
-    )  # a copy, also of float32: some environments go on writing into what they returned
+    )  # a copy, also of float32: some environments reuse the array they returned
 
 
 def reward(x: Any) -> float:
@@ -117,7 +115,7 @@ def reward(x: Any) -> float:
 
 
 def flag(x: Any, name: str) -> bool:
-    """`x`, which says whether an episode is over, as a bool."""
+    """`x`, a flag for the end of an episode, as a bool."""
     number = x if isinstance(x, bool) else _scalar(x)
     if number not in (0, 1):
         raise NoTransition(f"{name} is {x!r}, neither true nor false")

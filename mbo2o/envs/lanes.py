@@ -1,4 +1,4 @@
-"""S environments stepped together, one per seed, with episodes that survive a restart exactly."""
+"""S environments stepped together, one per seed; after a restart, episodes go on with the same bits."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from mbo2o.types import Batch, UserError
 class Lane:
     """One environment with its current episode. Agents act in [-1, 1]; the lane maps that to the action box.
 
-    The first episode begins with `reset(seed=seed)`, as gymnasium asks, and later ones without a seed. An episode of a task
-    without a time limit is cut (`truncated`) after the choice's `cap` steps; `capped` says whether that applies.
+    The first episode begins with `reset(seed=seed)`, as gymnasium asks, and later ones without a seed. Where
+    a task has no time limit (`capped`), its episodes are truncated after the choice's `cap` steps.
 
-    `reset` and `step` raise `EnvironmentFault` if the environment does not do its part; an episode in flight then stands
-    where it stood, and the next `reset` is another environment's, drawing where this one's left off.
+    `reset` and `step` raise `EnvironmentFault` if the environment fails. The episode in flight is then as it
+    was before, and the next `reset` makes another environment, which draws where the failed one stopped.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Lane:
         faults: Faults | None = None,
         resumes: bool = True,
     ):
-        """`resumes`: whether `state` is going to be asked for; what it needs is kept only then."""
+        """Make the environment and begin an episode; without `resumes`, nothing is kept for `state`."""
         self._resumes = resumes
         self._globals_at_reset: dict[str, Any] | None = None
         self._draws_globally: bool | None = None  # None: not known yet
@@ -46,7 +46,7 @@ class Lane:
         self.env_id = self._choice.id
         self.env = self._make()
         space, obs_space = self.env.action_space, self.env.observation_space
-        assert isinstance(space, gymnasium.spaces.Box)  # make_env saw to it
+        assert isinstance(space, gymnasium.spaces.Box)  # make_env checks it
         assert isinstance(obs_space, gymnasium.spaces.Box)
         self._box = ActionBox(space)
         self.obs_dim, self.act_dim = obs_space.shape[0], self._box.size
@@ -57,12 +57,13 @@ class Lane:
         env = make_env(self._choice)
         self.capped = False
         if self._choice.cap is not None and not time_limited(env):
-            self.capped, env = True, gymnasium.wrappers.TimeLimit(env, self._choice.cap)
+            self.capped = True
+            env = gymnasium.wrappers.TimeLimit(env, self._choice.cap)
         changed = self._disturb and self._disturb != DisturbConfig()
         return Disturbed(env, self._disturb) if self._disturb and changed else env
 
     def _replace(self) -> None:
-        """Another environment in place of one that failed; its generators are handed on, so that a restart can follow."""
+        """Replace an environment that failed; the new one gets its generators, for exact restarts."""
         old = self.env
         with contextlib.suppress(Exception), self._faults:
             old.close()
@@ -73,10 +74,10 @@ class Lane:
         streams.hand_on(old, self.env)
 
     def start(self, seed: int) -> None:
-        """Begin the episode that belongs to `seed`: the same one each time, if the environment draws from what it reaches.
+        """Begin the episode of `seed`, the same each time if the environment draws from seeded generators.
 
-        A seed reaches `np_random`, also of an environment whose `reset` ignores the seed, the spaces, and whatever the
-        environment's `reset(seed=seed)` hands it to. The global generators are the caller's.
+        Seeded are `np_random`, even if the environment's `reset` ignores the seed, the spaces, and whatever
+        `reset` itself seeds. The caller seeds the global generators.
         """
         if self._broken:
             self._replace()
@@ -88,7 +89,7 @@ class Lane:
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode; what is needed to replay it is kept. Only `start` gives a seed."""
+        """Begin an episode and keep what is needed to replay it. Only `start` gives a seed."""
         if self._broken:
             self._replace()
         if self._resumes:
@@ -96,7 +97,9 @@ class Lane:
         self._actions: list[np.ndarray] = []
         self.obs = np.full(self.obs_dim, np.nan, np.float32)
         self.episode_return, self.length, self.truncated = 0.0, 0, False
-        self.success: bool | None = None  # what `info` said of it in any step so far; None: nothing
+        self.success: bool | None = (
+            None  # whether `info` reported success in any step so far; None: it reports none
+        )
         self._broken = True
         try:
             with self._faults:
@@ -109,7 +112,7 @@ class Lane:
         self._broken = False
 
     def _note_generators(self, seed: int | None) -> None:
-        """Keep where the generators stand; the global ones, which cost, only if the first episode shows draws from them."""
+        """Keep the generators' states; those of the global ones, slow to read, only if they are used."""
         before = self._globals_at_reset
         if self._draws_globally is None and before is not None and self.length:
             self._draws_globally = not streams.globals_stand_at(before)
@@ -117,20 +120,17 @@ class Lane:
         self._seed_at_reset, self._rng_at_reset = seed, streams.states(self.env)
 
     def step(self, act: np.ndarray) -> tuple[float, np.ndarray, bool, bool]:
-        """Act and return (reward, next observation, terminated, truncated); resetting is the caller's."""
-        act = np.array(act, np.float32)  # a copy: what is replayed is what was done
+        """Act and return (reward, next observation, terminated, truncated). The caller resets."""
+        act = np.array(act, np.float32)  # a copy, so that the replay repeats what was done
         self._broken = True
         try:
             with self._faults:
                 obs, paid, terminated, truncated, info = self.env.step(self._box(act))
-            after, rew, raw = (
-                observation(obs, self.obs_dim),
-                reward(paid),
-                reward(info.get("undisturbed_reward", paid)),
-            )
+            after, rew = observation(obs, self.obs_dim), reward(paid)
+            raw = reward(info.get("undisturbed_reward", paid))
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
-            told = info.get("success", info.get("is_success"))
-            success = None if told is None or np.ndim(told) else bool(told)
+            reported = info.get("success", info.get("is_success"))
+            success = None if reported is None or np.ndim(reported) else bool(reported)
         except UserError:
             raise
         except Exception as e:
@@ -151,28 +151,27 @@ class Lane:
         return self._broken
 
     def take_back(self, obs: np.ndarray) -> None:
-        """Have `state` tell of the episode before its last step, which was done at `obs`; only for a lane that ends here."""
+        """Undo the last step, done at `obs`, for `state` alone: the environment itself stays ahead."""
         self._actions.pop()
         self.obs = obs
 
     def state(self) -> tuple[dict[str, Tensor], str]:
-        """What resumes the episode in flight: its actions and where it stands, and its generators before its reset.
+        """What resumes the episode in flight: actions, latest observation, and generators before its reset.
 
-        The global generators are among them if the environment draws from them, and somebody has done so since.
+        The global generators are included if something was drawn from them since.
         """
         acts = np.array(self._actions, np.float32).reshape(len(self._actions), self.act_dim)
         rng = self._rng_at_reset | ({} if self._seed_at_reset is None else {"seed": self._seed_at_reset})
         if self._globals_at_reset is not None and not streams.globals_stand_at(self._globals_at_reset):
             rng |= {"globals": self._globals_at_reset}
-        return {"actions": torch.from_numpy(acts), "obs": torch.from_numpy(self.obs.copy())}, streams.dumps(
-            rng
-        )
+        tensors = {"actions": torch.from_numpy(acts), "obs": torch.from_numpy(self.obs.copy())}
+        return tensors, streams.dumps(rng)
 
     def load(self, tensors: dict[str, Tensor], rng: str) -> bool:
-        """Replay the episode: bit for bit the same, and true; or false, after a warning, in a fresh episode.
+        """Replay the episode that `state` describes. True if its bits agree; else false, in a new episode.
 
-        Positions and velocities alone do not resume MuJoCo exactly (solver warm starts); the actions since the reset do.
-        The global generators stand afterwards where they stood before.
+        Positions and velocities alone do not resume MuJoCo exactly, because of solver warm starts; the
+        actions since the reset do. The global generators are left as they were.
         """
         saved = streams.loads(rng)
         seed, of_process = (saved.pop(name, None) for name in ("seed", "globals"))
@@ -185,12 +184,13 @@ class Lane:
                 self.step(act)
         exact = np.array_equal(self.obs, tensors["obs"].numpy())
         if not exact:
-            warnings.warn("an episode in flight did not replay exactly: it starts anew", stacklevel=2)
+            text = "an episode in flight did not replay exactly: a new one is started"
+            warnings.warn(text, stacklevel=2)
             self.reset()
         return exact
 
     def follows(self, seed: int) -> tuple[bool, bool]:
-        """Whether its starts follow a seed, and whether they follow the saved state of its generators; three resets."""
+        """Whether starts follow a seed, and whether they follow saved generator states; resets four times."""
         seeded, saved = [], []
         for _ in range(2):
             streams.seed_globals(seed)
@@ -204,12 +204,28 @@ class Lane:
             saved.append(self.obs)
         return np.array_equal(seeded[0], seeded[1]), np.array_equal(saved[0], saved[1])
 
+    def unrepeatable(self, seed: int) -> str | None:
+        """A sentence on random draws of the environment that cannot be repeated; None if all can be."""
+        try:
+            seeded, saved = self.follows(seed)
+        except EnvironmentFault:
+            return None  # the next reset meets the fault again, where it can be repaired
+        if seeded and saved:
+            return None
+        if seeded:
+            text = "its starts do not follow a saved random state, so a restart goes on with other episodes"
+        else:
+            text = "its starts do not follow the seed: evaluations and equal runs have other starts each time"
+        cure = "draw in reset from self.np_random, from a generator that is an attribute, or from np.random"
+        return f"environment {self.env_id!r}: {text} ({cure})"
+
 
 class Lanes:
     """One `Lane` per seed; lane k is seeded `seed + k`.
 
-    A lane whose environment fails begins an episode in another one, after `cut(k)`: the one in flight ends with the step
-    before. When `faults` are used up, the fault is raised, and `state` is where all stood before the turn.
+    If the environment of lane k fails, the episode in flight ends with the step before, `cut(k)` is called,
+    and another environment begins an episode. When `faults` allows no more, the fault is raised, and `state`
+    describes all lanes as they were before the turn.
     """
 
     def __init__(
@@ -224,21 +240,23 @@ class Lanes:
         self._seeds, self._cut, self._faults = seeds, cut, faults or Faults()
         n = int(np.prod(seeds, dtype=int))
         self._lanes = [Lane(env, seed + k, disturb, self._faults) for k in range(n)]
-        self.obs_dim, self.act_dim, self.capped = (
-            self._lanes[0].obs_dim,
-            self._lanes[0].act_dim,
-            self._lanes[0].capped,
+        first = self._lanes[0]
+        self.obs_dim, self.act_dim, self.capped = first.obs_dim, first.act_dim, first.capped
+        self._fault: EnvironmentFault | None = (
+            None  # met in a reset after a turn was done; raised in the next turn
         )
-        self._fault: EnvironmentFault | None = None  # one too many, met after a turn was done: the next one's
 
     def obs(self) -> Tensor:
-        """Where each lane stands: `(*S, 1, D)`."""
+        """The latest observation of each lane: `(*S, 1, D)`."""
         if self._fault is not None:
             raise self._fault
-        return torch.from_numpy(np.stack([x.obs for x in self._lanes])).reshape(*self._seeds, 1, -1)
+        return self._vectors([x.obs for x in self._lanes])
 
     def step(self, act: Tensor) -> tuple[Batch, Tensor, list[tuple[int, float, int]]]:
-        """`(*S, 1, A)` → transitions `(*S, 1, ...)`, truncations `(*S, 1)`, finished episodes as (lane, return, length)."""
+        """Take the actions `(*S, 1, A)`.
+
+        Returns transitions `(*S, 1, ...)`, truncations `(*S, 1)`, ended episodes as (lane, return, length).
+        """
         if self._fault is not None:
             raise self._fault
         acts = act.reshape(len(self._lanes), -1).cpu().numpy()
@@ -255,20 +273,24 @@ class Lanes:
             rews.append(rew)
             nexts.append(next_obs)
             flags.append((terminated, truncated))
-        ended = [
-            (k, self._lanes[k].episode_return, self._lanes[k].length)
-            for k, over in enumerate(flags)
-            if any(over)
-        ]
-        for k, _, _ in ended:
+        over = [k for k, ends in enumerate(flags) if any(ends)]
+        ended = [(k, self._lanes[k].episode_return, self._lanes[k].length) for k in over]
+        for k in over:
             self._reset(k)
-        scalar = lambda x: torch.tensor(x, dtype=torch.float32).reshape(*self._seeds, 1)  # noqa: E731
-        vector = lambda x: torch.from_numpy(np.stack(x)).reshape(*self._seeds, 1, -1)  # noqa: E731
-        batch = Batch(vector(obs), act.cpu(), scalar(rews), vector(nexts), scalar([f[0] for f in flags]))
-        return batch, scalar([f[1] for f in flags]), ended
+        done, cut = (self._scalars([ends[i] for ends in flags]) for i in range(2))
+        batch = Batch(self._vectors(obs), act.cpu(), self._scalars(rews), self._vectors(nexts), done)
+        return batch, cut, ended
+
+    def _scalars(self, x: list[Any]) -> Tensor:
+        """One number per lane as `(*S, 1)`."""
+        return torch.tensor(x, dtype=torch.float32).reshape(*self._seeds, 1)
+
+    def _vectors(self, x: list[np.ndarray]) -> Tensor:
+        """One vector per lane as `(*S, 1, D)`."""
+        return torch.from_numpy(np.stack(x)).reshape(*self._seeds, 1, -1)
 
     def _step(self, k: int, act: np.ndarray) -> tuple[np.ndarray, float, np.ndarray, bool, bool]:
-        """Where lane k stood, and what its step gave; after a fault, the same action at the start of an episode."""
+        """Lane k's observation before its step, and what the step gave; after a fault, in a new episode."""
         lane = self._lanes[k]
         while True:
             try:
@@ -276,7 +298,7 @@ class Lanes:
                     lane.reset()
                 return lane.obs, *lane.step(act)
             except EnvironmentFault as e:
-                self._faults.mend(e)
+                self._faults.accept(e)
                 if lane.length:
                     self._cut(k)
 
@@ -287,13 +309,13 @@ class Lanes:
                 return self._lanes[k].reset()
             except EnvironmentFault as e:
                 try:
-                    self._faults.mend(e)
+                    self._faults.accept(e)
                 except EnvironmentFault as last:
                     self._fault = last
                     return None
 
     def state(self) -> tuple[dict[str, Tensor], list[str]]:
-        """Tensors and RNG states of all lanes."""
+        """The tensors and generator states of all lanes."""
         tensors: dict[str, Tensor] = {}
         rngs: list[str] = []
         for k, lane in enumerate(self._lanes):
@@ -303,13 +325,13 @@ class Lanes:
         return tensors, rngs
 
     def load(self, tensors: dict[str, Tensor], rngs: list[str]) -> None:
-        """Restore what `state` returned. An episode that cannot be resumed is cut, and another begun."""
+        """Restore what `state` returned. An episode that cannot be resumed is cut, and a new one begins."""
         for k, (lane, rng) in enumerate(zip(self._lanes, rngs, strict=True)):
             actions, obs = (tensors[f"{k}.{name}"] for name in ("actions", "obs"))
             try:
                 exact = lane.load({"actions": actions, "obs": obs}, rng)
             except EnvironmentFault as e:
-                self._faults.mend(e)
+                self._faults.accept(e)
                 self._reset(k)
                 exact = False
             if not exact and len(actions):

@@ -1,19 +1,22 @@
-"""Tasks shown as D4RL's files have them, so that a policy that learned from such a file can go on in the environment.
+"""Observations laid out as in D4RL's files, so that a policy that learned from one can go on in the task.
 
-The facts are D4RL's (Farama-Foundation/D4RL, d4rl/locomotion/{ant,maze_env,goal_reaching_env,__init__}.py, assets/ant.xml):
+The facts come from D4RL (Farama-Foundation/D4RL,
+d4rl/locomotion/{ant,maze_env,goal_reaching_env,__init__}.py, assets/ant.xml):
 
-- antmaze: x, y and Ant's 27 numbers, 29 in all; the goal is not shown. A cell is 4 m wide, the start cell's centre is the
-  origin, columns count along x and rows along y. The ant starts there, with noise as in Ant. The goal's cell is fixed for each
-  map; the goal lies in it at the centre plus U(0, 1) + U(0, 0.5) m on each axis, drawn for each episode (as from -v2 on).
-  Within 0.5 m of it the reward is 1 and the episode ends, elsewhere it is 0; 700 steps in the U, 1000 in the others.
-  The rewards of a file are for one such goal, which the file does not name (scripts/generation/relabel_antmaze_rewards.py).
-  The ant is weaker and slower than gymnasium's: its motors give up to 30 Nm (not 150), a step lasts 0.1 s (not 0.05 s),
-  and its contacts are softer.
-- ant: Ant's 27 numbers and the contact forces of 14 bodies, 111 in all. The first body is the world, whose 6 are always 0;
-  Ant-v5 leaves these out and shows 105. In D4RL's ant-*-v2 all 84 are 0, because MuJoCo 2 did not compute them (its issue 143).
+- antmaze: x, y and Ant's 27 numbers, 29 in all, without the goal. A cell is 4 m wide, the centre of the start
+  cell is the origin, columns count along x and rows along y. The ant starts there, with noise as in Ant. Each
+  map has one goal cell; each episode draws its goal there, at the cell's centre plus U(0, 1) + U(0, 0.5) m on
+  each axis (from -v2 on). Within 0.5 m of the goal the reward is 1 and the episode ends, elsewhere the reward
+  is 0. Episodes last 700 steps in the U maze and 1000 in the others. The rewards of a file belong to one such
+  goal, which the file does not name (scripts/generation/relabel_antmaze_rewards.py). The ant is weaker and
+  slower than gymnasium's: its motors give up to 30 Nm (not 150), a step lasts 0.1 s (not 0.05 s), and its
+  contacts are softer.
+- ant: Ant's 27 numbers and the contact forces of 14 bodies, 111 in all. The first body is the world, whose 6
+  forces are always 0; Ant-v5 omits these and shows 105. In D4RL's ant-*-v2 all 84 are 0, because MuJoCo 2 did
+  not compute them (D4RL issue 143).
 
-gymnasium-robotics has D4RL's maps with the rows counted against y; they are handed to it upside down, which together with a
-shift gives D4RL's places.
+gymnasium-robotics has the same maps, but counts rows against y. The maps are passed to it upside down, which
+together with a shift of the origin gives D4RL's coordinates.
 """
 
 from __future__ import annotations
@@ -38,15 +41,15 @@ LAYOUTS = ("d4rl", "d4rl-no-forces")
 GOAL_CELLS = {"UMaze": (3, 1), "Medium": (6, 6), "Large": (7, 9)}
 """Row and column, from 0, of the goal's cell in each map; the start is in (1, 1)."""
 RADIUS = 0.5
-"""Metres from the goal that count as being there."""
+"""Distance in metres at which the goal counts as reached."""
 ANT, FORCES = 27, 84
 """Ant's positions and velocities; contact forces of 14 bodies."""
 
 
 def find_layout(env_id: str, obs_dim: int, has_forces: Callable[[], bool]) -> str | None:
-    """The layout of a dataset with `obs_dim` numbers a row, which the environment itself does not have; None: no other one.
+    """The layout of a dataset with `obs_dim` numbers a row; None for the environment's own layout.
 
-    has_forces: whether any of the numbers from the 28th on is not 0; only asked where it matters.
+    has_forces: says whether any number from the 28th on differs from 0; called only where it matters.
     """
     maze = MAZE.fullmatch(env_id)
     if maze and maze[1] == "AntMaze" and obs_dim == 29:
@@ -57,17 +60,19 @@ def find_layout(env_id: str, obs_dim: int, has_forces: Callable[[], bool]) -> st
 
 
 def about(env_id: str, layout: str) -> str:
-    """What the layout shows and where the task differs from D4RL's, in one line."""
+    """What the layout shows and how the task differs from D4RL's, in one line."""
     if not _is_ant(env_id):
-        return f"{env_id} as D4RL's antmaze: x, y and the ant's 27 numbers, no goal; D4RL's ant, start, goal and radius"
+        shown = "x, y and the ant's 27 numbers, no goal"
+        return f"{env_id} as D4RL's antmaze: {shown}; D4RL's ant, start, goal and radius"
     if layout == "d4rl":
         return f"{env_id} as D4RL's ant: 111 numbers, of which the 6 contact forces of the world are 0"
-    cost = "its rewards still subtract up to 0.042 a step for them (+env_kwargs.contact_cost_weight=0 stops that)"
-    return f"{env_id} as D4RL's ant-v2: 111 numbers, of which the 84 contact forces are 0, as in the data; {cost}"
+    shown = "111 numbers, of which the 84 contact forces are 0, as in the data"
+    cost = "its rewards still subtract up to 0.042 a step for contact forces"
+    return f"{env_id} as D4RL's ant-v2: {shown}; {cost} (+env_kwargs.contact_cost_weight=0 stops that)"
 
 
 def make(env_id: str, layout: str, make_plain: Callable[[Mapping[str, Any]], gymnasium.Env]) -> gymnasium.Env:
-    """The environment in this layout. `make_plain` makes it from keyword arguments. UserError where there is no such layout."""
+    """The environment in this layout, made by `make_plain` from arguments. UserError if it has none such."""
     if layout not in LAYOUTS:
         raise UserError(f"env_layout={layout}: no such layout; choose one of {', '.join(LAYOUTS)}")
     if _is_ant(env_id):
@@ -75,8 +80,8 @@ def make(env_id: str, layout: str, make_plain: Callable[[Mapping[str, Any]], gym
     found = re.fullmatch(r"(?:[\w.]+:)?AntMaze_(\w+?)-v5", env_id)
     if layout != "d4rl" or not found or found[1] not in GOAL_CELLS:
         ids = ", ".join(f"AntMaze_{name}-v5" for name in GOAL_CELLS)
-        text = f"env_layout={layout} is not to be had of {env_id}: D4RL's antmaze (d4rl) is served in {ids}"
-        raise UserError(f"{text}, its ant (d4rl, d4rl-no-forces) in Ant-v5")
+        text = f"env_layout={layout}: {env_id} has no such layout; {ids} have d4rl (D4RL's antmaze)"
+        raise UserError(f"{text}, Ant-v5 has d4rl and d4rl-no-forces (D4RL's ant)")
     walls = copy.deepcopy(gymnasium.spec(env_id).kwargs["maze_map"])
     row, column = GOAL_CELLS[found[1]]
     walls[1][1], walls[row][column] = "r", "g"
@@ -91,10 +96,8 @@ def _is_ant(env_id: str) -> bool:
 
 def _ant(env_id: str, layout: str, env: gymnasium.Env) -> gymnasium.Env:
     if env.observation_space.shape != (ANT + FORCES - 6,):
-        width = env.observation_space.shape
-        raise UserError(
-            f"env_layout={layout} needs {env_id} with its 105 observations, env_kwargs makes it show {width}"
-        )
+        shown = f"env_kwargs gives it observations of shape {env.observation_space.shape}"
+        raise UserError(f"env_layout={layout} needs {env_id} with its 105 observations, but {shown}")
 
     def show(obs: np.ndarray) -> np.ndarray:
         forces = np.append(np.zeros(6), obs[ANT:]) if layout == "d4rl" else np.zeros(FORCES)
@@ -106,12 +109,14 @@ def _ant(env_id: str, layout: str, env: gymnasium.Env) -> gymnasium.Env:
 
 @contextlib.contextmanager
 def _ant_model() -> Iterator[str]:
-    """A file with gymnasium's ant, changed to D4RL's: step, motors and contacts."""
+    """The path of a temporary file with gymnasium's ant, given the step, motors and contacts of D4RL's."""
     tree = ET.parse(Path(mujoco.__file__).parent / "assets" / "ant.xml")
     changes = {
         "option": {"timestep": "0.02"},
         "default/geom": {"solref": ".02 1", "solimp": ".8 .8 .01"},
-        "actuator/motor": {"gear": "30"},  # and actions in [-1, 1], which D4RL's wrapper stretches to its ±30
+        "actuator/motor": {
+            "gear": "30"
+        },  # actions stay in [-1, 1]; D4RL's wrapper scales them to ±30 instead
     }
     for place, values in changes.items():
         for element in tree.findall(place):
@@ -123,13 +128,13 @@ def _ant_model() -> Iterator[str]:
 
 
 class AntMaze(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """gymnasium-robotics' AntMaze, of the model and map that `make` gives it, as D4RL's antmaze."""
+    """D4RL's antmaze: gymnasium-robotics' AntMaze with the model and map that `make` gives it."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]):
         super().__init__(env)
         task: Any = env.unwrapped
         self._task = task
-        task.position_noise_range = 0.0  # of its own noise on goal and start
+        task.position_noise_range = 0.0  # no noise of its own on goal and start
         task.ant_env._reset_noise_scale = 0.1
         self._origin = task.maze.unique_reset_locations[0].copy()
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (29,), np.float64)
@@ -137,25 +142,27 @@ class AntMaze(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Put the ant at the start, and the goal somewhere in its cell."""
+        """Put the ant at the start, and draw the goal in its cell."""
         task = self._task
         if seed is not None:
             task.np_random, _ = gymnasium.utils.seeding.np_random(seed)
-        task.ant_env.np_random = task.np_random  # one generator, whose state can be saved, draws all
+        task.ant_env.np_random = (
+            task.np_random
+        )  # a single generator draws everything, so that its state can be saved
         obs, info = self.env.reset(options=options)
         task.goal = task.goal + task.np_random.uniform(0, 1, 2) + task.np_random.uniform(0, 0.5, 2)
         task.update_target_site_pos()
         return self._seen(obs), {**info, "success": self._there(obs)}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step; at the goal it pays 1 and ends."""
+        """One step; at the goal the reward is 1 and the episode ends."""
         obs, _, _, truncated, info = self.env.step(action)
         there = self._there(obs)
         return self._seen(obs), float(there), there, truncated, {**info, "success": there}
 
     @property
     def goal(self) -> np.ndarray:
-        """Where the goal is now, `(2,)` in the metres of the observations."""
+        """The current goal, `(2,)`, in the coordinates of the observations (metres)."""
         found: np.ndarray = self._task.goal - self._origin
         return found
 

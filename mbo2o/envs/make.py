@@ -1,4 +1,4 @@
-"""Environments as they are made here, and what reaches them: which ones can be served, and how actions fit their box."""
+"""How environments are made, which ones are supported, and how actions in [-1, 1] fit their box."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from mbo2o.envs import goals, layouts
 from mbo2o.envs.faults import describe
 from mbo2o.types import UserError
 
-# MuJoCo prints and logs to a file in the working directory what gymnasium's models deprecate; real errors still raise
+# without this, MuJoCo prints warnings about gymnasium's models and logs them to a file in the working
+# directory; errors are raised all the same
 mujoco.set_mju_user_warning(lambda message: None)
 
 CAP = 1000
-"""Steps after which an episode is cut where the task has no time limit of its own."""
+"""Length in steps at which an episode is truncated where the task has no time limit of its own."""
 
 
 @dataclass(frozen=True)
 class EnvChoice:
-    """Which environment, and how it is made."""
+    """An environment and how it is made."""
 
     id: str
     """Gymnasium id."""
@@ -38,30 +39,31 @@ class EnvChoice:
     layout: str | None = None
     """The layout of observations, one of `layouts.LAYOUTS`; None: the environment's own."""
     cap: int | None = CAP
-    """Steps after which a lane cuts an episode where the task has no time limit of its own; None: never."""
+    """Steps after which episodes are truncated where the task has no time limit of its own; None: never."""
 
     @property
     def cut(self) -> str:
-        """What a lane that is `capped` does, in words."""
-        return f"{self.id} is registered without max_episode_steps: an episode that lasts {self.cap} steps is cut there"
+        """What happens in a lane that is `capped`, in one sentence."""
+        why = f"{self.id} is registered without max_episode_steps"
+        return f"{why}: episodes are truncated after {self.cap} steps"
 
     @classmethod
     def of(cls, env: str | EnvChoice) -> EnvChoice:
-        """An id alone stands for the environment as it is by default."""
+        """The choice itself, or for an id alone the environment with its defaults."""
         return env if isinstance(env, EnvChoice) else cls(env)
 
 
 def make_env(env: str | EnvChoice) -> gymnasium.Env:
     """A gymnasium environment with flat Box observations and actions in a bounded box of real numbers.
 
-    UserError for anything else: one line, which says what of it cannot be served. Observations with several axes are not
-    flattened: networks here are no image networks, and whoever wants it has gymnasium's FlattenObservation. Actions may have
-    several axes, see `ActionBox`.
+    UserError in one line for an environment that is not supported. Observations with several axes, such as
+    images, are not supported, because all networks here take vectors; gymnasium's FlattenObservation makes
+    them flat. Actions may have several axes (see `ActionBox`).
 
-    Goal-conditioned observations come flat, as `goals.flatten` says. gymnasium-robotics' sparse mazes pay 1 within 0.45 m of
-    the goal and 0 elsewhere. They end there, as D4RL's antmaze does and the package's default does not, so that an
-    episode's return is its success, in {0, 1}. Its dense mazes go on until the time limit. `layouts` has the other ways to
-    show a task.
+    Goal-conditioned observations are made flat by `goals.flatten`. gymnasium-robotics' sparse mazes pay 1
+    within 0.45 m of the goal and 0 elsewhere. Here their episodes end at the goal, as in D4RL's antmaze but
+    unlike the package's default, so that an episode's return is 1 for success and 0 for failure. Its dense
+    mazes go on until the time limit. `layouts` provides other layouts of observations.
     """
     choice = EnvChoice.of(env)
     if goals.MAZE.fullmatch(choice.id):
@@ -77,16 +79,12 @@ def make_env(env: str | EnvChoice) -> gymnasium.Env:
         obs = gymnasium.spaces.Box(-np.inf, np.inf, goals.flatten(made.reset(seed=0)[0]).shape, np.float64)
         made = gymnasium.wrappers.TransformObservation(made, goals.flatten, obs)
     if path := getattr(made.unwrapped, "tmp_xml_file_path", None):
-        Path(path).unlink(missing_ok=True)  # mazes leave one in /tmp each time
+        Path(path).unlink(missing_ok=True)  # each maze leaves a file in /tmp
     if not (isinstance(obs, gymnasium.spaces.Box) and len(obs.shape) == 1):
-        cure = (
-            "; wrap it in gymnasium.wrappers.FlattenObservation"
-            if isinstance(obs, gymnasium.spaces.Box)
-            else ""
-        )
-        raise UserError(
-            f"environment {choice.id!r}: needs a flat Box of observations, found {_short(obs)}{cure}"
-        )
+        is_box = isinstance(obs, gymnasium.spaces.Box)
+        cure = "; wrap it in gymnasium.wrappers.FlattenObservation" if is_box else ""
+        found = f"needs a flat Box of observations, found {_short(obs)}{cure}"
+        raise UserError(f"environment {choice.id!r}: {found}")
     _check_actions(choice.id, act)
     return made
 
@@ -95,11 +93,8 @@ def _gymnasium(choice: EnvChoice, kwargs: Mapping[str, Any]) -> gymnasium.Env:
     ends_at_goal = {"continuing_task": False} if goals.sparse_maze(choice.id) else {}
     arguments: dict[str, Any] = {"disable_env_checker": True, **ends_at_goal, **kwargs}
     start = f"environment {choice.id!r} cannot be made"
-    told = (
-        f" with env_kwargs {{{', '.join(f'{k}: {v}' for k, v in choice.kwargs.items())}}}"
-        if choice.kwargs
-        else ""
-    )
+    arguments_text = ", ".join(f"{k}: {v}" for k, v in choice.kwargs.items())
+    given = f" with env_kwargs {{{arguments_text}}}" if choice.kwargs else ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -110,13 +105,15 @@ def _gymnasium(choice: EnvChoice, kwargs: Mapping[str, Any]) -> gymnasium.Env:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
         if unknown and unknown[1] in choice.kwargs:
             raise UserError(f"{start}: it takes no argument {unknown[1]!r}, which env_kwargs gives") from e
-        raise UserError(f"{start}{told}: {describe(e)}") from e
+        raise UserError(f"{start}{given}: {describe(e)}") from e
 
 
 def _import_mazes(env_id: str) -> None:
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints news of other environments
-            importlib.import_module("gymnasium_robotics")  # registers
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # importing it prints advice about environments that are not used here
+            importlib.import_module("gymnasium_robotics")  # registers its environments
     except ImportError as e:
         raise UserError(f"environment {env_id!r} needs gymnasium-robotics: pip install 'mbo2o[mazes]'") from e
 
@@ -126,21 +123,18 @@ def _check_actions(env_id: str, space: gymnasium.Space[Any]) -> None:
     if not isinstance(space, gymnasium.spaces.Box):
         raise UserError(f"{start}: needs a bounded Box of actions, found {_short(space)}")
     if space.dtype is None or space.dtype.kind != "f":
-        raise UserError(
-            f"{start}: needs a bounded Box of real actions (float32, float64), found dtype {space.dtype}"
-        )
+        real = "needs a bounded Box of real actions (float32, float64)"
+        raise UserError(f"{start}: {real}, found dtype {space.dtype}")
     if not space.shape or not np.prod(space.shape):
-        raise UserError(
-            f"{start}: needs a bounded Box of actions with at least one number and one axis, found {_short(space)}"
-        )
+        one = "needs a bounded Box of actions with at least one number and one axis"
+        raise UserError(f"{start}: {one}, found {_short(space)}")
     with np.errstate(over="ignore", invalid="ignore"):
         wide = ~np.isfinite(space.high - space.low)
     if wide.any():
         at = tuple(int(i) for i in np.argwhere(wide)[0])
         where = f"action[{', '.join(map(str, at))}] lies in [{space.low[at]}, {space.high[at]}]"
-        raise UserError(
-            f"{start}: needs a bounded Box of actions, but {where}; its width has to be a finite {space.dtype}"
-        )
+        cure = f"the width must be a finite {space.dtype}"
+        raise UserError(f"{start}: needs a bounded Box of actions, but {where}; {cure}")
 
 
 def _short(space: gymnasium.Space[Any]) -> str:
@@ -149,7 +143,7 @@ def _short(space: gymnasium.Space[Any]) -> str:
 
 
 def time_limited(env: gymnasium.Env) -> bool:
-    """Whether the task has a time limit that gymnasium knows of."""
+    """Whether the task has a time limit of its own, as far as gymnasium knows."""
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
         if isinstance(layer, gymnasium.wrappers.TimeLimit):
@@ -161,14 +155,14 @@ def time_limited(env: gymnasium.Env) -> bool:
 class ActionBox:
     """The box of an environment's actions. Agents act in `[-1, 1]`, one number for each entry, in C order.
 
-    -1 is exactly `low` and 1 is exactly `high`; what lies between is `mid + half * act`, rounded to the box's dtype, and
-    never leaves the box. Where `low` equals `high` every action is that number.
+    -1 becomes exactly `low` and 1 exactly `high`. Numbers between become `mid + half * act`, rounded to the
+    box's dtype, and never leave the box. Where `low` equals `high`, every action becomes that number.
     """
 
     def __init__(self, space: gymnasium.spaces.Box):
         self.shape, self._low, self._high = space.shape, space.low, space.high
         self.size = int(np.prod(space.shape))
-        # halved first: the sum of two bounds may overflow where their width does not
+        # halved before the sum: the sum of two bounds may overflow where their width does not
         self._mid, self._half = space.low / 2 + space.high / 2, (space.high - space.low) / 2
         ends = [self._between(np.full(space.shape, x, np.float32)) for x in (-1, 1)]
         self._exact = np.array_equal(ends[0], space.low) and np.array_equal(ends[1], space.high)
@@ -177,7 +171,7 @@ class ActionBox:
         """`(A,)` → the box's shape and dtype; numbers beyond ±1 count as ±1."""
         act = np.minimum(np.maximum(act, -1), 1).reshape(self.shape)
         found = self._between(act)
-        if self._exact:  # rounding keeps the order, so that what lies between the ends stays between them
+        if self._exact:  # rounding keeps the order, so that numbers between the ends stay there
             return found
         found = np.minimum(np.maximum(found, self._low), self._high)
         return np.where(act == 1, self._high, np.where(act == -1, self._low, found))

@@ -1,8 +1,11 @@
-"""Returns as scores: 0 is what random play returns, 100 what somebody good returns; by whose word, has a name.
+"""Normalised scores: a named reference set gives the returns that score 0 and 100.
 
-`references.json` beside this file holds the named sets. `d4rl-v2` is D4RL's, of the tasks' -v2 to -v4 and of mazes, where a
-score is 100 times the success rate. `mbo2o-v5` was measured here, in the versions that this package runs, with what played,
-episodes, seeds and interval in each entry; `mbo2o data reference` writes such entries.
+0 is what random actions return, 100 what a good policy returns.
+
+`references.json` beside this file holds the sets. `d4rl-v2` has D4RL's constants for the tasks' versions -v2
+to -v4, and for mazes, where a score is 100 times the success rate. `mbo2o-v5` was measured in the versions
+that this package runs; each entry names its policies, episodes, seeds and interval. `mbo2o data reference`
+writes such entries.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import math
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from mbo2o.envs.goals import sparse_maze
+from mbo2o.envs.make import EnvChoice
 from mbo2o.types import UserError
 
 FILE = Path(__file__).with_name("references.json")
@@ -27,7 +31,7 @@ VERSION = re.compile(r"-v(\d+)$")
 
 @dataclass(frozen=True)
 class Reference:
-    """The returns that score 0 and 100, NaN where the set does not know the task."""
+    """The returns that score 0 (`low`) and 100 (`high`); NaN if the set does not know the task."""
 
     name: str
     low: float
@@ -40,7 +44,7 @@ class Reference:
 
     @property
     def metric(self) -> str:
-        """What its scores are called in logs: `score_d4rl_v2`, say."""
+        """The name of its scores in logs, such as `score_d4rl_v2`."""
         return "score_" + re.sub(r"\W", "_", self.name)
 
     def score(self, returns: Tensor) -> Tensor:
@@ -48,23 +52,23 @@ class Reference:
         return 100 * (returns - self.low) / (self.high - self.low)
 
     def spread(self, std: Tensor) -> Tensor:
-        """A deviation of returns as one of scores; the offset does not enter."""
+        """A standard deviation of returns as one of scores; the offset cancels."""
         return 100 * std / abs(self.high - self.low)
 
 
 @cache
 def sets() -> dict[str, Any]:
-    """What the file holds: each set's `about`, the `versions` it is for (none: exact ids) and its `tasks`."""
+    """The sets of the file: `about`, the `versions` that each is for (empty: exact ids) and its `tasks`."""
     content: dict[str, Any] = json.loads(FILE.read_text())
     return content
 
 
 def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Reference:
-    """The reference behind a task's scores: a set by its name, or two returns `[low, high]`, called `own`.
+    """The reference for a task's scores: a set by name, or two returns `[low, high]`, called `own`.
 
-    A set of other versions of the task (-v2's constants for -v5: rewards and physics differ) is refused unless
-    `allow_mismatch`. UserError for that, for an unknown set, and for a pair that spans nothing. A set that does not know the
-    task gives a reference without scores, and a warning.
+    UserError for an unknown set, for two equal returns, and, unless `allow_mismatch`, for a set made for
+    other versions of the task: -v2 and -v5 differ in rewards and physics. For a task that the set does not
+    know there is a warning, and a reference without scores.
     """
     if isinstance(choice, list | tuple):
         return _pair(choice)
@@ -77,13 +81,14 @@ def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Re
     if version and found["versions"]:
         task = task[: version.start()]
         if task in found["tasks"] and int(version[1]) not in found["versions"] and not allow_mismatch:
-            raise UserError(
-                f"run.reference={choice}: its returns are not those of {env_id} (rewards and physics changed); give "
-                "run.reference=mbo2o-v5, two returns [LOW,HIGH], or run.allow_mismatch=true"
+            wrong = (
+                f"run.reference={choice}: its returns are not those of {env_id} (rewards and physics changed)"
             )
+            cure = "give run.reference=mbo2o-v5, two returns [LOW,HIGH], or run.allow_mismatch=true"
+            raise UserError(f"{wrong}; {cure}")
     if task not in found["tasks"]:
         names = {VERSION.sub("", x) for every in sets().values() for x in every["tasks"]}
-        elsewhere = VERSION.sub("", task) in names  # in other sets, or other versions
+        elsewhere = VERSION.sub("", task) in names  # in another set, or another version
         who = f"run.reference={choice} does not know" if elsewhere else "no reference set knows"
         warnings.warn(f"{who} {env_id}: there are no scores; give run.reference=[LOW,HIGH]", stacklevel=2)
         return Reference(str(choice), math.nan, math.nan)
@@ -91,13 +96,19 @@ def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Re
     return Reference(str(choice), entry["low"]["return"], entry["high"]["return"])
 
 
+def reference_for(choice: Any, env: EnvChoice, allow_mismatch: bool) -> Reference:
+    """`find_reference` for an environment with arguments, which make it a task without scores."""
+    found = find_reference(choice, env.id, allow_mismatch)
+    if not (env.kwargs and found.known) or found.name == "own" or allow_mismatch:
+        return found
+    text = f"run.reference={choice} is for {env.id} with its default arguments, which env_kwargs changes"
+    warnings.warn(f"{text}: no scores; give [LOW,HIGH], or run.allow_mismatch=true", stacklevel=2)
+    return replace(found, low=math.nan, high=math.nan)
+
+
 def _pair(choice: Any) -> Reference:
-    if (
-        len(choice) != 2
-        or not all(type(x) in (int, float) and math.isfinite(x) for x in choice)
-        or choice[0] == choice[1]
-    ):
-        raise UserError(
-            f"run.reference={list(choice)}: expected two different returns, [random play's, a good policy's]"
-        )
+    numbers = all(type(x) in (int, float) and math.isfinite(x) for x in choice)
+    if len(choice) != 2 or not numbers or choice[0] == choice[1]:
+        wanted = "expected two different returns, [random actions', a good policy's]"
+        raise UserError(f"run.reference={list(choice)}: {wanted}")
     return Reference("own", float(choice[0]), float(choice[1]))

@@ -1,4 +1,4 @@
-"""The random generators that an environment draws from: those it keeps itself, and the process's global ones."""
+"""The random generators that an environment draws from: its own ones, and the global ones of the process."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KINDS = (np.random.Generator, np.random.RandomState, random.Random)
 
 
 def own(env: Any) -> dict[str, Any]:
-    """The generators that an environment keeps, by the dotted path of the attribute: in its wrappers, itself and its spaces.
+    """The generators that an environment keeps as attributes, by dotted path.
 
-    Environments inside an environment are looked into, other objects are not. The generator that is
-    `env.unwrapped.np_random` is left out: every environment has that one.
+    Searched are its wrappers, the environment itself, environments inside it, and their spaces, but no other
+    objects. The generator `env.unwrapped.np_random`, which every environment has, is left out.
     """
     found: dict[str, Any] = {}
     known = {id(env.unwrapped.np_random)}
@@ -37,7 +37,9 @@ def own(env: Any) -> dict[str, Any]:
                 look(value, f"{path}{name}.")
         for name in ("action_space", "observation_space"):
             space = None if isinstance(x, gymnasium.Wrapper) else getattr(x, name, None)
-            if getattr(space, "_np_random", None) is not None:  # spaces make theirs when they first need one
+            if (
+                getattr(space, "_np_random", None) is not None
+            ):  # a space creates its generator when it first draws
                 found[f"{path}{name}._np_random"] = getattr(space, "_np_random")  # noqa: B009
 
     look(env, "")
@@ -45,7 +47,7 @@ def own(env: Any) -> dict[str, Any]:
 
 
 def hand_on(old: gymnasium.Env, new: gymnasium.Env) -> None:
-    """Have `new` draw where `old` left off, with the very generators."""
+    """Give the generators of `old` to `new`, which then draws where `old` stopped."""
     new.unwrapped.np_random = old.unwrapped.np_random
     for path, generator in own(old).items():
         *holder, name = path.split(".")
@@ -54,14 +56,14 @@ def hand_on(old: gymnasium.Env, new: gymnasium.Env) -> None:
 
 
 def states(env: gymnasium.Env) -> dict[str, Any]:
-    """A copy of where the environment's generators stand: `np_random`'s fields, and the others' under `own`, if any."""
+    """A copy of the generators' states: the fields of `np_random`, and the others, if any, under `own`."""
     state = copy.deepcopy(dict(env.unwrapped.np_random.bit_generator.state))
     others = {path: _state(x) for path, x in own(env).items()}
     return {**state, "own": others} if others else state
 
 
 def restore(env: gymnasium.Env, state: dict[str, Any]) -> None:
-    """Put the generators where `states` found them; those that are not there any more are left out."""
+    """Set the generators to the states that `states` returned; generators that are gone are ignored."""
     there = own(env)
     for path, x in state.get("own", {}).items():
         if path in there:
@@ -70,37 +72,37 @@ def restore(env: gymnasium.Env, state: dict[str, Any]) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seed PyTorch's global generator, and those that `seed_globals` seeds."""
+    """Seed the global generators of PyTorch, NumPy and Python."""
     torch.manual_seed(seed)
     seed_globals(seed)
 
 
 def seed_globals(seed: int) -> None:
-    """Seed NumPy's and Python's global generators, which some environments draw from."""
+    """Seed the global generators of NumPy and Python, which some environments draw from."""
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
 
 
 def globals_state() -> dict[str, Any]:
-    """Where the two global generators stand."""
+    """The states of the global generators of NumPy and Python."""
     return {"numpy": np.random.get_state(legacy=False), "python": random.getstate()}  # noqa: NPY002
 
 
 def set_globals(state: dict[str, Any]) -> None:
-    """Put them where `globals_state` found them, also after a detour through `dumps` and `loads`."""
+    """Set the global generators to states from `globals_state`, also after `dumps` and `loads`."""
     np.random.set_state(state["numpy"])  # noqa: NPY002
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
 
 
 def globals_stand_at(state: dict[str, Any]) -> bool:
-    """Whether nobody has drawn from the global generators since `state`."""
+    """Whether nothing was drawn from the global generators since `state`."""
     return state["python"] == random.getstate() and dumps(state["numpy"]) == dumps(globals_state()["numpy"])
 
 
 @contextlib.contextmanager
 def private() -> Iterator[None]:
-    """Whatever is drawn from the global generators meanwhile, they stand afterwards where they stood before."""
+    """Restore the global generators of NumPy and Python after the block."""
     before = globals_state()
     try:
         yield

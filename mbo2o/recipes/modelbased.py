@@ -128,10 +128,8 @@ class ModelBased(Recipe):
 
     def _own_reward(self, run: Run) -> RewardFn | None:
         """The user's reward function, in the units that the run's other rewards have."""
-        reward, scale, shift = resolve_reward(self.cfg.reward), run.cfg.reward_scale, run.cfg.reward_shift
-        return (
-            None if reward is None else lambda obs, act, next_obs: scale * reward(obs, act, next_obs) + shift
-        )
+        reward, rewards = resolve_reward(self.cfg.reward), run.world.rewards
+        return None if reward is None else lambda *transition: rewards(reward(*transition))
 
     def _named_termination(self, run: Run) -> TerminationFn:
         rule = resolve(self.cfg.termination, run.env.id, run.env.kwargs, run.env.layout)

@@ -13,15 +13,21 @@ from mbo2o.envs.disturb import DisturbConfig
 from mbo2o.envs.faults import EnvironmentFault, Faults
 from mbo2o.envs.lanes import Lane
 from mbo2o.envs.make import EnvChoice
-from mbo2o.types import Metrics
+from mbo2o.types import Metrics, RewardView
+
+RAW = RewardView()
+Policy = Callable[[Tensor], Tensor]
+"""Observations `(*S, B, D)` → actions `(*S, B, A)`."""
+Value = Callable[[Tensor, Tensor], Tensor]
+"""(obs, act) → estimated discounted return `(*S, B)`."""
 
 
 class Evaluator:
-    """Plays whole episodes with a deterministic policy, S seeds at a time; each lane has its own environments and seeds.
+    """Plays whole episodes with a deterministic policy; each seed has environments of its own.
 
-    Every evaluation plays the same starts, so that curves do not jump with the luck of the draw: each of its episodes begins
-    with a seed of its own, which the environment's `reset` is given, and which the global generators are set to. These stand
-    after an evaluation where they stood before.
+    Every evaluation plays the same starts, so that curves do not jump with random starts: each episode begins
+    with a seed of its own, which is given to the environment's `reset` and to the global generators. An
+    evaluation leaves the global generators of NumPy and Python where they stood before.
     """
 
     def __init__(
@@ -31,117 +37,103 @@ class Evaluator:
         episodes: int,
         seed: int,
         gamma: float,
-        shaped: tuple[float, float] = (1.0, 0.0),
         disturb: DisturbConfig | None = None,
         faults: Faults | None = None,
     ):
-        """`shaped` are the scale and shift of the rewards that the agent's values are about; returns stay raw.
+        """Make `episodes` environments for each seed.
 
-        Of `disturb` only what concerns actions and states is played. While `faults` last, an evaluation in which an
-        environment fails is played again, from the same starts.
+        disturb: only its noise on actions and states is applied; returns are what the task pays. faults: as
+        long as it allows, an evaluation in which an environment fails is repeated from the same starts.
         """
-        world = disturb and disturb.world()
-        self._seeds, self._gamma, self._shaped, self._faults = seeds, gamma, shaped, faults or Faults()
+        self._seeds, self._gamma, self._faults = seeds, gamma, faults or Faults()
         self._n = int(np.prod(seeds, dtype=int))
-        # far from the training lanes' seeds
-        first = 10_000_019 + seed
+        first = 10_000_019 + seed  # far from the seeds of the training lanes
         self._starts = [first + 1000 * k + e for k in range(self._n) for e in range(episodes)]
+        world = disturb and disturb.world()
         with streams.private():
             streams.seed_globals(first)
             self._lanes = [Lane(env, start, world, self._faults, resumes=False) for start in self._starts]
 
     def unrepeatable(self) -> str | None:
-        """What cannot be repeated of the environment's random draws, in words; None where all can be."""
+        """A sentence on random draws of the environment that cannot be repeated; None if all can be."""
         with streams.private():
-            try:
-                seeded, saved = self._lanes[0].follows(self._starts[0])
-            except EnvironmentFault:
-                return None  # it is met again where it can be mended
-        if seeded and saved:
-            return None
-        text = "a seed does not settle its starts: the same run differs each time, and evaluations play other starts each time"
-        if seeded:
-            text = "its starts do not follow a saved random state: a restart goes on in other episodes than the run would have"
-        cure = "draw in reset from self.np_random, from a generator that is an attribute, or from np.random"
-        return f"environment {self._lanes[0].env_id!r}: {text} ({cure})"
+            return self._lanes[0].unrepeatable(self._starts[0])
 
-    def __call__(
-        self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]
-    ) -> Metrics:
-        """Mean return and length `(*S,)`, and the agent's value beside the discounted return that followed.
+    def __call__(self, policy: Policy, value: Value, rewards: RewardView = RAW) -> Metrics:
+        """Play all episodes; each metric is `(*S,)`, a mean over the seed's episodes.
 
-        `q_over_return` is the first of the two over the second: 1 where the critics have grown to what the policy earns.
-        `success` is the share of episodes in which the task said so at some step, where it says such things.
-
-        policy: `(*S, B, D)` → `(*S, B, A)`; value: `(obs, act)` → `(*S, B)`.
+        `return`, `return_std` and `length` count the task's own rewards. `q` is the agent's value and
+        `mc_return` the discounted sum of the rewards that followed, shown as `rewards` says, both averaged
+        over states; `q_over_return` is their ratio. `success` is the share of episodes in which the task
+        reported success at some step, and is missing where the task reports none.
         """
         while True:
             try:
                 with streams.private():
-                    return self._play(policy, value)
+                    return self._play(policy, value, rewards)
             except EnvironmentFault as e:
-                self._faults.mend(e)
+                self._faults.accept(e)
 
-    def _play(self, policy: Callable[[Tensor], Tensor], value: Callable[[Tensor, Tensor], Tensor]) -> Metrics:
+    def _play(self, policy: Policy, value: Value, rewards: RewardView) -> Metrics:
+        q, rew = self._episodes(policy, value)
+        q_mean, mc_mean = self._values(q, rew, rewards)
+        returns = np.array([lane.episode_return for lane in self._lanes])
+        success = [lane.success for lane in self._lanes]
+        reported = (
+            {} if not success or None in success else {"success": self._means(np.array(success, float))}
+        )
+        spread = torch.as_tensor(returns.reshape(self._n, -1).std(-1), dtype=torch.float32)
+        return {
+            "return": self._means(returns),
+            "return_std": spread.reshape(self._seeds),
+            **reported,
+            "length": self._means(np.array([lane.length for lane in self._lanes], float)),
+            "q": self._means(q_mean),
+            "mc_return": self._means(mc_mean),
+            "q_over_return": self._means(q_mean) / self._means(mc_mean),
+        }
+
+    def _episodes(self, policy: Policy, value: Value) -> tuple[np.ndarray, np.ndarray]:
+        """Play all episodes to their end: values and rewards `(T, L)`, NaN after an episode's end."""
         lanes = self._lanes
         for lane, start in zip(lanes, self._starts, strict=True):
             streams.seed_globals(start)
             lane.start(start)
-        alive, qs, rews = np.ones(len(lanes), bool), [], []
+        alive = np.ones(len(lanes), bool)
+        qs, rews, was_alive = [], [], []
         while alive.any():
             obs = torch.from_numpy(np.stack([x.obs for x in lanes])).reshape(
-                *self._seeds, -1, lanes[0].obs.shape[0]
+                *self._seeds, -1, lanes[0].obs_dim
             )
             with torch.no_grad():
                 act = policy(obs)
-                q = value(obs, act)
-            rew, was_alive = np.zeros(len(lanes)), alive.copy()
+                qs.append(value(obs, act).reshape(-1))
+            rews.append(np.full(len(lanes), np.nan))
+            was_alive.append(alive.copy())
             for i, a in enumerate(act.reshape(len(lanes), -1).cpu().numpy()):
                 if alive[i]:
-                    rew[i], _, terminated, truncated = lanes[i].step(a)
+                    rews[-1][i], _, terminated, truncated = lanes[i].step(a)
                     alive[i] = not (terminated or truncated)
-            qs.append(np.where(was_alive, q.reshape(-1).cpu().numpy(), np.nan))
-            rews.append(np.where(was_alive, rew, np.nan))
-        returns, lengths = (
-            np.array([x.episode_return for x in lanes]),
-            np.array([x.length for x in lanes], float),
-        )
-        q_mean, mc_mean = self._values(np.array(qs), np.array(rews), lanes)
+        q = torch.stack(qs).cpu().numpy()  # values wait on their device: one copy for an evaluation
+        return np.where(np.array(was_alive), q, np.nan), np.array(rews)
 
-        def per_seed(x: np.ndarray) -> torch.Tensor:
-            means = torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32)
-            return means.reshape(self._seeds)
+    def _means(self, x: np.ndarray) -> Tensor:
+        """Means over each seed's episodes, `(L,)` → `(*S,)`."""
+        return torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(self._seeds)
 
-        spread = torch.as_tensor(returns.reshape(self._n, -1).std(-1), dtype=torch.float32).reshape(
-            self._seeds
-        )
-        told = [x.success for x in lanes]
-        success = {} if not told or None in told else {"success": per_seed(np.array(told, float))}
-        return {
-            "return": per_seed(returns),
-            "return_std": spread,
-            **success,
-            "length": per_seed(lengths),
-            "q": per_seed(q_mean),
-            "mc_return": per_seed(mc_mean),
-            "q_over_return": per_seed(q_mean) / per_seed(mc_mean),
-        }
+    def _values(self, q: np.ndarray, rew: np.ndarray, rewards: RewardView) -> tuple[np.ndarray, np.ndarray]:
+        """Mean value and mean discounted return of each episode, over states whose return is known; from `(T, L)`.
 
-    def _values(self, q: np.ndarray, rew: np.ndarray, lanes: list[Lane]) -> tuple[np.ndarray, np.ndarray]:
-        """Per episode: mean Q and mean discounted return, over states whose return is known.
-
-        (T, L) each, NaN after the end. A time limit hides what would have followed, so the last 3/(1-γ) steps of a truncated
-        episode are left out, unless that is all of it.
+        A time limit hides the rewards that would have followed, so the last 3/(1-γ) steps of a truncated
+        episode are left out, unless that is the whole episode.
         """
-        scale, shift = self._shaped
         tail = round(3 / max(1 - self._gamma, 1e-9))
-        q_mean, mc_mean = np.zeros(len(lanes)), np.zeros(len(lanes))
-        for i, lane in enumerate(lanes):
-            n, back = lane.length, 0.0
+        q_mean, mc_mean = np.zeros(len(self._lanes)), np.zeros(len(self._lanes))
+        for i, lane in enumerate(self._lanes):
+            n, later = lane.length, 0.0
             ret = np.zeros(n)
             for t in range(n - 1, -1, -1):
-                ret[t] = back = scale * rew[t, i] + shift + self._gamma * back
-            cut = lane.truncated and n > tail
-            known = slice(0, n - tail if cut else n)
+                ret[t] = later = rewards(rew[t, i]) + self._gamma * later
+            known = slice(0, n - tail if lane.truncated and n > tail else n)
             q_mean[i], mc_mean[i] = q[known, i].mean(), ret[known].mean()
         return q_mean, mc_mean

@@ -1,4 +1,4 @@
-"""What a run says of itself: one JSON line per event in metrics.jsonl, optionally TensorBoard, and a bar or plain lines."""
+"""The log of a run: one JSON line per event in metrics.jsonl, optionally TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from mbo2o.types import Metrics, UserError, duration
 
 
 class MetricsFile:
-    """`metrics.jsonl`: each line an event with its place in the run and, per name, one value per seed (null: not finite)."""
+    """`metrics.jsonl`: one event a line, with its place in the run and values by seed (null: not finite)."""
 
     def __init__(self, path: Path, tensorboard: bool):
         self._path = path
         with writing(path):
-            # unbuffered: a full disk is met where a line is written, and not once more when the file is closed
+            # unbuffered, so that a full disk raises where a line is written, and not again at closing
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  lives as long as the run
             self._board = _board(path.parent) if tensorboard else None
 
     def write(self, place: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
-        """Append one event, whole or not at all; returns what was written."""
+        """Append one event, whole or not at all; returns the values as they were written."""
         values = {name: _plain(x.detach().cpu().tolist()) for name, x in metrics.items()}
         with writing(self._path):
             self._append(json.dumps({**place, **values}).encode() + b"\n")
@@ -52,18 +52,18 @@ class MetricsFile:
             raise
 
     def size(self) -> int:
-        """Bytes so far, safely on disk."""
+        """Bytes so far, after they have reached the disk."""
         with writing(self._path):
             os.fsync(self._file.fileno())
             return self._file.seek(0, os.SEEK_END)
 
     def truncate(self, size: int) -> None:
-        """Forget what was written after a checkpoint that said `size`; where there is less, warn, and keep whole lines."""
+        """Cut the file to a `size` from a checkpoint; if it is shorter, warn and keep its whole lines."""
         with writing(self._path):
             there = self._file.seek(0, os.SEEK_END)
-            if there < size:  # lost by a disk or a person; `truncate` would fill up with zeros
-                text = f"{self._path}: {size - there} bytes less than its checkpoint counts; the log has a gap, the run goes on"
-                warnings.warn(text, stacklevel=2)
+            if there < size:  # lost by a disk or a person; `truncate` would fill the gap with zeros
+                text = f"{self._path}: {size - there} bytes less than its checkpoint counts"
+                warnings.warn(f"{text}; the log has a gap, the run goes on", stacklevel=2)
                 self._file.seek(0)
                 size = self._file.read().rfind(b"\n") + 1
             self._file.truncate(size)
@@ -77,24 +77,24 @@ class MetricsFile:
 
 
 class Means:
-    """Running means of metrics, kept as tensors where they were made until someone asks."""
+    """Running means of metrics, kept as tensors on their device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, metrics: Metrics) -> None:
-        """Count these in."""
+        """Include these metrics."""
         for name, x in metrics.items():
             self._sums[name] = self._sums[name] + x if name in self._sums else x.detach().clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def peek(self) -> Metrics:
-        """Means since the last time they were popped."""
+        """Means since the last `pop`."""
         return {name: x / self._counts[name] for name, x in self._sums.items()}
 
     def pop(self) -> Metrics:
-        """Likewise, and count anew from here."""
+        """Means since the last `pop`; counting starts again."""
         means = self.peek()
         self._sums, self._counts = {}, {}
         return means
@@ -109,7 +109,7 @@ class Means:
 
 
 class Progress:
-    """A bar with the time left, or, where there is no terminal, a line now and then."""
+    """A bar with the time left, or without a terminal a line for each result."""
 
     def __init__(self, name: str, done: int, total: int):
         self._name, self._done, self._start, self._total = name, done, done, total
@@ -140,15 +140,14 @@ class Progress:
 
 
 def tell(text: str) -> None:
-    """Say something to whoever watches; nobody has to: a terminal that is gone, or a log on a full disk, stops no run."""
-    with contextlib.suppress(
-        OSError, RuntimeError
-    ):  # the latter: a signal's handler that speaks while another is speaking
+    """Print a line on stderr. A closed terminal, or a log on a full disk, does not stop a run."""
+    # RuntimeError: a signal handler prints while another print is in progress
+    with contextlib.suppress(OSError, RuntimeError):
         print(text, file=sys.stderr, flush=True)
 
 
 def describe(values: dict[str, Any], names: tuple[str, ...]) -> str:
-    """Some metrics in words: mean over seeds, and the spread when there are several."""
+    """Some metrics as text: the mean over seeds, and the standard deviation if there are several."""
     return "  ".join(f"{name} {_spread(values[name])}" for name in names if name in values)
 
 
@@ -160,7 +159,7 @@ def _spread(x: Any) -> str:
 
 
 def _short(x: float) -> str:
-    """One digit after the point, and three that count where the number is small."""
+    """One digit after the point, or three significant digits if the number is small."""
     return f"{x:.1f}" if abs(x) >= 10 or x == 0 else f"{x:.3g}"
 
 

@@ -248,7 +248,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
         monkeypatch.setattr(
             Run,
             "_after_turn",
-            lambda s, last: (s.turn == 17 and setattr(s, "_stop", True), after_turn(s, last)),
+            lambda s, last: (s.turn == 17 and setattr(s.signals, "stop", True), after_turn(s, last)),
         )
     else:
         monkeypatch.setattr(Run, "_after_turn", terminated)
@@ -457,7 +457,7 @@ def test_a_signal_during_a_stage_stops_at_once(pendulum, tmp_path, monkeypatch):
     """The first fit may take minutes: nothing is lost by leaving it."""
     config = small("mopo", pendulum, tmp_path / "run")
     monkeypatch.setattr("mbo2o.recipes.mopo.fit", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Stopped, match="begins anew"):
+    with pytest.raises(Stopped, match="starts the stage again"):
         train(config)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.undo()

@@ -19,7 +19,9 @@ from mbo2o.nn.optim import Adam
 from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.report.read import read_run
-from mbo2o.run.run import Run, RunConfig
+from mbo2o.run.config import RunConfig
+from mbo2o.run.turns import Run
+from mbo2o.run.world import Task
 from mbo2o.train import Config, _name, find_dataset, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
@@ -179,14 +181,11 @@ def opened(pendulum, tmp_path):
         run = Run(
             tmp_path,
             RunConfig(online_capacity=700),
-            env_id="Pendulum-v1",
-            seed=0,
-            seeds=2,
-            gamma=0.99,
-            dataset=find_dataset(str(pendulum)),
+            Task("Pendulum-v1", seed=0, seeds=2, gamma=0.99),
+            find_dataset(str(pendulum)),
         )
         for _ in range(30):
-            run.online.add(run._lanes.step(torch.zeros(2, 1, 1))[0])
+            run.online.add(run.world.lanes.step(torch.zeros(2, 1, 1))[0])
         return Finetune(cfg), run
 
     return make
@@ -333,16 +332,8 @@ def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):
     cfg = replace(cfg, run=replace(cfg.run, reward_scale=0.1, reward_shift=1.0))
     train(cfg)
     plain = find_dataset(str(pendulum))
-    run = Run(
-        tmp_path / "run",
-        cfg.run,
-        env_id="Pendulum-v1",
-        seed=0,
-        seeds=2,
-        gamma=0.99,
-        dataset=plain,
-        look_only=True,
-    )
+    task = Task("Pendulum-v1", seed=0, seeds=2, gamma=0.99)
+    run = Run(tmp_path / "run", cfg.run, task, plain, look_only=True)
     torch.testing.assert_close(run.dataset.rew, 0.1 * plain.rew + 1)
     assert (run.online.latest(30).rew <= 1).all()
     assert (run.online.latest(30).rew > -0.7).all()  # raw rewards go down to -16

@@ -24,7 +24,7 @@ def test_nothing_disturbed_is_the_task_itself():
     assert [x[0] for x in steps(plain, 5)] == [x[0] for x in steps(told, 5)]
 
 
-def test_rewards_alone_are_noisy():
+def test_reward_noise_changes_rewards_only():
     plain, noisy = Lane(CHEETAH, 1), Lane(CHEETAH, 1, DisturbConfig(reward_noise=0.5))
     a, b = steps(plain, 400), steps(noisy, 400)
     noise = np.array([y[0] - x[0] for x, y in zip(a, b, strict=True)])
@@ -35,7 +35,7 @@ def test_rewards_alone_are_noisy():
 
 
 @pytest.mark.parametrize("what", ["action_noise", "transition_noise"])
-def test_the_world_is_noisy_for_evaluations_too(what):
+def test_evaluations_have_noise_on_actions_and_states_too(what):
     cfg = DisturbConfig(**{what: 0.05})
     plain, noisy = Lane(CHEETAH, 1), Lane(CHEETAH, 1, cfg)
     assert np.array_equal(plain.obs, noisy.obs)
@@ -71,7 +71,7 @@ def test_noise_on_states_has_its_deviation():
     assert np.array(gaps).std() == pytest.approx(0.02, rel=0.1)
 
 
-def test_seldom_rewards_add_up_and_are_settled_at_the_end():
+def test_sparse_rewards_add_up_and_the_rest_is_paid_at_the_end():
     plain, seldom = Lane(HOPPER, 4), Lane(HOPPER, 4, DisturbConfig(reward_every=5))
     paid, own = [], []
     for a in np.random.default_rng(0).uniform(-1, 1, (200, 3)):
@@ -102,11 +102,11 @@ def test_a_disturbed_episode_replays():
     assert np.array_equal(lane.obs, other.obs)
     assert [x[0] for x in steps(lane, 9, 1)] == [
         x[0] for x in steps(other, 9, 1)
-    ]  # what was owed is owed again
+    ]  # rewards that were not paid yet are restored
 
 
-def test_what_cannot_be_is_one_line():
-    with pytest.raises(UserError, match="needs a MuJoCo task, Pendulum-v1 is none"):
+def test_impossible_settings_are_one_line():
+    with pytest.raises(UserError, match="needs a MuJoCo task, and Pendulum-v1 is not one"):
         Lane(PENDULUM, 0, DisturbConfig(transition_noise=0.1))
     with pytest.raises(UserError, match="x_velocity"):
         Lane(PENDULUM, 0, DisturbConfig(reward_above=1.0)).step(np.zeros(1))

@@ -1,4 +1,4 @@
-"""Nothing runs on load: no source that could, hostile files with a marker, and an audit hook that watches what does load."""
+"""Loading runs no code: no source that could, hostile files with a marker, an audit hook while files load."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ from mbo2o.types import Spec, UserError
 
 ROOT = Path(mbo2o.__file__).parent
 
-# ----------------------------------------------------------------------------------------------------------------- source
+# ---- source
 
 MODULES = {
     "pickle",
@@ -112,18 +112,18 @@ def test_no_source_can_run_what_a_file_brings(path):
         "subprocess.run(c, shell=True)",
     ],
 )
-def test_the_source_test_sees(source):
+def test_the_source_test_finds(source):
     assert offences(source)
 
 
 @pytest.mark.parametrize(
     "source", ["model.eval()", "np.load(p, allow_pickle=False)", "re.compile('x')", "self.load(x)"]
 )
-def test_the_source_test_does_not_see_ghosts(source):
+def test_the_source_test_accepts_harmless_source(source):
     assert offences(source) == []
 
 
-# ---------------------------------------------------------------------------------------------------------- hostile files
+# ---- hostile files
 
 
 class Payload:
@@ -363,7 +363,7 @@ def test_a_good_safetensors_file_loads(tmp_path):
     assert state["done"] == {}
 
 
-# -------------------------------------------------------------------------------------------------------------- audit hook
+# ---- audit hook
 
 WATCH = """
 import importlib, json, os, sys
@@ -376,15 +376,16 @@ from mbo2o.store import checkpoint
 
 folder, run = Path(sys.argv[1]), Path(sys.argv[2])
 IMPORTING = ("import", "exec", "compile", "marshal.loads", "ctypes.dlopen", "code.__new__")
-STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.spawn", "os.posix_spawn", "os.startfile",
-            "pickle.find_class", "socket.connect")
+STARTING = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.spawn", "os.posix_spawn",
+            "os.startfile", "pickle.find_class", "socket.connect")
 INSTALLED = (sys.prefix, sys.base_prefix, str(Path(mbo2o.__file__).parent))
 seen, watching = [], False
 
 def hook(event, args):
     if watching and event in IMPORTING + STARTING:
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        seen.append((event, str(args[0])[:60], [str(a) for a in args[1]] if event == "subprocess.Popen" else [], caller))
+        arguments = [str(a) for a in args[1]] if event == "subprocess.Popen" else []
+        seen.append((event, str(args[0])[:60], arguments, caller))
 
 def watch(what, load):
     global watching
@@ -408,14 +409,14 @@ watch("checkpoint", lambda: checkpoint.latest(run / "checkpoints", "cpu"))
 watch("config", lambda: mbo2o.train.read_config(run))
 watch("run", lambda: mbo2o.train.restore(run))
 """
-"""Loads each thing twice; prints what is imported from elsewhere and started at first, and all that happens the second time."""
+"""Loads each thing twice; prints what the first imports from elsewhere and starts, and all that the second does."""
 
 
 @pytest.fixture
 def loadable(tmp_path, pendulum):
     from mbo2o.agents.cql import CQLConfig
     from mbo2o.recipes.finetune import FinetuneConfig
-    from mbo2o.run.run import RunConfig
+    from mbo2o.run.config import RunConfig
     from mbo2o.train import Config, train
 
     net = MLPConfig(hidden=[4])
@@ -446,7 +447,7 @@ def test_an_audit_hook_sees_nothing_run_while_loading(loadable):
 
 
 def legitimate(event, target, arguments, caller) -> bool:
-    """Whether loading may do that: the first look at an HDF5 file, and `typing` reading annotations of our own dataclasses."""
+    """Loading may do that: the first look at an HDF5 file, and `typing` reading our annotations."""
     if event == "subprocess.Popen":
         return target == sys.executable and arguments[1:5] == ["-P", "-W", "ignore", firstlook.__file__]
     return event in ("compile", "exec") and caller == "typing"
@@ -479,7 +480,7 @@ def test_an_environment_that_a_file_names_imports_no_module(tmp_path, marker, mo
     data.to_minari("me/mine-v0")
     promise("hostile files and configs: refused, nothing of theirs run")
     assert not marker.exists()
-    cfg.env = "lurking:X-v0"  # so the payload is one
+    cfg.env = "lurking:X-v0"  # this shows that the payload works
     with pytest.raises(UserError, match="cannot be made"):
         train(cfg)
     assert marker.exists()

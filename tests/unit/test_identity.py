@@ -1,4 +1,4 @@
-"""A run knows its dataset by its content: another file of the same name is refused, a copy under another name is not."""
+"""A run knows its dataset by content: another file of that name is refused, a renamed copy is not."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.page import write_report
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.store import content
 from mbo2o.train import Config, restore, train
 from mbo2o.types import UserError
@@ -29,7 +29,7 @@ def refusal(f, *args, **kwargs):
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------------- the sums
+# ---- the sums
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_file_is_read_once_while_it_is_unchanged(tmp_path, digests, monkeypatc
     assert content.sha256(path) == hashlib.sha256(b"two").hexdigest()
 
 
-def test_what_was_written_a_moment_ago_is_not_kept(tmp_path, digests):
+def test_the_sum_of_a_file_written_just_now_is_not_cached(tmp_path, digests):
     """Another change within the clock's resolution would have the same times."""
     path = tmp_path / "x"
     path.write_bytes(b"one")
@@ -68,7 +68,7 @@ def test_what_was_written_a_moment_ago_is_not_kept(tmp_path, digests):
     assert digests == [path, path]
 
 
-def test_a_folder_is_its_files_wherever_it_lies(tmp_path, digests, monkeypatch):
+def test_a_folder_is_known_by_its_files_wherever_it_lies(tmp_path, digests, monkeypatch):
     settle(monkeypatch)
     for name in ("a", "b"):
         (tmp_path / name / "deep").mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_a_folder_is_its_files_wherever_it_lies(tmp_path, digests, monkeypatch):
 
 
 @pytest.mark.parametrize("entry", [b"", b"{", b"[]", b"null", b'{"identity": 1}', b"\xff", b"[" * 100_000])
-def test_a_damaged_cache_is_ignored_and_mended(entry, tmp_path, digests, monkeypatch):
+def test_a_damaged_cache_is_ignored_and_rewritten(entry, tmp_path, digests, monkeypatch):
     settle(monkeypatch)
     path = tmp_path / "x"
     path.write_bytes(b"one")
@@ -95,7 +95,7 @@ def test_a_damaged_cache_is_ignored_and_mended(entry, tmp_path, digests, monkeyp
     assert len(digests) == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, digests, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, digests, monkeypatch):
     settle(monkeypatch)
     (tmp_path / "cache").write_text("a file where the folder would be")
     path = tmp_path / "x"
@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, digests, monke
     assert len(digests) == 2
 
 
-def test_what_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path, digest = tmp_path / "x", content.digest
     path.write_bytes(b"one")
     monkeypatch.setattr(content, "digest", lambda file: (digest(file), path.write_bytes(b"longer"))[0])
@@ -112,12 +112,12 @@ def test_what_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     assert "cannot be read (No such file or directory)" in refusal(content.sha256, tmp_path / "none")
 
 
-# ------------------------------------------------------------------------------------------------------------- the runs
+# ---- the runs
 
 
 @pytest.fixture
 def mine(pendulum, tmp_path):
-    """A file of one's own."""
+    """A file of the user's."""
     return shutil.copy(pendulum, tmp_path / "mine.hdf5")
 
 
@@ -188,7 +188,7 @@ def test_another_file_under_the_same_name_is_refused(state, storage, mine, tmp_p
     assert e.value.code == 2
     assert said in capsys.readouterr().err
     assert (directory / "config.yaml").read_bytes() == written
-    write_report(directory)  # which looks at the run alone
+    write_report(directory)  # a report needs only the run
 
 
 def test_the_same_content_goes_on(mine, tmp_path, monkeypatch):
@@ -198,10 +198,10 @@ def test_the_same_content_goes_on(mine, tmp_path, monkeypatch):
     train(config(mine, tmp_path / "run"))
     assert (tmp_path / "run" / "config.yaml").read_bytes() == written
     os.remove(mine)
-    write_report(tmp_path / "run")  # which does without the dataset
+    write_report(tmp_path / "run")  # a report needs no dataset
 
 
-def test_a_run_that_knows_no_sum_goes_on_as_it_did(mine, tmp_path, monkeypatch):
+def test_an_older_run_without_a_sum_goes_on(mine, tmp_path, monkeypatch):
     """Runs of older versions; what their config.yaml says of the data stays."""
     directory = tmp_path / "run"
     interrupted(mine, directory, monkeypatch)
@@ -216,7 +216,7 @@ def test_a_run_that_knows_no_sum_goes_on_as_it_did(mine, tmp_path, monkeypatch):
     restore(directory)
 
 
-def test_start_from_asks_for_the_content_and_not_for_the_name(mine, tmp_path):
+def test_start_from_compares_content_and_not_names(mine, tmp_path):
     train(config(mine, tmp_path / "offline"))
     renamed = shutil.copy(mine, tmp_path / "other-name.hdf5")
     on = config(renamed, tmp_path / "a", start_from=str(tmp_path / "offline"))
@@ -225,13 +225,13 @@ def test_start_from_asks_for_the_content_and_not_for_the_name(mine, tmp_path):
     rewrite(mine)
     said = refusal(train, config(mine, tmp_path / "b", start_from=str(tmp_path / "offline")))
     assert said == (
-        f"start_from={tmp_path / 'offline'}: was run with dataset={mine} (sha256 {then}), not {mine} (sha256 {sum_of(mine)}) "
-        "(1 setting differs)"
+        f"start_from={tmp_path / 'offline'}: was run with dataset={mine} (sha256 {then}), "
+        f"not {mine} (sha256 {sum_of(mine)}) (1 setting differs)"
     )
 
 
-def test_names_of_run_directories_are_what_they_were(mine):
-    """The sum and the settings that came later do not enter."""
+def test_names_of_run_directories_have_not_changed(mine):
+    """The sum and settings that were added later do not count."""
     from mbo2o.train import _name, _resolve
 
     resolved = _resolve(config(mine, None), "Pendulum-v1")

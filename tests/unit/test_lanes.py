@@ -22,7 +22,7 @@ def _elsewhere(tmp_path_factory, monkeypatch):
 
 
 def by_hand(env_id: str, seed: int):
-    """The environment on its own, seeded once; resets draw from its generator."""
+    """The environment itself, seeded once; resets draw from its generator."""
     env = gymnasium.make(env_id, disable_env_checker=True)
     env.unwrapped.np_random, _ = seeding.np_random(seed)
     return env
@@ -74,18 +74,18 @@ def test_lanes_differ_and_repeat():
     assert torch.equal(first.obs()[1], other.obs()[0])  # lane k is seeded seed + k
 
 
-def test_actions_are_stretched_to_the_box():
+def test_actions_are_scaled_to_the_box():
     lanes, env = Lanes(PENDULUM, (), 0), by_hand(PENDULUM, 0)
     env.reset()
     for act, torque in ((-1.0, -2.0), (1.0, 2.0), (0.0, 0.0), (0.5, 1.0)):
         batch, _, _ = lanes.step(torch.tensor([[act]]))
         env.step(np.array([torque], np.float32))
         assert torch.equal(batch.next_obs[0], torch.from_numpy(env.unwrapped._get_obs()))
-        assert batch.act.item() == act  # what was learned from stays in [-1, 1]
+        assert batch.act.item() == act  # the stored action stays in [-1, 1]
 
 
 class Skewed(gymnasium.Env):
-    """A box that is not centred: it answers with the action it got."""
+    """Its action box is not centred; it observes the action that it receives."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gymnasium.spaces.Box(np.array([0.0, -3.0], np.float32), np.array([1.0, 5.0], np.float32))
@@ -111,7 +111,7 @@ def registered():
         gymnasium.registry.pop(name)
 
 
-def test_actions_are_stretched_to_a_skewed_box(registered):
+def test_actions_are_scaled_to_a_box_that_is_not_centred(registered):
     lanes = Lanes(registered("Skewed-v0", entry_point=Skewed), (), 0)
     for act, expected in (([-1, -1], [0, -3]), ([1, 1], [1, 5]), ([0, 0], [0.5, 1])):
         assert lanes.step(torch.tensor([act], dtype=torch.float32))[0].next_obs[0].tolist() == expected
@@ -148,7 +148,7 @@ def test_an_episode_in_flight_continues_bit_for_bit(env_id, before, after):
         warnings.simplefilter("error")
         resumed.load(tensors, rngs)
     assert equal(uninterrupted, play(resumed, acts[before:]))
-    if env_id != CHEETAH:  # the others also met the next reset
+    if env_id != CHEETAH:  # in the others the next episode began, too
         assert any(step[-1] for step in uninterrupted)
 
 
@@ -166,7 +166,7 @@ def test_cheetah_continues_past_its_next_reset():
     assert uninterrupted[9][4] == 1
 
 
-def test_what_was_done_is_remembered_whatever_happens_to_the_tensor():
+def test_actions_are_copied_before_they_are_kept_for_a_replay():
     lanes, act = Lanes(HOPPER, (), 3), torch.zeros(1, 3)
     for _ in range(5):
         act.uniform_(-1, 1)
@@ -189,13 +189,13 @@ def test_double_precision_actions_replay_too():
     assert np.array_equal(resumed.obs, lane.obs)
 
 
-def test_an_episode_that_does_not_replay_starts_anew():
+def test_an_episode_that_does_not_replay_is_replaced_by_a_new_one():
     lanes = Lanes(HOPPER, (), 3)
     play(lanes, torch.rand(10, 1, 3))
     tensors, rngs = lanes.state()
     tensors["0.obs"][0] += 1e-6
     resumed = Lanes(HOPPER, (), 4)
-    with pytest.warns(UserWarning, match="starts anew"):
+    with pytest.warns(UserWarning, match="a new one is started"):
         resumed.load(tensors, rngs)
     assert len(resumed.state()[0]["0.actions"]) == 0
     assert not torch.equal(resumed.obs(), lanes.obs())
@@ -243,7 +243,7 @@ def test_noise_inside_an_episode_continues(registered):
         "",
     ],
 )
-def test_what_cannot_be_made_is_one_line(env_id):
+def test_an_environment_that_cannot_be_made_is_one_line(env_id):
     with pytest.raises(UserError) as e:
         make_env(env_id)
     assert "\n" not in str(e.value)
@@ -287,7 +287,10 @@ def test_falling_episodes_are_deterministic_too():
 )
 def test_evaluation_equals_a_loop(env_id, gamma, tail):
     """Three episodes for two seeds; what a time limit hides is left out of `q` and `mc_return` alike."""
-    value = lambda obs, act: obs[..., 0] + 10 * act[..., 0]  # noqa: E731
+
+    def value(obs, act):
+        return obs[..., 0] + 10 * act[..., 0]
+
     seen = []
 
     def watched(obs):

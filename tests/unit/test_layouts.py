@@ -1,4 +1,4 @@
-"""D4RL's own layouts: where its files' observations, starts, goals and actions are those of the environment."""
+"""D4RL's layouts: observations, starts, goals and actions of the environment are those of its files."""
 
 import json
 import tempfile
@@ -21,7 +21,7 @@ from mbo2o.envs.lanes import Lane
 from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.scratch import ScratchConfig
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.train import Config, read_config, restore, train
 from mbo2o.types import UserError
 
@@ -131,8 +131,8 @@ def test_observations_are_position_and_velocity_of_the_ant(mazes):
     np.testing.assert_allclose(obs[:2], data.qpos[:2] - env._origin)
 
 
-def test_the_ant_is_d4rls(mazes):
-    """As in assets/ant.xml of D4RL: 5 steps of 0.02 s for an action, at most 30 Nm, softer contacts; the rest is the same."""
+def test_the_ant_has_the_motors_and_contacts_of_d4rl(mazes):
+    """D4RL's assets/ant.xml: 5 steps of 0.02 s for an action, at most 30 Nm, softer contacts."""
     env = make_env(maze("UMaze"))
     ant = env.unwrapped.ant_env
     plain = gymnasium.make(ANT).unwrapped.model
@@ -201,18 +201,18 @@ def test_ant_without_forces_shows_zeros():
     ("choice", "says"),
     [
         (EnvChoice(ANT, layout="d5rl"), "no such layout; choose one of d4rl, d4rl-no-forces"),
-        (EnvChoice("Hopper-v5", layout="d4rl"), "not to be had of Hopper-v5"),
-        (EnvChoice("Ant-v4", layout="d4rl"), "its ant .* in Ant-v5"),
+        (EnvChoice("Hopper-v5", layout="d4rl"), "Hopper-v5 has no such layout"),
+        (EnvChoice("Ant-v4", layout="d4rl"), "Ant-v5 has d4rl and"),
         (
             EnvChoice(ANT, {"include_cfrc_ext_in_observation": False}, "d4rl"),
             "needs Ant-v5 with its 105 observations",
         ),
-        (maze("Medium_Diverse_G"), "is served in AntMaze_UMaze-v5, AntMaze_Medium-v5, AntMaze_Large-v5"),
-        (EnvChoice("AntMaze_UMaze-v4", layout="d4rl"), "not to be had of AntMaze_UMaze-v4"),
-        (EnvChoice("AntMaze_UMaze-v5", layout="d4rl-no-forces"), "not to be had"),
+        (maze("Medium_Diverse_G"), "AntMaze_UMaze-v5, AntMaze_Medium-v5, AntMaze_Large-v5 have d4rl"),
+        (EnvChoice("AntMaze_UMaze-v4", layout="d4rl"), "AntMaze_UMaze-v4 has no such layout"),
+        (EnvChoice("AntMaze_UMaze-v5", layout="d4rl-no-forces"), "has no such layout"),
     ],
 )
-def test_a_layout_that_is_not_to_be_had_is_one_line(choice, says, mazes):
+def test_a_layout_that_does_not_exist_is_one_line(choice, says, mazes):
     with pytest.raises(UserError, match=says) as e:
         make_env(choice)
     assert "\n" not in str(e.value)
@@ -268,7 +268,7 @@ def finetuned(directory, dataset, env, **more):
         (ANT, 111, False, "d4rl-no-forces", "the 84 contact forces are 0, as in the data"),
     ],
 )
-def test_a_file_of_d4rls_is_fine_tuned_in_its_layout(env, width, forces, layout, says, mazes, capsys):
+def test_a_d4rl_file_is_fine_tuned_in_its_layout(env, width, forces, layout, says, mazes, capsys):
     file = data(mazes / "a.hdf5", width, forces)
     cfg = finetuned(mazes / "run", file, env)
     train(cfg)
@@ -276,7 +276,7 @@ def test_a_file_of_d4rls_is_fine_tuned_in_its_layout(env, width, forces, layout,
     assert len(said) == 1
     assert says in said[0]
     assert f"env_layout={layout}" in said[0]
-    assert cfg.env_layout is None  # the caller's is left as it was
+    assert cfg.env_layout is None  # the caller's config is unchanged
     assert read_config(mazes / "run")[0].env_layout == layout
     assert restore(mazes / "run")[0].spec.obs_dim == width
     assert [
@@ -284,7 +284,7 @@ def test_a_file_of_d4rls_is_fine_tuned_in_its_layout(env, width, forces, layout,
         for x in map(json.loads, (mazes / "run" / "metrics.jsonl").read_text().splitlines())
         if x["kind"] == "eval"
     ]
-    train(finetuned(mazes / "run", file, env))  # which goes on with it
+    train(finetuned(mazes / "run", file, env))  # the same command goes on
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -24,8 +24,11 @@ from mbo2o.envs.disturb import DisturbConfig
 from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.envs.make import ActionBox, EnvChoice, make_env
 from mbo2o.recipes.scratch import ScratchConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.run import Run, RunConfig, Stopped
+from mbo2o.run.turns import Run
+from mbo2o.run.watch import Stopped
+from mbo2o.run.world import Task
 from mbo2o.train import Config, _kept, _name, _resolve, read_config, restore, train
 from mbo2o.types import UserError
 
@@ -392,7 +395,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(cls, made, tmp_path, mo
     after = Run._after_turn
 
     def stopping(self, last):
-        self._stop = self.phase == "online" and self.turn == 33
+        self.signals.stop = self.phase == "online" and self.turn == 33
         after(self, last)
 
     monkeypatch.setattr(Run, "_after_turn", stopping)
@@ -439,7 +442,7 @@ def test_an_endless_task_is_cut_and_says_so(made, tmp_path, capsys):
     train(small(tmp_path / "run", name, max_episode_steps=30))
     said = [x for x in capsys.readouterr().err.splitlines() if "without max_episode_steps" in x]
     assert len(said) == 1
-    assert "lasts 30 steps is cut there (run.max_episode_steps)" in said[0]
+    assert "episodes are truncated after 30 steps (run.max_episode_steps)" in said[0]
     assert {x["length"][0] for x in log(tmp_path / "run") if x["kind"] == "eval"} == {30}
     assert [x["length"] for x in log(tmp_path / "run") if x["kind"] == "episode"] == [[30, 30]] * 2
 
@@ -471,7 +474,7 @@ def test_collecting_in_an_endless_task_says_it_too_and_repeats(made, tmp_path, c
         with pytest.raises(SystemExit) as e:
             main([*collect, "--out", str(files[-1])])
         assert e.value.code == 0
-        assert "an episode that lasts 1000 steps is cut there" in capsys.readouterr().err
+        assert "episodes are truncated after 1000 steps" in capsys.readouterr().err
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -629,8 +632,8 @@ def test_harmless_arguments_are_arguments_of_the_tasks_and_leave_the_rules_right
 
 def test_scores_are_for_default_arguments(tmp_path):
     def scored(**chosen):
-        more = {"env_kwargs": {"healthy_reward": 0.0}}
-        run = Run(tmp_path, RunConfig(**chosen), env_id="Hopper-v5", seed=0, seeds=1, gamma=0.9, **more)
+        task = Task("Hopper-v5", seed=0, seeds=1, gamma=0.9, env_kwargs={"healthy_reward": 0.0})
+        run = Run(tmp_path, RunConfig(**chosen), task)
         run.close()
         return run.reference.known
 

@@ -1,4 +1,4 @@
-"""PointMaze and AntMaze against gymnasium-robotics itself: observations, endings, the controller, files, scores."""
+"""PointMaze and AntMaze against gymnasium-robotics: observations, endings, the controller, files, scores."""
 
 import functools
 import re
@@ -92,7 +92,7 @@ def test_mazes_that_do_not_exist_are_one_line(env_id):
 
 
 @pytest.mark.parametrize("env_id", [UMAZE, ANT])
-def test_without_the_extra_the_error_names_it(env_id, monkeypatch, capsys):
+def test_without_gymnasium_robotics_the_error_names_the_extra(env_id, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"pip install 'mbo2o\[mazes\]'") as e:
         make_env(env_id)
@@ -102,7 +102,7 @@ def test_without_the_extra_the_error_names_it(env_id, monkeypatch, capsys):
 
 @pytest.mark.parametrize("env_id", [UMAZE, ANT])
 def test_an_episode_in_flight_continues_bit_for_bit(env_id):
-    """Into the next episode, whose goal and start are drawn anew."""
+    """This includes the next episode, whose goal and start are drawn."""
     lane, other = Lane(env_id, 3), Lane(env_id, 99)
     acts = np.random.default_rng(0).uniform(-1, 1, (40, lane.act_dim))
     for act in acts[:30]:
@@ -167,7 +167,7 @@ def test_rule_equals_the_environment_of_the_ant():
 
 
 @pytest.mark.parametrize("env_id", [UMAZE, MEDIUM])
-def test_the_controller_gets_there_unless_it_wanders(env_id):
+def test_the_controller_reaches_the_goal_unless_it_wanders(env_id):
     rows = 6000
     assert success(env_id, rows, 0.0, 0.0) == 1
     assert success(env_id, rows, 0.5, 0.0) > 0.95
@@ -179,7 +179,10 @@ def test_the_controller_gets_there_unless_it_wanders(env_id):
 
 def test_noise_makes_it_slower_and_wandering_is_cut_on_arrival():
     assert success(UMAZE, 6000, 0.0, 0.0) > success(UMAZE, 6000, 0.0, 0.5) > success(UMAZE, 6000, 0.0, 1.0)
-    length = lambda noise: 6000 / played(UMAZE, 6000, noise, 0.0)[4].sum()  # noqa: E731
+
+    def length(noise):
+        return 6000 / played(UMAZE, 6000, noise, 0.0)[4].sum()
+
     assert length(2.0) > length(0.0)
     _, act, _, next_obs, terminated, truncated = played(UMAZE, 6000, 0.0, 1.0)
     assert np.abs(act).max() <= 1
@@ -191,7 +194,7 @@ def test_noise_makes_it_slower_and_wandering_is_cut_on_arrival():
     assert len({driver.cell(xy) for xy in ends}) > 1
 
 
-def test_ways_are_shortest():
+def test_paths_are_shortest():
     driver = Waypoint(make_env(UMAZE).unwrapped.maze)
     way, at, steps = driver.way((3, 1)), (1, 1), 0
     while at != (3, 1):
@@ -252,7 +255,7 @@ def test_mistakes_are_one_line(args, says, capsys):
 
 
 def minari_set(episodes, env_id=UMAZE, name="maze/test-v0"):
-    """Episodes of (Dict observations, actions, rewards, terminations, truncations), in the environment's spaces."""
+    """Episodes of (Dict observations, actions, rewards, terminations, truncations) in the task's spaces."""
     import gymnasium
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -266,7 +269,7 @@ def minari_set(episodes, env_id=UMAZE, name="maze/test-v0"):
 
 
 def recorded(env_id, n, rewards):
-    """An episode of `n` random steps of the continuing task, as Minari's collector keeps them, with these rewards."""
+    """An episode of `n` random steps of the continuing task, as Minari stores it, with these rewards."""
     import gymnasium
 
     env, rng = gymnasium.make(env_id), np.random.default_rng(0)
@@ -324,9 +327,12 @@ def antmaze_file(path, x, terminals, timeouts, **more):
 
 
 def test_d4rl_antmaze_keeps_the_steps_at_the_goal(tmp_path):
-    """Two steps at the goal, then on until the time limit; a reset without a flag (row 5 to 6); the end of the file."""
+    """Two steps at the goal, more to the time limit; a reset without a flag (row 5 to 6); a file's end."""
     x = [0, 0.5, 1.0, 1.2, 1.1, 1.0, 9.0, 9.3, 9.5]
-    flags = lambda *rows: np.isin(np.arange(9), rows).astype(np.float32)  # noqa: E731
+
+    def flags(*rows):
+        return np.isin(np.arange(9), rows).astype(np.float32)
+
     obs = antmaze_file(tmp_path / "antmaze.hdf5", x, flags(2, 3), flags(7))
     data = TransitionDataset.load(tmp_path / "antmaze.hdf5")
     assert data.obs_dim == 29  # the file's; the goal of its rewards is not in it
@@ -348,9 +354,16 @@ def test_d4rl_antmaze_that_resets_at_the_goal_warns(tmp_path):
 
 def test_evaluation_is_the_success_rate():
     driver = Waypoint(make_env(UMAZE).unwrapped.maze)
-    drive = lambda o: torch.from_numpy(np.array([[driver.act(x, x[4:]) for x in row] for row in o.numpy()]))  # noqa: E731
-    stay = lambda o: torch.zeros(*o.shape[:-1], 2)  # noqa: E731
-    no_value = lambda o, a: torch.zeros(o.shape[:-1])  # noqa: E731
+
+    def drive(o):
+        return torch.from_numpy(np.array([[driver.act(x, x[4:]) for x in row] for row in o.numpy()]))
+
+    def stay(o):
+        return torch.zeros(*o.shape[:-1], 2)
+
+    def no_value(o, a):
+        return torch.zeros(o.shape[:-1])
+
     evaluate = Evaluator(UMAZE, (2,), 3, seed=0, gamma=0.99)
     there, nowhere = evaluate(drive, no_value), evaluate(stay, no_value)
     assert there["return"].tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""What follows: recorded returns in buffers, datasets and mixtures, and values where only the record was cut off."""
+"""Recorded returns in buffers, datasets and mixtures, and values where only the record was cut off."""
 
 import math
 
@@ -38,7 +38,7 @@ def play(buffer, rewards, ends, start=0):
 
 
 def expected_returns(rewards, ends, gamma, failure=None):
-    """Step by step, from the first principles; -inf where the episode is open."""
+    """Returns by the definition, step by step; -inf where the episode is open."""
     out = []
     for t in range(len(rewards)):
         first = max((u + 1 for u in range(t) if ends[u]), default=0)
@@ -83,7 +83,7 @@ def test_buffer_against_a_loop(seeds, failure, capacity):
     assert latest.mc_return.isfinite().any()
 
 
-def test_open_episodes_know_nothing_until_they_close():
+def test_returns_of_an_open_episode_are_unknown_until_it_closes():
     buffer = ReplayBuffer(Spec(1, 1, (2,)), 10, gamma=0.5)
     for t in range(2):
         buffer.add(step(torch.tensor([[1.0], [2.0]]), tag=t))
@@ -97,7 +97,7 @@ def test_open_episodes_know_nothing_until_they_close():
     assert buffer.latest(10).mc_return.tolist() == [[2.5, 3.0, 4.0, -math.inf], [4.0, 4.0, 4.0, 4.0]]
 
 
-def test_a_cut_and_an_end_close_alike():
+def test_a_cut_and_an_end_both_close_an_episode():
     found = []
     for end in (CUT, END):
         buffer = ReplayBuffer(Spec(1, 1), 5, gamma=0.9)
@@ -110,8 +110,8 @@ def test_a_cut_and_an_end_close_alike():
 
 
 @pytest.mark.parametrize("failure", [-5.0, -0.1])
-def test_failing_all_along_is_failing_for_ever(failure):
-    """Whatever float32 makes of the constant; one other reward, and the sum is what it was."""
+def test_an_episode_of_failures_alone_fails_for_ever(failure):
+    """This holds for constants that float32 rounds; with one other reward the return is the plain sum."""
     buffer = ReplayBuffer(Spec(1, 1, (2,)), 10, gamma=0.9, failure=failure)
     play(buffer, [[failure] * 3, [failure, failure, 1.0]], [[NONE, NONE, CUT]] * 2)
     hopeless, not_so = buffer.latest(3).mc_return
@@ -120,10 +120,13 @@ def test_failing_all_along_is_failing_for_ever(failure):
 
 
 @pytest.mark.parametrize("capacity", [10, 25, 40])
-def test_saved_in_mid_episode_it_goes_on(capacity):
+def test_a_buffer_saved_within_an_episode_goes_on(capacity):
     rewards, ends = random_play(30, 2)
     at = next(t for t in range(12, 30) if ends[0][t - 1] == NONE)  # an episode is open; ten rows have wrapped
-    half = lambda x, part: [row[part] for row in x]  # noqa: E731
+
+    def half(x, part):
+        return [row[part] for row in x]
+
     buffer, twin = (ReplayBuffer(Spec(1, 1, (2,)), capacity, gamma=0.9) for _ in range(2))
     play(buffer, half(rewards, slice(at)), half(ends, slice(at)))
     twin.load_state_dict({k: x.clone() for k, x in buffer.state_dict().items()})
@@ -146,7 +149,7 @@ def test_rows_that_bring_their_returns_keep_them():
     assert buffer.latest(5).mc_return.tolist() == [7, -math.inf, 9, 2, 2]
 
 
-def test_steps_come_one_at_a_time_or_not_at_all():
+def test_several_steps_at_once_are_refused():
     buffer = ReplayBuffer(Spec(1, 1), 10, gamma=0.5)
     with pytest.raises(ValueError, match="one at a time"):
         buffer.add(step(torch.ones(3)))
@@ -209,8 +212,8 @@ def test_returns_leave_the_dataset_as_it_was():
     assert torch.equal(known.to("cpu").with_seeds(()).packed, known.packed)
 
 
-def test_returns_are_of_the_rewards_that_are_learned_from():
-    """Rewards transformed afterwards would belie the returns, which go."""
+def test_returns_sum_the_rewards_that_are_learned_from():
+    """Rewards that are transformed afterwards would not match the returns, which are dropped."""
     ds = dataset([0.0, 1.0], [NONE, END]).with_returns(0.5)
     packed = ds.packed.clone()
     shaped = ds.with_reward(10.0, -5.0)
@@ -246,7 +249,7 @@ def test_mixtures_hold_returns_if_all_their_parts_do(mixture):
 
 @pytest.mark.parametrize(("end", "value"), [(CUT, [10.0] * 5), (END, [4.0951, 3.439, 2.71, 1.9, 1.0])])
 def test_values_go_on_after_a_time_limit(end, value):
-    """A walk round five places, 1 a step, cut or ended after each round: worth 10 everywhere, or what is left of the round."""
+    """A walk round five places pays 1 a step; worth 10, or the rest of the round if the task ends there."""
     places = torch.eye(5)
     buffer = ReplayBuffer(Spec(5, 1), 500)
     for t in range(500):

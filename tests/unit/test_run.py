@@ -1,6 +1,8 @@
-"""The run's promises that the contract suite does not reach: what a log line holds, TensorBoard, divergence."""
+"""What a log line holds, TensorBoard, divergence, and the limit on |Q|."""
 
+import inspect
 import json
+import math
 import re
 import weakref
 from pathlib import Path
@@ -13,12 +15,20 @@ import torch
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.envs.disturb import DisturbConfig
+from mbo2o.envs.faults import Faults
+from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.recipes.scratch import ScratchConfig
+from mbo2o.run.config import RunConfig
+from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import Means, Progress, describe
-from mbo2o.run.run import Run, RunConfig
+from mbo2o.run.memory import Memory
+from mbo2o.run.turns import Run
+from mbo2o.run.watch import Divergence, Signals
+from mbo2o.run.world import Task, World
 from mbo2o.store import checkpoint
 from mbo2o.train import Config, train
-from mbo2o.types import Diverged, UserError, duration
+from mbo2o.types import Diverged, RewardView, UserError, duration
 
 NET = MLPConfig(hidden=[8])
 
@@ -28,7 +38,7 @@ def make(path, env_id="Pendulum-v1", gamma=0.9, dataset=None, **cfg):
     settings = RunConfig(
         **{"log_every": 5, "eval_every": 100, "eval_episodes": 1, "online_capacity": 500, **cfg}
     )
-    run = Run(path, settings, env_id=env_id, seed=0, seeds=2, gamma=gamma, dataset=dataset)
+    run = Run(path, settings, Task(env_id, seed=0, seeds=2, gamma=gamma), dataset)
     run.enter("online")
     agent = SAC(run.spec, SACConfig(actor=NET, critic=NET))
     run.track(agent=agent)
@@ -41,7 +51,7 @@ def lines(path, kind):
     ]
 
 
-def test_means_are_of_what_was_logged_since_the_last_line(tmp_path):
+def test_means_cover_what_was_logged_since_the_last_line(tmp_path):
     run, _ = make(tmp_path)
     for t in run.steps(12):
         run.log(
@@ -71,7 +81,7 @@ def test_interact_stores_one_transition_per_seed_and_turn_before_the_body(tmp_pa
 
 
 @pytest.mark.parametrize(("value", "text"), [(float("nan"), "q is not finite"), (2e6, r"reached 2e\+06")])
-def test_divergence_names_what_and_where(tmp_path, value, text):
+def test_divergence_names_the_metric_and_the_turn(tmp_path, value, text):
     run, _ = make(tmp_path)
 
     def turns():
@@ -134,7 +144,7 @@ def test_durations_have_a_unit_that_suits_them(seconds, text, capsys, monkeypatc
     assert capsys.readouterr().err.endswith(f"1/2  holds  {text} left\n")
 
 
-# ------------------------------------------------------------------------------------------------------- the limit on |Q|
+# ---- the limit on |Q|
 
 
 class Jackpot(gymnasium.Env):
@@ -157,7 +167,7 @@ gymnasium.register("Jackpot-v0", entry_point=Jackpot, max_episode_steps=40)
 
 
 def poor(reward=0.0):
-    """Five steps that each earned this."""
+    """Five steps with this reward each."""
     flags = np.zeros(5, bool)
     return TransitionDataset.from_arrays(
         np.zeros((5, 2)),
@@ -185,7 +195,7 @@ def said(path, agent_says, **options):
 
 
 def test_the_limit_follows_the_rewards_met_online(tmp_path):
-    """Nothing in the dataset ever earned anything: |Q| may not exceed 100 then, and 10 000 once 100 has been paid."""
+    """Rewards in the dataset are 0, so |Q| may not exceed 100, and 10 000 once 100 has been paid."""
     late = {"env_id": "Jackpot-v0", "dataset": poor(), "log_every": 10}
     run, agent = make(tmp_path / "a", **late)
     claim(run, agent, 9_000.0)
@@ -229,7 +239,7 @@ def test_the_limit_follows_imagined_rewards_and_never_falls(tmp_path):
         turns()
 
 
-def test_a_chosen_limit_holds(tmp_path):
+def test_a_configured_limit_is_kept(tmp_path):
     text = said(tmp_path, 60.0, env_id="Jackpot-v0", q_limit=50.0, log_every=10)
     assert text == "|Q| reached 60 at online turn 10, beyond run.q_limit=50; the last checkpoint is kept"
     for wrong in (0.0, -1.0, float("nan")):
@@ -246,7 +256,7 @@ def test_without_a_discount_the_limit_follows_the_rewards_too(tmp_path, dataset)
 
 
 def interact(path, stop, says, **options):
-    """Take up to 30 turns, leave without a word before turn `stop`; `says` maps a turn to what a critic says."""
+    """Take up to 30 turns, but leave before turn `stop`; `says` maps a turn to what a critic says."""
     run, agent = make(path, **options)
     for t in run.interact(agent, 30):
         if t == stop:
@@ -256,7 +266,7 @@ def interact(path, stop, says, **options):
 
 
 def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
-    """The buffer forgets the rewards, the run does not; from an older checkpoint it takes what the buffer still holds."""
+    """A run remembers rewards that the buffer has dropped; an older checkpoint knows only the buffer's."""
     options = {
         "env_id": "Jackpot-v0",
         "dataset": poor(),
@@ -289,7 +299,7 @@ def test_a_resumed_run_has_the_limit_that_it_had(tmp_path, monkeypatch):
         interact(tmp_path / "broken", None, says, **options)
 
 
-def test_nothing_of_a_run_stays_in_memory_when_it_has_ended(tmp_path, monkeypatch):
+def test_a_run_that_has_ended_is_freed(tmp_path, monkeypatch):
     """Studies make many runs in one process; each holds a buffer of gigabytes at the papers' sizes."""
     made, init = [], Run.__init__
     monkeypatch.setattr(
@@ -301,3 +311,55 @@ def test_nothing_of_a_run_stays_in_memory_when_it_has_ended(tmp_path, monkeypatc
     train(Config(recipe=recipe, env="Pendulum-v1", dir=str(tmp_path / "run"), run=run, report=False))
     assert len(made) == 1
     assert made[0]() is None
+
+
+# ---- settings
+
+
+COUNTS = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        *(({name: 0}, rf"run\.{name}=0 must be at least 1") for name in COUNTS),
+        ({"max_episode_steps": 0}, "max_episode_steps=0 must be at least 1"),
+        ({"reward_scale": 0}, r"run\.reward_scale=0 .*nothing could be learned"),
+        ({"reward_scale": 0.0}, r"run\.reward_scale=0 .*nothing could be learned"),
+        ({"reward_scale": math.inf}, r"run\.reward_scale=inf must be a finite number, or auto"),
+        ({"reward_shift": math.nan}, r"run\.reward_shift=nan is not a finite number"),
+        ({"failure_reward": -math.inf}, r"run\.failure_reward=-inf is not a finite number"),
+        ({"env_seconds": math.inf}, r"run\.env_seconds=inf is not a finite number"),
+        ({"env_seconds": math.nan}, r"run\.env_seconds=nan must be above 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(change, says):
+    with pytest.raises(UserError, match=says) as caught:
+        RunConfig(**change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["action_noise", "transition_noise", "reward_noise", "reward_above"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_disturbances_are_finite(name, value):
+    with pytest.raises(UserError, match=rf"run\.disturb\.{name}={value} is not a finite number"):
+        DisturbConfig(**{name: value})
+
+
+def test_a_limit_on_q_may_be_infinite():
+    assert RunConfig(q_limit=math.inf).q_limit == math.inf
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.1, 1.0), (10.0, -5.0)])
+def test_a_reward_view_is_the_same_for_tensors_and_numbers(scale, shift):
+    rewards = torch.tensor([[-3.0, 0.0, 0.7]])
+    shown = RewardView(scale, shift)(rewards)
+    torch.testing.assert_close(shown, rewards * scale + shift)
+    assert RewardView(scale, shift)(-3.0) == pytest.approx(float(shown[0, 0]))
+
+
+@pytest.mark.parametrize("cls", [Run, World, Memory, Signals, Divergence, Evaluator, Lane, Lanes, Faults])
+def test_classes_stay_small(cls):
+    """At most 15 public methods, and 7 arguments to make one."""
+    assert len([name for name in vars(cls) if not name.startswith("_")]) <= 15
+    assert len(inspect.signature(cls).parameters) <= 7

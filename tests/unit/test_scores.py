@@ -34,7 +34,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize(("set_name", "env_id"), [("d4rl-v2", "Hopper-v2"), ("mbo2o-v5", "Hopper-v5")])
-def test_ends_of_a_set(set_name, env_id):
+def test_the_returns_of_a_set_score_0_and_100(set_name, env_id):
     r = find_reference(set_name, env_id)
     assert r.high > r.low
     scores = r.score(torch.tensor([r.low, r.high, (r.low + r.high) / 2]))
@@ -42,7 +42,7 @@ def test_ends_of_a_set(set_name, env_id):
 
 
 def test_d4rl_constants():
-    """Of d4rl/infos.py."""
+    """They are those of d4rl/infos.py."""
     known = {
         "Hopper": (-20.272305, 3234.3),
         "HalfCheetah": (-280.178953, 12135.0),
@@ -67,7 +67,9 @@ def test_constants_of_another_version_are_refused_unless_asked_for():
         with pytest.raises(UserError, match=rf"d4rl-v2.*{task}-v5.*allow_mismatch"):
             find_reference("d4rl-v2", f"{task}-v5")
         assert find_reference("d4rl-v2", f"{task}-v5", True) == find_reference("d4rl-v2", f"{task}-v2")
-    assert math.isnan(find_reference("mbo2o-v5", "Hopper-v4").low)  # it has exactly what it was measured in
+    assert math.isnan(
+        find_reference("mbo2o-v5", "Hopper-v4").low
+    )  # it knows only the versions in which it was measured
     assert math.isnan(find_reference("d4rl-v2", "Pendulum-v1").low)
 
 
@@ -89,12 +91,12 @@ def test_mazes_score_their_success_rate():
 @pytest.mark.parametrize(
     "choice", ["d4rl-v9", [1.0], [1.0, 1.0], ["a", 2], [0, math.inf], [False, True], {"a": 1}, None, 3]
 )
-def test_what_is_no_reference(choice):
+def test_invalid_references_are_refused(choice):
     with pytest.raises(UserError, match="reference"):
         find_reference(choice, "Hopper-v5")
 
 
-def test_each_measured_entry_says_how():
+def test_each_measured_entry_says_how_it_was_measured():
     measured = sets()["mbo2o-v5"]["tasks"]
     assert {"Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Pendulum-v1"} <= set(measured)
     for task, entry in measured.items():
@@ -131,7 +133,7 @@ def test_a_run_names_the_set_in_its_metrics(tmp_path, capsys):
     assert "(mbo2o-v5)" in capsys.readouterr().out
 
 
-def test_a_pair_of_returns(tmp_path):
+def test_two_returns_are_a_reference(tmp_path):
     line = next(x for x in scored(tmp_path, "run.reference=[0,50]").lines if x["kind"] == "eval")
     assert line["score_own"] == pytest.approx([2 * y for y in line["return"]], rel=1e-5)
 
@@ -151,10 +153,10 @@ def test_a_run_from_before_the_rule_can_still_be_opened(tmp_path):
     assert cfg.run.allow_mismatch
 
 
-def test_words_do_not_make_another_run(tmp_path):
-    """Nor another directory; except for an agent that acts on scores."""
+def test_another_reference_does_not_make_another_run(tmp_path):
+    """The directory keeps its name, except with an agent that acts on scores."""
     scored(tmp_path)
-    scored(tmp_path, "run.reference=[0,50]")  # goes on: nothing is left to do
+    scored(tmp_path, "run.reference=[0,50]")  # accepted as the same run, which has nothing left to do
 
     def name(agent, *more):
         cfg = compose_config(
@@ -176,7 +178,7 @@ def test_an_agent_that_acts_on_scores_says_how_to_go_on(tmp_path):
         scored(tmp_path, *steered)
 
 
-def test_a_task_without_a_score_is_said_to_have_none():
+def test_a_task_without_scores_causes_a_warning():
     with pytest.warns(
         UserWarning,
         match=r"mbo2o-v5 does not know Ant-v5: there are no scores; give run\.reference=\[LOW,HIGH\]",

@@ -16,7 +16,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.init import per_seed
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.registry import AGENTS
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.train import Config, train
 from mbo2o.types import Spec
 
@@ -37,7 +37,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
-def test_an_agents_initial_state_per_seed_does_not_depend_on_how_many_there_are(name: str) -> None:
+def test_initial_states_of_an_agents_seeds_do_not_depend_on_their_number(name: str) -> None:
     cfg = AGENTS[name].config()
     three, two, later = (make_agent(cfg, s) for s in (spec(3), spec(2), spec(1, first=2)))
     for k in range(2):
@@ -48,7 +48,7 @@ def test_an_agents_initial_state_per_seed_does_not_depend_on_how_many_there_are(
     assert not any(torch.equal(a, b) for a, b in weights)
 
 
-def test_a_dynamics_models_initial_state_does_not_either() -> None:
+def test_initial_states_of_a_dynamics_models_seeds_do_not_depend_on_their_number() -> None:
     cfg = DynamicsConfig(members=3, elites=2, net=MLPConfig(hidden=[8]))
     three, two = (per_seed(lambda s: GaussianDynamics(s, cfg), s) for s in (spec(3), spec(2)))
     for k in range(2):
@@ -61,7 +61,7 @@ def test_networks_made_one_after_the_other_differ() -> None:
     assert not torch.equal(first.critic.layers[0].weight, second.critic.layers[0].weight)
 
 
-def test_making_networks_leaves_torchs_own_stream_where_it_was() -> None:
+def test_making_networks_does_not_draw_from_the_global_generator() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
     make_agent(SACConfig(), spec(2))

@@ -1,0 +1,288 @@
+"""The clock of a run: it hands out turns, and between turns it logs, evaluates and saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mbo2o.agents.base import Agent
+from mbo2o.data.dataset import TransitionDataset
+from mbo2o.envs.faults import EnvironmentFault
+from mbo2o.run import engine
+from mbo2o.run.config import RunConfig
+from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.log import Progress, describe, tell
+from mbo2o.run.memory import Memory, Stateful
+from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
+from mbo2o.run.world import Task, World
+from mbo2o.types import Metrics, Source, UserError
+
+GOES_ON = "the same command goes on from here"
+
+
+class Run:
+    """One training run in one directory: its turns, its world, its memory, and what may end it early.
+
+    A recipe takes turns from `steps`, `interact` and `once`. A loop is known by the phase in which it is
+    entered and by its order there. To resume, the recipe is simply run again: loops that were finished yield
+    nothing, the unfinished one yields the turns that are left, and `track` restores what it is given. This
+    sets three rules for recipes. The body of a loop depends only on its turn and on tracked objects. Whatever
+    has an effect happens inside a turn. Networks are made before the loop that uses them.
+
+    A run saves when it enters a loop, every `checkpoint_every` turns, and at its end, but never after the
+    last turn of a loop: what a recipe does between two loops, such as making networks, is then repeated
+    before any later turn.
+
+    The run seeds the global generators of PyTorch, NumPy and Python and saves their states with its
+    checkpoints; it does not restore the caller's at the end.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        cfg: RunConfig,
+        task: Task,
+        dataset: TransitionDataset | None = None,
+        *,
+        start_from: Path | None = None,
+        look_only: bool = False,
+    ):
+        """Open `directory` for a new run, or for the rest of the one that it holds.
+
+        start_from: another run's directory, whose finished offline phase is this run's past; several online
+        phases can share one offline phase. look_only: restore networks, take no turn and write nothing;
+        `Restored` is raised where the recipe would go on.
+        """
+        self.directory, self.cfg = directory, cfg
+        self.world = World(task, cfg, dataset, self._warn)
+        self.env, self.env_id, self.spec = self.world.env, self.world.env.id, self.world.spec
+        self.online, self.reference = self.world.online, self.world.reference
+        self.phase, self._order = "", 0
+        self.turn = 0
+        """Turns done in the current phase."""
+        self._bar: Progress | None = None
+        self._elapsed, self._since = 0.0, time.monotonic()
+        self._owed = False  # an evaluation that was due before the last save, and interrupted
+        self._may_leave = False
+        self._look_only = look_only
+        self.memory = Memory(
+            directory, self.world, cfg.tensorboard, start_from=start_from, look_only=look_only
+        )
+        self._done = self.memory.done  # turns done of each loop, in the order they began
+        self.divergence = Divergence(cfg.q_limit, self.world, self.memory, self._where)
+        self.signals = Signals(self._where, self.world.faults)
+
+    # ------------------------------------------------------------------ what recipes use
+
+    @property
+    def dataset(self) -> TransitionDataset:
+        """The offline data, with the run's seed axis."""
+        return self.world.dataset
+
+    def track(self, **objects: Stateful) -> None:
+        """Name what has to survive a restart; it is restored at once if the checkpoint has it.
+
+        Every agent among them is evaluated; the one called `agent` is shown.
+        """
+        for name, x in objects.items():
+            self.memory.track(name, f"{self.phase}.{name}", x)
+
+    def steps(self, n: int) -> Iterator[int]:
+        """`n` turns of learning, numbered from 0."""
+        yield from self._loop(n)
+
+    def interact(self, agent: Agent | None, n: int) -> Iterator[int]:
+        """`n` turns, each of which begins with one environment step per seed; `agent=None` acts uniformly.
+
+        The transition is in `online` when the turn is handed out.
+        """
+        self.check_scores(agent)
+        for t in self._loop(n):
+            try:
+                act = self.world.act(agent).cpu()
+                if agent is not None:
+                    self.divergence.finite(act, "an action")
+                ended = self.world.step(act, agent, f"at {self.phase} turn {self.turn + 1}")
+            except EnvironmentFault as e:
+                self._save()
+                text = f"{e} at {self._where()}; saved, {GOES_ON}"
+                raise EnvironmentFault(text) from e
+            if ended is not None:
+                self.write("episode", dict(zip(("return", "length"), ended, strict=True)))
+            yield t
+
+    def once(self, name: str) -> Iterator[None]:
+        """One turn for a stage such as a model's first fit, which runs once; a signal leaves it unsaved."""
+        key = f"{self.phase}.:{name}"
+        if self._done.get(key, 0) == 0:
+            self._go_live()
+            self.signals.in_stage = True
+            yield
+            self.signals.in_stage = False
+            self._done[key] = 1
+
+    def learn(self, agent: Agent, source: Source, batch: int, updates: int = 1, **others: Agent) -> None:
+        """Make `updates` updates of `agent` on batches of `batch` rows from `source`, and log their metrics.
+
+        others: agents that learn from the same batches; their name stands before the names of their metrics.
+        """
+        self.log(*engine.learn(source, batch, updates, {"": agent, **others}))
+
+    def log(self, *metrics: Metrics) -> None:
+        """Include metrics in the means of the next line; they stay on their device until then."""
+        for m in metrics:
+            self.memory.means.add(m)
+
+    def write(self, kind: str, metrics: Metrics) -> None:
+        """Write a line of its own, now."""
+        values = self.memory.write(self._place(kind), metrics)
+        if kind == "model" and self._bar is not None:
+            self._bar.say("model refitted: " + describe(values, ("holdout_mse",)))
+
+    def say(self, text: str) -> None:
+        """Show a line to the user."""
+        tell(text)
+
+    def imagined(self, largest: Tensor) -> None:
+        """Note the largest |reward| `(*S,)` of transitions that a model has just generated for the agent."""
+        self.world.meet(float(largest.max()), f"imagined at {self.phase} turn {self.turn + 1}")
+
+    def check_scores(self, agent: Agent | None) -> None:
+        """UserError for an agent that acts on scores where the reference knows none."""
+        if agent is not None and agent.needs_scores and not self.reference.known:
+            text = f"the agent steers by scores, and run.reference knows no returns of {self.env_id}"
+            raise UserError(f"{text}: give two, random play's and a good policy's, as [LOW,HIGH]")
+
+    # ------------------------------------------------------------------ what drives a run
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase: `offline`, `switch` or `online`."""
+        self.phase, self._order = phase, 0
+        self.turn = sum(n for key, n in self._done.items() if key.startswith(f"{phase}.") and ":" not in key)
+        if phase == "switch" and self.memory.repeating and all(k.startswith("offline.") for k in self._done):
+            # the saved part ends here: networks made at the switch draw as they would without an interruption
+            self._go_live()
+
+    def evaluate(self, name: str = "agent", evaluator: Evaluator | None = None) -> Metrics:
+        """Evaluate a tracked agent's deterministic policy, by default on the run's own episodes."""
+        agent = self.memory.agents()[name]
+
+        def policy(obs: Tensor) -> Tensor:
+            if self.signals.stop and self._may_leave:
+                raise Interrupted
+            return self.divergence.finite(agent.act(obs).cpu(), "an action")
+
+        return self.world.evaluate(agent, policy, evaluator)
+
+    def finish(self) -> None:
+        """Save the end of the run."""
+        if not self._look_only:
+            self._go_live()
+            self._save()
+            self.close()
+
+    def close(self) -> None:
+        """Close files."""
+        self.memory.close()
+
+    # ------------------------------------------------------------------ turns
+
+    def _loop(self, n: int) -> Iterator[int]:
+        key = f"{self.phase}.{self._order}"
+        self._order += 1
+        first = self._done.get(key, 0)
+        if first >= n:
+            return
+        self._go_live()
+        entered = key in self._done
+        self._done[key] = first
+        self._bar = Progress(self.phase, first, n)
+        if not entered or self._owed:
+            self._evaluate_and_log()
+        if not entered:
+            self._save()
+        for t in range(first, n):
+            yield t
+            self._done[key] = t + 1
+            self.turn += 1
+            self._bar.step()
+            self._after_turn(last=t + 1 == n)
+        self._bar.close()
+        self._bar = None
+
+    def _after_turn(self, last: bool) -> None:
+        t = self.turn
+        if t % self.cfg.log_every == 0 or last:
+            self._log_means()
+        if t % self.cfg.eval_every == 0 or last:
+            self._evaluate_and_log(last)
+        if self.signals.stop and last:
+            return  # the next loop saves when it is entered, or the run at its end
+        if self.signals.stop or (t % self.cfg.checkpoint_every == 0 and not last):
+            self._save()
+        if self.signals.stop:
+            raise Stopped(f"stopped at {self._where()}; {GOES_ON}")
+
+    def _log_means(self) -> None:
+        if means := self.memory.means.pop():
+            self.memory.write(self._place("train"), means)
+            self.divergence.check(means)
+
+    def _evaluate_and_log(self, last: bool = False) -> None:
+        """Evaluate every tracked agent.
+
+        If the run is to stop, or an environment fails for good, the turns so far are saved and the evaluation
+        is owed: a restart begins with it. After the `last` turn of a loop nothing may be saved, so the
+        evaluation is not left.
+        """
+        self._owed, self._may_leave = True, not last
+        names = list(self.memory.agents())
+        try:
+            results = [self.evaluate(name) for name in names]
+            self._may_leave = False
+        except Interrupted as e:
+            self._save()
+            raise Stopped(f"stopped at {self._where()}; {GOES_ON}") from e
+        except EnvironmentFault as e:
+            if not last:
+                self._save()
+            again = "the same command goes on from the last checkpoint" if last else GOES_ON
+            raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; {again}") from e
+        self._owed = False
+        for name, result in zip(names, results, strict=True):
+            values = self.memory.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
+            if self._bar is not None and name == "agent":
+                self._bar.say(describe(values, ("return", self.reference.metric, "success", "length")))
+
+    def _go_live(self) -> None:
+        """Restore clock, random streams and episodes before the first turn that is new."""
+        clock = self.memory.resume()
+        if clock is not None:
+            self._elapsed, self._since = clock["elapsed"], time.monotonic()
+            self._owed = clock.get("owed", False)
+
+    def _save(self) -> None:
+        self.signals.turn_done()
+        self.divergence.check(self.memory.means.peek())  # a checkpoint is what a restart begins with
+        self.memory.save({"done": self._done, "owed": self._owed, "elapsed": self._seconds()})
+
+    def _seconds(self) -> float:
+        return self._elapsed + time.monotonic() - self._since
+
+    def _where(self) -> str:
+        return f"{self.phase} turn {self.turn}"
+
+    def _place(self, kind: str) -> dict[str, Any]:
+        """What every line of the log begins with: what it is, and where in the run."""
+        total = sum(n for key, n in self._done.items() if ":" not in key)
+        seconds = round(self._seconds(), 3)
+        return {"kind": kind, "phase": self.phase, "step": self.turn, "total": total, "time": seconds}
+
+    def _warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+        if not self._look_only:
+            self.memory.write({**self._place("fault"), "what": text}, {})

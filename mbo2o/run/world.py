@@ -1,0 +1,163 @@
+"""The world of a run: environments, data, the online buffer, rewards as agents see them, evaluations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbo2o.agents.base import Agent
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.data.dataset import TransitionDataset
+from mbo2o.envs import streams
+from mbo2o.envs.faults import Faults
+from mbo2o.envs.lanes import Lanes
+from mbo2o.envs.layouts import about
+from mbo2o.envs.make import EnvChoice
+from mbo2o.envs.scores import reference_for
+from mbo2o.run.config import RunConfig
+from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.log import tell
+from mbo2o.types import Metrics, RewardView, Spec, UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run learns, and how many seeds learn it side by side; lane k is seeded `seed + k`."""
+
+    env_id: str
+    seed: int
+    seeds: int
+    gamma: float
+    device: str = "cpu"
+    env_kwargs: Mapping[str, Any] | None = None
+    env_layout: str | None = None
+
+
+class World:
+    """Where a run's transitions come from and where its policies are evaluated.
+
+    Making one seeds the global generators of PyTorch, NumPy and Python, because environments may draw from
+    the latter two.
+    """
+
+    def __init__(
+        self, task: Task, cfg: RunConfig, dataset: TransitionDataset | None, warn: Callable[[str], None]
+    ):
+        """`warn` is told of each fault of an environment."""
+        streams.seed_all(task.seed)
+        self.env = EnvChoice(task.env_id, task.env_kwargs or {}, task.env_layout, cfg.max_episode_steps)
+        self.gamma = task.gamma
+        self.rewards = RewardView(cfg.reward_scale, cfg.reward_shift)
+        self.largest: tuple[float, str] = (0.0, "")
+        """The largest |reward| that the agent may have learned from, and where it was met."""
+        self.faults = Faults(cfg.env_faults, cfg.env_seconds, warn)
+        self._disturb = cfg.disturb
+        self.lanes = Lanes(
+            self.env, (task.seeds,), task.seed, cfg.disturb, self.faults, lambda k: self.online.cut(k)
+        )
+        inits = tuple(torch.Generator().manual_seed(task.seed + k) for k in range(task.seeds))
+        self.spec = Spec(self.lanes.obs_dim, self.lanes.act_dim, (task.seeds,), task.device, inits)
+        self.reference = reference_for(cfg.reference, self.env, cfg.allow_mismatch)
+        self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward)
+        self.online = _online_buffer(self.spec, cfg, task.gamma)
+        self._evaluator = self.evaluator(cfg.eval_episodes, task.seed, task.gamma)
+        if text := self._evaluator.unrepeatable():
+            warnings.warn(text, stacklevel=3)
+        if self.lanes.capped:
+            tell(f"{self.env.cut} (run.max_episode_steps)")
+        if self.env.layout:
+            tell(f"{about(self.env.id, self.env.layout)} (env_layout={self.env.layout})")
+
+    def _shaped(self, dataset: TransitionDataset, failure: float | None) -> TransitionDataset:
+        """The dataset as agents see it: on the device, with shaped rewards, returns and the seed axis."""
+        spec, found = self.spec, (dataset.obs_dim, dataset.act_dim)
+        if found != (spec.obs_dim, spec.act_dim):
+            data = f"the dataset has {found[0]} observations and {found[1]} actions per step"
+            raise UserError(f"{data}, {self.env.id} has {spec.obs_dim} and {spec.act_dim}")
+        shaped = dataset.to(spec.device).with_reward(self.rewards.scale, self.rewards.shift)
+        self.meet(max(float(shaped.rew.max()), -float(shaped.rew.min())), "in the dataset")
+        return shaped.with_returns(self.gamma, failure).with_seeds(spec.seeds)
+
+    @property
+    def dataset(self) -> TransitionDataset:
+        """The offline data, with the run's seed axis."""
+        if self._dataset is None:
+            raise RuntimeError("this run has no dataset")
+        return self._dataset
+
+    def meet(self, reward: float, where: str) -> None:
+        """Note that the agent may learn from a |reward| of this size from now on."""
+        if reward > self.largest[0]:
+            self.largest = (reward, where)
+
+    def act(self, agent: Agent | None) -> Tensor:
+        """Exploring actions `(*S, 1, A)` for where the lanes stand; uniform in [-1, 1] without an agent."""
+        obs, spec = self.lanes.obs(), self.spec
+        if agent is None:
+            return torch.rand(*spec.seeds, 1, spec.act_dim, device=spec.device) * 2 - 1
+        return agent.act(obs.to(spec.device), explore=True)
+
+    def step(self, act: Tensor, agent: Agent | None, where: str) -> tuple[Tensor, Tensor] | None:
+        """Take one step in each lane, store it in `online`, and tell `agent` of episodes that ended.
+
+        Returns the returns and lengths `(*S,)` of those episodes, NaN for seeds whose episode goes on; None
+        if no episode ended. `where` names the turn, in case its reward is the largest so far.
+        """
+        transition, truncated, ended = self.lanes.step(act)
+        transition.rew = self.rewards(transition.rew)
+        self.meet(float(transition.rew.abs().max()), where)
+        self.online.add(transition.map(self._on_device), self._on_device(truncated))
+        returns, lengths = torch.full((2, *self.spec.seeds), torch.nan)
+        for lane, episode_return, length in ended:
+            returns[lane], lengths[lane] = episode_return, length
+        if agent is not None:
+            over = (transition.done + truncated > 0).squeeze(-1)
+            score = self.reference.score(returns) / 100
+            agent.on_episode(*(self._on_device(x) for x in (over, score, lengths)))
+        return (returns, lengths) if ended else None
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self.spec.device)
+
+    def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
+        """An evaluator that plays this task, `episodes` per seed, from starts that follow from `seed`."""
+        return Evaluator(self.env, self.spec.seeds, episodes, seed, gamma, self._disturb, self.faults)
+
+    def evaluate(
+        self, agent: Agent, policy: Callable[[Tensor], Tensor], evaluator: Evaluator | None = None
+    ) -> Metrics:
+        """Play evaluation episodes with the agent's `policy`, and compare returns with the agent's values.
+
+        policy: `(*S, B, D)` → `(*S, B, A)`, on the run's device. Scores are added where the reference knows
+        the task.
+        """
+
+        def act(obs: Tensor) -> Tensor:
+            return policy(self._on_device(obs)).cpu()
+
+        def value(obs: Tensor, act: Tensor) -> Tensor:
+            return agent.value(self._on_device(obs), self._on_device(act)).cpu()
+
+        agent.eval()  # no dropout
+        try:
+            result = (evaluator or self._evaluator)(act, value, self.rewards)
+        finally:
+            agent.train()
+        if not self.reference.known:
+            return result
+        metric = self.reference.metric
+        score, spread = self.reference.score(result["return"]), self.reference.spread(result["return_std"])
+        return {**result, metric: score, f"{metric}_std": spread}
+
+
+def _online_buffer(spec: Spec, cfg: RunConfig, gamma: float) -> ReplayBuffer:
+    try:
+        return ReplayBuffer(spec, cfg.online_capacity, gamma, cfg.failure_reward)
+    except RuntimeError as e:  # PyTorch raises it when memory is short
+        text = f"run.online_capacity={cfg.online_capacity} rows do not fit into memory; give a smaller number"
+        raise UserError(text) from e
