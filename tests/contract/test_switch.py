@@ -20,7 +20,8 @@ from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
-from mbo2o.train import Config, _name, find_dataset, read_config, restore, train
+from mbo2o.store import datasets
+from mbo2o.train import Config, _name, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])
@@ -183,7 +184,7 @@ def opened(pendulum, tmp_path):
             seed=0,
             seeds=2,
             gamma=0.99,
-            dataset=find_dataset(str(pendulum)),
+            dataset=datasets.read(str(pendulum)),
         )
         for _ in range(30):
             run.online.add(run._lanes.step(torch.zeros(2, 1, 1))[0])
@@ -332,7 +333,7 @@ def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):
     cfg = small("iql", pendulum, tmp_path / "run")
     cfg = replace(cfg, run=replace(cfg.run, reward_scale=0.1, reward_shift=1.0))
     train(cfg)
-    plain = find_dataset(str(pendulum))
+    plain = datasets.read(str(pendulum))
     run = Run(
         tmp_path / "run",
         cfg.run,
