@@ -23,7 +23,7 @@ from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.termination import name_of
 from mbo2o.envs.layouts import ANT, find_layout
-from mbo2o.envs.make import EnvChoice, make_env
+from mbo2o.envs.make import EnvChoice
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, RECIPES, find
 from mbo2o.report.page import write_report
@@ -31,8 +31,9 @@ from mbo2o.run.config import RunConfig
 from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
-from mbo2o.store import datasets, hdf5, whole
-from mbo2o.store.datasets import Named
+from mbo2o.store import datasets, whole
+from mbo2o.store.datasets import Named, units_for
+from mbo2o.store.hdf5 import imports_module
 from mbo2o.types import UserError, at_least_one
 
 KINDS = {
@@ -103,7 +104,7 @@ def _train(cfg: Config) -> Path:
         raise UserError(
             "no environment is named: give env=ID (the dataset does not say which it was collected in)"
         )
-    if not cfg.env and hdf5.imports(env_id):
+    if not cfg.env and imports_module(env_id):
         raise UserError(
             f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it"
         )
@@ -150,7 +151,7 @@ def _loaded(
     if found is None:
         return _with_reward_scale(cfg, None)[0], None, None, []
     choice = EnvChoice(env_id, cfg.env_kwargs or {})
-    dataset, content = found.load_known(cfg.storage, _units(found, cfg.dataset_actions, choice))
+    dataset, content = found.read_with_sha256(cfg.storage, units_for(found, cfg.dataset_actions, choice))
     _check_returns(cfg, dataset)
     if cfg.env_layout is None:
         has_forces = lambda: any(bool((b.obs[..., ANT:] != 0).any()) for b in dataset.blocks())  # noqa: E731
@@ -280,23 +281,6 @@ FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
 
 
-def _units(
-    found: Named, mode: str | None, env: EnvChoice | None, option: str = "dataset_actions="
-) -> Actions:
-    """The units of a dataset's actions, with the environment's box where the mode needs it, or a doubt does.
-
-    A Minari set names its own box. Raises `UserError` if the environment is needed and cannot be made.
-    """
-    how = Actions(mode, option=option)
-    doubted = mode is None and found.dataset_id is None
-    if env is None or not (how.maps or doubted):
-        return how
-    made = make_env(env)
-    box: Any = made.action_space
-    made.close()
-    return Actions(mode, (box.low, box.high), option)
-
-
 def _check_returns(cfg: Config, dataset: TransitionDataset) -> None:
     """Refuse what bounds values by returns where none is known."""
     if not dataset.ends_known and any(getattr(x, "calibrate", False) for x in vars(cfg.recipe).values()):
@@ -360,8 +344,12 @@ def restore(directory: Path) -> tuple[Run, Any]:
     if recipe.needs_dataset:
         found = datasets.find(cfg.dataset)
         how = Actions(cfg.dataset_actions)  # without a box: what was trained on is no longer doubted
-        how = _units(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {})) if how.maps else how
-        dataset, content = found.load_known(cfg.storage, how)
+        how = (
+            units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
+            if how.maps
+            else how
+        )
+        dataset, content = found.read_with_sha256(cfg.storage, how)
         _check_content(directory, cfg.dataset, _stored(directory).get(SUM), content)
     run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
     with contextlib.suppress(Restored):
@@ -434,39 +422,6 @@ def _stored(directory: Path) -> dict[str, Any]:
 
 def _typed(schema: type, values: dict[str, Any]) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-
-
-def find_dataset(
-    name: str | None,
-    storage: str = "ram",
-    actions: str | None = None,
-    env_id: str | None = None,
-    option: str = "actions=",
-) -> TransitionDataset:
-    """A dataset by path, by name (its file's stem in a data folder, or of one that was fetched) or by Minari id.
-
-    Args:
-        name: What it is called.
-        storage: See `TransitionDataset.load`.
-        actions: Their units, see `Actions.mode`; `env` and `env-clip` take the box of `env_id`, or of the file's own.
-        env_id: The environment that the data are for.
-        option: How the user gives `actions`, for errors.
-
-    Raises:
-        UserError: There is none, it cannot be read, or its environment is needed and cannot be made.
-    """
-    found = datasets.find(name)
-    if actions not in ("env", "env-clip"):
-        return found.load(storage, Actions(actions, option=option))
-    own = found.attrs().get("env_id")
-    if env_id is None and own is not None and hdf5.imports(own):
-        raise UserError(
-            f"the dataset names environment {own!r}, which imports a module; give it as env if you trust it"
-        )
-    named_env = env_id or own
-    return found.load(
-        storage, _units(found, actions, EnvChoice(str(named_env)) if named_env else None, option)
-    )
 
 
 def _open(

@@ -15,7 +15,8 @@ from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
-from mbo2o.train import Config, find_dataset, restore
+from mbo2o.store import datasets
+from mbo2o.train import Config, restore
 from studies.arms import QUICK_Q, Row, draw, online_rows, publish, read, read_arms, run_arm, run_offline
 from studies.claims import Apart, Claim, apart, difference
 
@@ -81,7 +82,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
         p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("offline-")
     )
     logs = read_arms(out, [*known, *others])  # others: runs of other methods, put here to be compared
-    random = {"random_distance": _random_distance(find_dataset(str(base.dataset)).act)}
+    random = {"random_distance": _random_distance(datasets.read(str(base.dataset)).act)}
     spread = _spread(out) if {"kept", "freed-n"} <= set(logs) else {}
     measured = online_rows(logs)
     rows = [row | random for arm, log in logs.items() for row in _rows(measured[arm], log)]

@@ -21,7 +21,8 @@ from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import interval
-from mbo2o.train import Config, find_dataset
+from mbo2o.store import datasets
+from mbo2o.train import Config
 from mbo2o.types import UserError
 from studies import moore as moore_study
 from studies.arms import (
@@ -181,7 +182,7 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 
 def _task(base: Config) -> str:
     """The environment that what starts from nothing learns in: the dataset's, if no other is named."""
-    env_id = base.env or find_dataset(base.dataset).attrs.get("env_id")
+    env_id = base.env or datasets.find(base.dataset).attrs().get("env_id")
     if not env_id:
         raise UserError(
             "no environment is named: give --set env=ID (the dataset does not say which it was collected in)"

@@ -9,6 +9,7 @@ import torch
 
 from mbo2o.collect.sac import roll
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.store import datasets
 
 
 def pytest_addoption(parser):
@@ -64,6 +65,6 @@ def pendulum(tmp_path_factory):
     """A file of 600 random transitions of Pendulum-v1."""
     path = tmp_path_factory.mktemp("data") / "pendulum-random.hdf5"
     fields = roll("Pendulum-v1", None, 600, seed=0)
-    TransitionDataset.from_arrays(**fields, attrs={"env_id": "Pendulum-v1"}).save(path)
+    datasets.write(TransitionDataset.from_arrays(**fields, attrs={"env_id": "Pendulum-v1"}), path)
     assert np.isfinite(fields["rewards"]).all()
     return path

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 import mbo2o
 from mbo2o.cli.main import compose_config, conf_folder, main
-from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.lanes import Lane
 from mbo2o.registry import RECIPES
+from mbo2o.store import datasets
 from mbo2o.train import Config
 
 REPO = Path(__file__).parent.parent
@@ -211,7 +211,7 @@ def test_collect_with_a_shipped_actor_is_deterministic_and_true(tmp_path, capsys
         )
         assert code == 0
     assert Path("a.hdf5").read_bytes() == Path("b.hdf5").read_bytes()
-    data, lane = TransitionDataset.load("a.hdf5"), Lane("Hopper-v5", 0)
+    data, lane = datasets.read("a.hdf5"), Lane("Hopper-v5", 0)
     for i in range(300):
         assert torch.equal(data.obs[i], torch.from_numpy(lane.obs))
         rew, _, terminated, truncated = lane.step(data.act[i].numpy())
@@ -226,12 +226,12 @@ def test_collect_by_training_writes_all_tiers(capsys):
     code, _, err = run(capsys, "data", "collect", *args)
     assert code == 0, err
     for tier in ("random", "medium", "medium-replay", "expert"):
-        data = TransitionDataset.load(f"made/pendulum-{tier}-v1.hdf5")
+        data = datasets.read(f"made/pendulum-{tier}-v1.hdf5")
         assert data.attrs["env_id"] == "Pendulum-v1"
         assert str(data.attrs["behaviour"]).startswith(tier)
-    replay = TransitionDataset.load("made/replay.hdf5")
+    replay = datasets.read("made/replay.hdf5")
     assert replay.n_rows == 300
-    head = TransitionDataset.load("made/pendulum-medium-replay-v1.hdf5")
+    head = datasets.read("made/pendulum-medium-replay-v1.hdf5")
     assert torch.equal(head.obs, replay.obs[: head.n_rows])
     code, _, err = run(capsys, "data", "collect", *args)
     assert (code, "holds a collection already" in err) == (2, True)

@@ -14,10 +14,10 @@ BELOW = {  # what a package may import of this project
     "ensemble": {"types"},
     "nn": {"ensemble", "types"},
     "agents": {"nn", "ensemble", "types", "registry"},
-    "data": {"types", "store"},
+    "data": {"types"},
     "dynamics": {"ensemble", "nn", "data", "types"},
     "envs": {"types"},
-    "store": {"data", "doctor", "envs", "types"},
+    "store": {"data", "envs", "types"},
     "run": {"agents", "data", "envs", "store", "types"},
     "recipes": {"run", "agents", "dynamics", "ensemble", "nn", "data", "types", "registry"},
     "report": {"types"},
@@ -31,6 +31,7 @@ FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},
     "ensemble": {"gymnasium", "hydra", "numpy"},
     "dynamics": {"gymnasium"},
+    "data": {"gymnasium", "h5py"},
 }
 
 

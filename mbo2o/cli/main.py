@@ -242,16 +242,17 @@ def _idea(cls: type) -> str:
 
 
 def _data_list(options: argparse.Namespace) -> None:
-    from mbo2o.store import hdf5, remote
+    from mbo2o.store import remote
     from mbo2o.store.datasets import data_folders
+    from mbo2o.store.hdf5 import read_hdf5
 
     for folder in data_folders():
         for path in sorted(folder.glob("*.hdf5")):
-            fields, attrs = hdf5.read(path)
+            fields, attrs = read_hdf5(path)
             print(f"{path.stem:<28} {len(fields['rewards']):>8} rows  {attrs.get('env_id', '?'):<16} {path}")
         for path in sorted((folder / "actors").glob("*.safetensors")):
             print(f"{path.stem:<28} {'actor':>13}  {'':<16} {path}")
-    print(f"to be had by `mbo2o data fetch NAME`, kept in {remote.folder()}:")
+    print(f"to be had by `mbo2o data fetch NAME`, kept in {remote.fetched_folder()}:")
     for entry in remote.registry().values():
         print(
             f"{entry.name:<34} {entry.size / 1e6:>4.0f} MB  {entry.env_id or 'env=?':<16} {entry.licence}  {entry.state()}"
@@ -261,7 +262,7 @@ def _data_list(options: argparse.Namespace) -> None:
 def _data_fetch(options: argparse.Namespace) -> None:
     from mbo2o.store import remote
 
-    for entry in [remote.find(name) for name in options.names]:
+    for entry in [remote.find_remote(name) for name in options.names]:
         fetched = remote.fetch(entry)
         print(f"{entry.path}: {'fetched' if fetched else 'is there'}, size and sha256 are right")
 
@@ -269,7 +270,7 @@ def _data_fetch(options: argparse.Namespace) -> None:
 def _data_where(options: argparse.Namespace) -> None:
     from mbo2o.store import remote
 
-    entry = remote.find(options.name)
+    entry = remote.find_remote(options.name)
     print(
         f"{entry.state()}: {entry.size} bytes, sha256 {entry.sha256}, from {' '.join(entry.urls)}",
         file=sys.stderr,
@@ -278,11 +279,10 @@ def _data_where(options: argparse.Namespace) -> None:
 
 
 def _data_inspect(options: argparse.Namespace) -> None:
-    from mbo2o.train import find_dataset
+    from mbo2o.store import datasets
 
-    summary = find_dataset(
-        options.dataset, actions=options.actions, env_id=options.env, option="--actions "
-    ).summary()
+    dataset = datasets.read(options.dataset, actions=options.actions, env_id=options.env, option="--actions ")
+    summary = datasets.summary(dataset)
     if options.json:
         print(json.dumps(summary))
         return

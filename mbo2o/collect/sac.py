@@ -28,7 +28,7 @@ from tqdm import tqdm
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.collect.waypoint import play
 from mbo2o.data.buffer import ReplayBuffer
-from mbo2o.data.dataset import TransitionDataset
+from mbo2o.data.fields import Attrs, Fields
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.envs.make import EnvChoice
@@ -36,7 +36,8 @@ from mbo2o.envs.streams import seed_all
 from mbo2o.nn.policy import TanhGaussian
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import tell
-from mbo2o.store import hdf5
+from mbo2o.store.datasets import read, summary
+from mbo2o.store.hdf5 import read_hdf5, write_hdf5
 from mbo2o.types import Spec, UserError
 
 
@@ -127,11 +128,9 @@ def train(
             Actor(agent.actor, info | about).save(out / "actors" / f"{t}.safetensors")
             with open(out / "evals.csv", "w", newline="") as f:
                 csv.writer(f).writerows([("step", "return_mean", "return_std"), *evals])
-    buffer.save(
-        out / "replay.hdf5",
-        0,
-        {"env_id": env_id, "tier": "replay", "behaviour": f"SAC seed {seed}, {steps} steps"},
-    )
+    behaviour = f"SAC seed {seed}, {steps} steps"
+    about_replay: Attrs = {"env_id": env_id, "tier": "replay", "behaviour": behaviour}
+    write_hdf5(out / "replay.hdf5", buffer.record(0), about_replay)
 
 
 def collect_with_training(options: argparse.Namespace) -> None:
@@ -195,14 +194,14 @@ def write_tiers(
     env_id = actor.info["env_id"]
     name = env_id.lower().replace("-", "-{}-", 1)
     _write(out / f"{name.format('random')}.hdf5", env_id, None, rows, seed, "random: uniform actions")
-    fields, attrs = hdf5.read(out / "replay.hdf5")
+    fields, attrs = read_hdf5(out / "replay.hdf5")
     head = {key: x[:medium_step].copy() for key, x in fields.items()}
     head["timeouts"][-1] |= not head["terminals"][-1]
     about = {
         "behaviour": f"medium-replay: SAC's replay buffer up to step {medium_step}",
         "tier": "medium-replay",
     }
-    hdf5.write(out / f"{name.format('medium-replay')}.hdf5", head, attrs | about)
+    write_hdf5(out / f"{name.format('medium-replay')}.hdf5", head, attrs | about)
 
 
 def collect_with_policy(options: argparse.Namespace) -> None:
@@ -247,7 +246,7 @@ def _write(
     _store(path, env_id, roll(env_id, act, rows, seed), seed, about, {})
 
 
-def _store(path: Path, env_id: str, fields: hdf5.Fields, seed: int, about: str, more: hdf5.Attrs) -> None:
+def _store(path: Path, env_id: str, fields: Fields, seed: int, about: str, more: Attrs) -> None:
     versions = {f"{m.__name__}_version": str(m.__version__) for m in (gymnasium, mujoco, torch)}
     attrs = {
         "env_id": env_id,
@@ -257,16 +256,16 @@ def _store(path: Path, env_id: str, fields: hdf5.Fields, seed: int, about: str, 
         **versions,
         **more,
     }
-    hdf5.write(path, fields, attrs)
-    summary = TransitionDataset.load(path).summary()
-    returns = f"return {summary['return_mean']:.2f} ± {summary['return_std']:.2f}"
-    print(f"{path}: {summary['transitions']} rows, {summary['complete_episodes']} episodes, {returns}")
+    write_hdf5(path, fields, attrs)
+    found = summary(read(path))
+    returns = f"return {found['return_mean']:.2f} ± {found['return_std']:.2f}"
+    print(f"{path}: {found['transitions']} rows, {found['complete_episodes']} episodes, {returns}")
 
 
 def roll(
     env_id: str, policy: Callable[[Tensor], Tensor] | None, rows: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Play `rows` transitions with a policy `(B, D)` → `(B, A)` in [-1, 1], or uniformly at random; fields of the schema."""
+    """Play `rows` transitions with a policy `(B, D)` → `(B, A)` in [-1, 1], or uniformly at random; fields of a dataset."""
     seed_all(seed)
     lane = Lane(env_id, seed)
     _say_cut(env_id, lane)
@@ -278,7 +277,7 @@ def _say_cut(env_id: str, lane: Lane | Lanes) -> None:
         tell(EnvChoice(env_id).cut)
 
 
-def _fields(steps: Iterator[tuple[Any, ...]], rows: int) -> hdf5.Fields:
+def _fields(steps: Iterator[tuple[Any, ...]], rows: int) -> Fields:
     if rows < 1:
         raise UserError(f"--rows {rows} must be at least 1")
     columns = zip(*tqdm(steps, desc="collect", total=rows, unit="step", mininterval=2), strict=True)

@@ -1,1 +1,1 @@
-"""Where batches come from: datasets, buffers, and sources made of sources."""
+"""Transitions in memory: datasets, buffers, and the checks of their fields."""

@@ -1,9 +1,9 @@
-"""How the actions of a dataset become those that agents act in: [-1, 1] in every dimension.
+"""Conversion of a dataset's actions to the units in which agents act: [-1, 1] in every dimension.
 
-Files differ. Some hold [-1, 1] already, some the environment's own units, some what a policy put out before
-the environment clipped it. None of this can be read off a file with certainty, so a mode says it; without
-one, actions that lie outside [-1, 1], or that look like the environment's own units, are refused with the
-modes to choose from.
+Some files hold actions in [-1, 1], some in the environment's own units, some the outputs of a policy before
+the environment clipped them. A file does not say which with certainty, so the user chooses a mode. Without a
+mode, actions outside [-1, 1], and actions that look like the environment's own units, are refused, and the
+error lists the modes.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from mbo2o.types import UserError
 
 MODES = ("unit", "env", "clip", "env-clip")
 TOLERANCE = 1e-4
-"""How far rounding may carry an action out of [-1, 1] before it counts as a mistake of units."""
+"""How far outside [-1, 1] an action may lie because of rounding; beyond that, the units are wrong."""
 IN_PYTHON = {"env": "bounds=(low, high)", "clip": "clip=True", "env-clip": "bounds=(low, high), clip=True"}
-"""What the constructors of `TransitionDataset` call the modes."""
+"""The arguments that choose the modes in Python."""
 
 Bounds = tuple[Any, Any]
-"""The lowest and the highest action, each a number, or an array of the action's shape."""
+"""The lowest and the highest action, each a number or an array of the action's shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class Actions:
-    """The units of a set's actions, and the box of the environment that they are for."""
+    """The units of a dataset's actions, and the box of the environment that they belong to."""
 
     mode: str | None = None
-    """`unit`: in [-1, 1], taken as they are. `env`: in the units of `box`, mapped affinely, its low to -1 and
-    its high to 1. `clip`: outputs of a policy that acts in [-1, 1], clipped to it as the environment clipped
-    them. `env-clip`: outputs in the units of `box`, mapped and then clipped. None: `unit`, but refused if
-    they look like the environment's own units."""
+    """`unit`: actions are in [-1, 1] and stay as they are. `env`: they are in the units of `box` and are
+    mapped affinely, the low of the box to -1 and its high to 1. `clip`: they are outputs of a policy that
+    acts in [-1, 1], and are clipped to it as the environment clipped them. `env-clip`: outputs in the units
+    of `box`, which are mapped and then clipped. None: as `unit`, but refused if they look like the
+    environment's own units."""
     box: Bounds | None = None
-    """Needed by `env` and `env-clip`; with the other modes it is named in errors, if it is known."""
+    """The modes `env` and `env-clip` need it; with the other modes errors name it if it is known."""
     option: str = ""
-    """How the user sets the mode (`dataset_actions=`), for errors; empty in Python, where `bounds` and `clip` do."""
+    """How the user sets the mode (`dataset_actions=`), for errors; empty in Python, where `bounds` and `clip`
+    set it."""
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):
@@ -49,34 +51,35 @@ class Actions:
             low, high = low.ravel(), high.ravel()
             if not (np.isfinite(low) & np.isfinite(high) & (low <= high)).all():
                 raise UserError(
-                    f"the bounds of actions {_span(low, high)} are not finite numbers with low <= high; mend them"
+                    f"the bounds of actions {_span(low, high)} are not finite numbers with low <= high; "
+                    "mend them"
                 )
             object.__setattr__(self, "box", (low, high))
 
     @classmethod
     def given(cls, bounds: Bounds | None, clip: bool) -> Actions:
-        """From the arguments of a constructor: in the units of `bounds` if there are any, in [-1, 1] otherwise."""
+        """The mode that the arguments `bounds` and `clip` of a Python function choose."""
         modes = {(False, False): None, (False, True): "clip", (True, False): "env", (True, True): "env-clip"}
         return cls(modes[bounds is not None, clip], bounds)
 
     @property
     def maps(self) -> bool:
-        """Whether the set is in the units of the box."""
+        """Whether the actions are in the units of the box."""
         return self.mode in ("env", "env-clip")
 
     @property
     def clips(self) -> bool:
-        """Whether actions outside the box are expected, and clipped."""
+        """Whether actions outside the box are expected and clipped."""
         return self.mode in ("clip", "env-clip")
 
     @property
     def key(self) -> str:
-        """Another one where the same file becomes other actions."""
+        """A text that differs where the same file becomes different actions."""
         box = [x.tolist() for x in self.box] if self.maps and self.box is not None else ""
         return "" if self.mode is None else f" actions={self.mode}{box}"
 
     def ready(self, width: int, where: object) -> None:
-        """Raise `UserError` if the mode needs a box that is not there, or one of another width than `(N, width)`."""
+        """Raise `UserError` if the mode needs a box and there is none that fits actions `(N, width)`."""
         if not self.maps:
             return
         if self.box is None:
@@ -85,21 +88,24 @@ class Actions:
             )
         if len(self.box[0]) not in (1, width):
             raise UserError(
-                f"{where}: 'actions' have {width} dimensions, their bounds {len(self.box[0])}; give one bound for each"
+                f"{where}: 'actions' have {width} dimensions, their bounds {len(self.box[0])}; "
+                "give one bound for each"
             )
 
     def to_unit(self, raw: np.ndarray) -> np.ndarray:
-        """`(n, A)` in the set's units → float64 in [-1, 1], or the same array where nothing is to be mapped."""
+        """`(n, A)` in the dataset's units → float64 in [-1, 1]; the same array if there is nothing to map."""
         if not self.maps or self.box is None:
             return raw
         middle, half = _affine(self.box)
-        return (raw.astype(np.float64) - middle) / np.where(half > 0, half, 1)  # a dimension without width: 0
+        return (raw.astype(np.float64) - middle) / np.where(
+            half > 0, half, 1
+        )  # 0 in a dimension whose box has no width
 
     def settle(self, actions: np.ndarray, parts: Sequence[slice], where: object) -> None:
         """Clip `(N, A)` float32 to [-1, 1] in place, one part after the other.
 
-        Raises `UserError` for actions further than `TOLERANCE` outside it, unless the mode expects them; then
-        a warning counts them.
+        Actions that lie further than `TOLERANCE` outside raise `UserError`; if the mode expects them, a
+        warning counts them instead.
         """
         low, high = extent(actions, parts)
         if max(-low.min(), high.max()) > 1 + TOLERANCE:
@@ -114,11 +120,11 @@ class Actions:
             actions[part].clip(-1, 1, out=actions[part])
 
     def doubt(self, actions: np.ndarray, parts: Sequence[slice]) -> str | None:
-        """Why `(N, A)` that were taken for scaled may be in the environment's units; None if nothing says so,
-        or a mode does.
+        """Why actions `(N, A)` seem to be in the environment's units although they were read as scaled.
 
-        They may be if the box leaves out a part of [-1, 1] and they never go there. A box that holds all of
-        [-1, 1] holds scaled actions, too, so that it tells nothing, and nothing is read.
+        The sign is a box that leaves out a part of [-1, 1], while no action lies in that part. A box that
+        contains all of [-1, 1] also contains scaled actions and tells nothing; the actions are then not read.
+        If a mode was chosen there is no doubt.
         """
         if self.mode is not None or self.box is None or len(self.box[0]) not in (1, actions.shape[1]):
             return None
@@ -129,16 +135,17 @@ class Actions:
         if (low < self.box[0] - tolerance).any() or (high > self.box[1] + tolerance).any():
             return None
         return (
-            f"'actions' lie in {_span(low, high)}, the box of this environment is {_span(*self.box)}: are they raw? give "
-            f"{self.give('env')} if they are in its units, {self.give('unit')} if they are scaled to [-1, 1] already"
+            f"'actions' lie in {_span(low, high)}, the box of this environment is {_span(*self.box)}: "
+            f"are they raw? give {self.give('env')} if they are in its units, {self.give('unit')} if they "
+            "are scaled to [-1, 1] already"
         )
 
     def give(self, mode: str) -> str:
-        """What the user has to give for a mode."""
+        """What the user has to write to choose a mode."""
         return f"{self.option}{mode}" if self.option else IN_PYTHON[mode]
 
     def _outside(self, low: np.ndarray, high: np.ndarray) -> str:
-        """What to do about actions outside the box, or outside [-1, 1]."""
+        """What is wrong with actions outside the box, or outside [-1, 1], and what to do."""
         if self.maps and self.box is not None:
             middle, half = _affine(self.box)
             found = _span(low * half + middle, high * half + middle)
@@ -146,9 +153,9 @@ class Actions:
             return f"{text}; if they are a policy's unclipped outputs, give {self.give('env-clip')}"
         known = f" (its box is {_span(*self.box)})" if self.box is not None else ""
         return (
-            f"'actions' lie in {_span(low, high)}, expected [-1, 1]; if they are in the environment's own units{known}, "
-            f"rescale them with {self.give('env')}; if they are a policy's unclipped outputs, clip them with "
-            f"{self.give('clip')}"
+            f"'actions' lie in {_span(low, high)}, expected [-1, 1]; if they are in the environment's own "
+            f"units{known}, rescale them with {self.give('env')}; if they are a policy's unclipped outputs, "
+            f"clip them with {self.give('clip')}"
         )
 
 
@@ -159,7 +166,7 @@ def extent(actions: np.ndarray, parts: Sequence[slice]) -> tuple[np.ndarray, np.
 
 
 def _affine(box: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """The middle and half the width."""
+    """The middle of a box and half its width."""
     return (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
 
 

@@ -1,8 +1,8 @@
-"""What float32, in which observations are kept, loses of those that a file holds in more.
+"""Detection of observations whose steps are lost when they are stored as float32.
 
 Near 1.76e9 (a time in seconds) neighbouring float32 numbers are 128 apart, near 4.5e6 (a coordinate in
-metres) half a metre: steps shorter than that become 0 or jumps. No network gets them back; the cure is to
-subtract an offset before they are stored.
+metres) half a metre. Steps shorter than that become 0 or jumps, and no network can recover them. The remedy
+is to subtract an offset before the observations are stored.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 Block = tuple[np.ndarray, np.ndarray]
 
 NOISE = 2.0**-46
-"""A change of a number by less than this share of it is what float64 itself rounds."""
+"""A change smaller than this share of a number is rounding in float64."""
 SHOWN = 5
-"""How many dimensions a message names."""
+"""How many dimensions a message lists."""
 
 
 class LostPrecision(UserWarning):
-    """Steps of observations are lost in float32; `text` says where, without the name of the file."""
+    """Steps of observations are lost in float32; `text` says in which dimensions, without the file's name."""
 
     def __init__(self, where: object, text: str):
         super().__init__(f"{where}: {text}")
@@ -31,14 +31,14 @@ class LostPrecision(UserWarning):
 
 
 def warn(fields: Mapping[str, Any], parts: list[slice], where: object) -> None:
-    """Warn with `LostPrecision` of dimensions whose steps float32 loses; `fields` are arrays or HDF5 datasets
-    as stored.
+    """Warn with `LostPrecision` of dimensions whose steps float32 loses.
 
-    A step leads to the row's own next observation, or without any to the row below. Each dimension's steps
-    are counted, as stored and in float32, one block after the other. A dimension is named if float32 turns
-    some of its steps into 0 and either its rounding error is above a tenth of what the steps are (root mean
-    square), or hardly a step, below one in fifty, keeps its size to one half: the few steps that do are then
-    resets. A body at rest that trembles by 1e-9 in a record in which it also moves is none.
+    `fields` are arrays or HDF5 datasets as stored; `parts` are the blocks in which they are read. A step
+    leads to the row's own next observation, or to the row below if there are no next observations. The
+    message lists a dimension if float32 turns some of its steps into 0 and one of two things holds: the
+    rounding error is more than a tenth of the steps (root mean square), or fewer than one step in fifty keeps
+    its size to within one half (these few are then resets). A body that trembles by 1e-9 in some rows and
+    moves in others does not count.
     """
     obs = fields["observations"]
     if obs.dtype.kind not in "iuf" or np.can_cast(obs.dtype, np.float32):
@@ -47,7 +47,7 @@ def warn(fields: Mapping[str, Any], parts: list[slice], where: object) -> None:
     for before, after in _steps(obs, fields.get("next_observations"), parts):
         with np.errstate(invalid="ignore", over="ignore"):
             exact, rounded = after - before, _rounded(after) - _rounded(before)
-            moved = np.abs(exact) > NOISE * np.abs(before)  # false where the next observation is NaN
+            moved = np.abs(exact) > NOISE * np.abs(before)  # false where NaN
             off = np.abs(rounded - exact)
         steps += moved.sum(0)
         kept += (moved & (rounded != 0)).sum(0)
@@ -68,7 +68,7 @@ def warn(fields: Mapping[str, Any], parts: list[slice], where: object) -> None:
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Collect what `warn` says meanwhile instead of showing it; other warnings are shown at the end."""
+    """Collect the texts of `LostPrecision` warnings; other warnings are shown at the end."""
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -81,7 +81,7 @@ def heard() -> Iterator[list[str]]:
 
 
 def _steps(obs: Any, next_obs: Any, parts: list[slice]) -> Iterator[Block]:
-    """Observations and those that followed, float64, block by block."""
+    """Observations and the next observations, float64, block by block."""
     for part in parts:
         if next_obs is None:
             block = np.asarray(obs[part.start : part.stop + 1], np.float64)

@@ -1,4 +1,4 @@
-"""Drawing rows in proportion to priorities that change, in O(log n) a row."""
+"""Draws of rows in proportion to priorities that change, in O(log n) per row."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ Indices = NDArray[np.int64]
 
 
 class SumTree:
-    """One tree per seed over `capacity` leaves; all start at priority 0 and are never drawn while there.
+    """One tree per seed over `capacity` leaves. Their priority starts at 0, with which a leaf is never drawn.
 
-    `nodes` `(S, 2 · size)` float64 holds node i's sum at i, its children at 2i and 2i + 1, and leaf j at `size` + j.
+    `nodes` `(S, 2 · size)` float64 holds the sum of node i at i, its children at 2i and 2i + 1, and leaf j at
+    `size` + j.
     """
 
     def __init__(self, seeds: int, capacity: int):
@@ -21,7 +22,7 @@ class SumTree:
         self._seed = np.arange(seeds)[:, None]
 
     def set(self, leaf: Indices, priority: Floats) -> None:
-        """Give leaves `(S, B)` their priorities `(S, B)`; of a leaf named twice, the last one counts."""
+        """Set the priorities `(S, B)` of leaves `(S, B)`; for a leaf that occurs twice, the last counts."""
         node = leaf + self.size
         self.nodes[self._seed, node] = priority
         while node[0, 0] > 1:
@@ -36,7 +37,7 @@ class SumTree:
         mass = chance * self.nodes[:, 1:2]
         while node[0, 0] < self.size:
             left = self.nodes[self._seed, 2 * node]
-            # rounding must not lead to a side that holds nothing
+            # rounding must not lead into a side whose sum is 0
             right = (mass >= left) & (self.nodes[self._seed, 2 * node + 1] > 0)
             mass = np.where(right, mass - left, mass)
             node = 2 * node + right

@@ -10,7 +10,6 @@ itself, such as one whose next observations were copied from shifted rows, canno
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from mbo2o.data import precision
 from mbo2o.data.actions import Actions
+from mbo2o.data.fields import Attrs, blocks, check_fields
 from mbo2o.doctor import timing
 from mbo2o.doctor.evidence import Record, Task, standard
 from mbo2o.doctor.findings import (
@@ -34,7 +34,6 @@ from mbo2o.doctor.findings import (
     percent,
     percentage,
 )
-from mbo2o.store import hdf5
 from mbo2o.types import TerminationFn
 
 SEVERITIES = ("fault", "warning", "note")
@@ -48,29 +47,9 @@ BINS = 20
 """Of coverage's grid, each way."""
 
 
-def stored(path: str | os.PathLike[str], how: Actions = hdf5.AS_GIVEN) -> tuple[hdf5.Fields, hdf5.Attrs]:
-    """What a D4RL file holds, before a loader mends it; columns `(N, 1)` of rewards and flags come as `(N,)`.
-
-    how: the units of its actions, which come in [-1, 1].
-
-    Raises `UserError` as `hdf5.read` does.
-    """
-    with hdf5.opened(path) as file:
-        vectors = [
-            key
-            for key, (_, ndim) in hdf5.LAYOUT.items()
-            if ndim == 1 and key in file and file[key].shape[1:] == (1,)
-        ]
-        attrs = hdf5.scalars(file.attrs)
-        raw = {key: file[key][()] for key in hdf5.LAYOUT if key in file} if vectors else {}
-    if not vectors:
-        return hdf5.read(path, how=how)
-    return hdf5.check(raw | {key: raw[key][:, 0] for key in vectors}, path, how=how), attrs
-
-
 def audit(
     fields: Mapping[str, np.ndarray],
-    attrs: hdf5.Attrs | None = None,
+    attrs: Attrs | None = None,
     *,
     dataset: str = "arrays",
     task: Task | None = None,
@@ -82,7 +61,7 @@ def audit(
     """Look at the rows of a dataset as they were stored.
 
     Args:
-        fields: As `hdf5.check` wants them, rows in time order.
+        fields: As `check_fields` wants them, rows in time order.
         attrs: The file's attributes; `env_id` and `max_episode_steps` are used.
         dataset: What the report calls it.
         task: The environment that the data are for.
@@ -92,10 +71,10 @@ def audit(
         lost: What `precision` said of the observations when they were read.
 
     Raises:
-        UserError: What `hdf5.check` and `TransitionDataset.from_arrays` refuse, and a rule that fails on these rows.
+        UserError: What `check_fields` and `TransitionDataset.from_arrays` refuse, and a rule that fails on these rows.
     """
     with precision.heard() as here:
-        checked = hdf5.check(fields, dataset)
+        checked = check_fields(fields, dataset)
     record = Record(checked, dict(attrs or {}), task, termination, rule)
     findings = [f for check in CHECKS for f in check(record)]
     findings += [] if units_known else _units(record)
@@ -237,7 +216,7 @@ def _units(record: Record) -> Iterator[Finding]:
     if task is None or task.low is None or task.high is None:
         return
     how = Actions(None, (np.array(task.low), np.array(task.high)), "--actions ")
-    if doubt := how.doubt(record.act, list(hdf5.blocks(*record.act.shape))):
+    if doubt := how.doubt(record.act, list(blocks(*record.act.shape))):
         yield finding(
             "actions_in_env_units", doubt, record.nowhere, len(record.act), ALL_NO, count=len(record.act)
         )

@@ -12,14 +12,15 @@ from gymnasium.envs.registration import parse_env_id
 
 from mbo2o.data import precision
 from mbo2o.data.actions import Actions
-from mbo2o.doctor.audit import audit, stored
+from mbo2o.doctor.audit import audit
 from mbo2o.doctor.evidence import Task
 from mbo2o.doctor.findings import Report
 from mbo2o.dynamics.termination import TERMINATIONS, resolve
 from mbo2o.envs.layouts import ANT, find_layout
 from mbo2o.envs.make import EnvChoice, make_env
-from mbo2o.store import datasets, hdf5, minari
+from mbo2o.store import datasets
 from mbo2o.store.datasets import Named
+from mbo2o.store.hdf5 import imports_module
 from mbo2o.types import TerminationFn, UserError
 
 
@@ -54,7 +55,7 @@ def check(
     box = None if task is None or task.low is None else (task.low, task.high)
     how = Actions(actions, box, "--actions ")
     with precision.heard() as lost:
-        fields, attrs = _read(found, how)
+        fields, attrs = found.read_stored(how)
     if choice is not None and (layout := _layout(choice.id, fields["observations"])):
         choice = replace(choice, layout=layout)
         task = find_task(choice, bool(env_id))
@@ -76,14 +77,6 @@ def _known(found: Named, how: Actions) -> bool:
     return how.mode is not None or found.dataset_id is not None
 
 
-def _read(found: Named, how: Actions) -> tuple[hdf5.Fields, hdf5.Attrs]:
-    """The rows as they are stored, but for their actions, and what is known of them."""
-    if found.dataset_id is not None:
-        return minari.read(found.dataset_id, how=how)
-    fields, attrs = stored(found.name, how)
-    return fields, (found.entry.attrs if found.entry else {}) | attrs
-
-
 def _layout(env_id: str, obs: np.ndarray) -> str | None:
     """The layout in which a run would show the environment for these rows."""
     return find_layout(env_id, obs.shape[1], lambda: bool(np.any(obs[:, ANT:])))
@@ -97,7 +90,7 @@ def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
     if choice is None:
         return None
     env_id = choice.id
-    if not given and hdf5.imports(env_id):
+    if not given and imports_module(env_id):
         return Task(
             env_id, problem=f"that would import a module which the file names; --env {env_id} if you trust it"
         )

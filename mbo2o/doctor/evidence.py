@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from mbo2o.data.dataset import TransitionDataset
-from mbo2o.store import hdf5
+from mbo2o.data.dataset import build_dataset
+from mbo2o.data.fields import Attrs, Fields
 from mbo2o.types import TerminationFn, UserError
 
 SAMPLE = 20_000
@@ -52,8 +52,8 @@ class Record:
 
     def __init__(
         self,
-        fields: hdf5.Fields,
-        attrs: hdf5.Attrs,
+        fields: Fields,
+        attrs: Attrs,
         task: Task | None,
         termination: TerminationFn | None,
         rule: str,
@@ -64,7 +64,7 @@ class Record:
         self.timeouts, self.next_obs = fields.get("timeouts"), fields.get("next_observations")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the loader mends is reported here
-            self.loaded = TransitionDataset.from_dict(fields, attrs)
+            self.loaded = build_dataset(fields, attrs, "dataset")
         self.valid_next = self.loaded.valid_next.numpy()
         self.nowhere = np.zeros(len(self.obs), np.bool_)
         self.episode = np.append(0, np.cumsum(self.end[:-1]))

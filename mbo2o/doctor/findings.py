@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mbo2o.store.remote import OTHER_VERSION
+
 Harm = Literal["care", "no"]
 Harms = dict[str, Harm]
 
@@ -67,7 +69,7 @@ ADVICE = {
     "environment_unknown": "name it (--env), so that its time limit, sizes and termination rule can be compared",
     "environment_missing": "evaluate and go on online where it can be made, or in the newest version with care",
     "environment_sizes": "name the right environment (--env); in this one a policy of these data cannot act",
-    "environment_version": "rewards and physics differ (in -v5 Hopper's last reward, Walker2d's friction): mind it in scores",
+    "environment_version": OTHER_VERSION,
 }
 """Every finding there is, and what to do about it."""
 

@@ -1,9 +1,9 @@
-"""What a dataset is, by its content: the sha256 of a file, or of the files of a folder.
+"""The sha256 of a dataset's content: of a file, or of the files in a folder.
 
-A sum is computed once: it is kept in `sums` of the cache folder, beside the maps of `mapped`, with the
-identity of each file (size, inode, times), and believed as long as these are the same. A file that changed
-less than `SETTLED` seconds ago is not kept, because another change within the clock's resolution would not
-show. A cache that cannot be read or written costs time and nothing else.
+A sum is computed once and kept in the folder `sums` of the cache, together with the `stat_key` of each file.
+It counts as long as these keys are unchanged. The sum of a file that changed less than `SETTLED` seconds ago
+is not kept, because another change within the resolution of the clock would not show. If the cache cannot be
+read or written, the sum is computed again.
 """
 
 from __future__ import annotations
@@ -16,89 +16,87 @@ import re
 import time
 from pathlib import Path
 
-from mbo2o.store import hdf5
+from mbo2o.store.whole import file_sha256, shown, stat_key, whole_file
 from mbo2o.types import UserError
 
 SETTLED = 2.0
 
+StatKeys = list[tuple[int, ...]]
 
-def cache() -> Path:
+
+def cache_folder() -> Path:
     """`$MBO2O_CACHE`, else `mbo2o` in `$XDG_CACHE_HOME`, else `~/.cache/mbo2o`."""
     own, home = os.environ.get("MBO2O_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(own or f"{home}/mbo2o").expanduser().absolute()
 
 
-def files(source: Path) -> list[Path]:
-    """The file itself, or all files of the folder."""
+def files_of(source: Path) -> list[Path]:
+    """The file itself, or all files in the folder."""
     return sorted(x for x in source.rglob("*") if x.is_file()) if source.is_dir() else [source]
 
 
-def identities(source: Path) -> list[tuple[int, ...]]:
-    """Other ones when the content is another."""
-    return [hdf5.identity(x) for x in files(source)]
+def stat_keys(source: Path) -> StatKeys:
+    """The `stat_key` of each file: they change when the content does."""
+    return [stat_key(x) for x in files_of(source)]
 
 
-def digest(file: Path) -> str:
-    """The sha256 of a file."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def check_unchanged(source: Path, before: StatKeys, where: str) -> None:
+    """Raise `UserError` if the content of `source` has changed since `stat_keys` returned `before`."""
+    if stat_keys(source) != before:
+        raise UserError(f"{where}: was changed while it was read; try again when its writer is done")
+
+
+def sums_of(source: Path) -> list[str]:
+    """`name:sha256` of each file in a folder, or `.:sha256` of a file."""
+    return [f"{x.relative_to(source)}:{file_sha256(x)}" for x in files_of(source)]
 
 
 def sha256(source: Path) -> str:
-    """The sum of a file, as `sha256sum` gives it, or of a folder: that of its files' names and sums.
+    """The sha256 of a file, as `sha256sum` gives it, or of a folder: that of the names and sums of its files.
 
-    It does not depend on where the source lies.
-
-    Raises `UserError` for what cannot be read, and for what changes meanwhile.
+    It does not depend on where the source lies. Raises `UserError` if the source cannot be read, or changes
+    meanwhile.
     """
     try:
-        before = identities(source)
-        kept = _kept(source, before)
-        if kept is not None:
-            return kept
-        names = [(x, x.relative_to(source)) for x in files(source)] if source.is_dir() else []
-        lines = [f"{name}:{digest(x)}" for x, name in names]
-        found = hashlib.sha256("\n".join(lines).encode()).hexdigest() if source.is_dir() else digest(source)
-        if identities(source) != before:
-            raise UserError(
-                f"{hdf5.shown(source)}: was changed while it was read; try again when its writer is done"
-            )
+        before = stat_keys(source)
+        found = _kept_sum(source, before)
+        if found is not None:
+            return found
+        found = _folder_sha256(source) if source.is_dir() else file_sha256(source)
+        check_unchanged(source, before, shown(source))
     except OSError as error:
         raise UserError(
-            f"{hdf5.shown(source)}: cannot be read ({error.strerror}); check the path and its permissions"
+            f"{shown(source)}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
-    _keep(source, before, found)
+    _keep_sum(source, before, found)
     return found
+
+
+def _folder_sha256(source: Path) -> str:
+    return hashlib.sha256("\n".join(sums_of(source)).encode()).hexdigest()
 
 
 def _entry(source: Path) -> Path:
     name = hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:32]
-    return cache() / "sums" / f"{name}.json"
+    return cache_folder() / "sums" / f"{name}.json"
 
 
-def _kept(source: Path, identity: list[tuple[int, ...]]) -> str | None:
-    """What was kept of this very state of the source; None for anything that is not in order."""
-    try:
+def _kept_sum(source: Path, keys: StatKeys) -> str | None:
+    """The sum that was kept for exactly this state of the source; None if it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         entry = json.loads(_entry(source).read_text())
-        if entry["identity"] == [list(x) for x in identity] and re.fullmatch(
-            r"[0-9a-f]{64}", entry["sha256"]
-        ):
+        is_sum = re.fullmatch(r"[0-9a-f]{64}", entry["sha256"])
+        if entry["identity"] == [list(x) for x in keys] and is_sum:
             return str(entry["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
     return None
 
 
-def _keep(source: Path, identity: list[tuple[int, ...]], found: str) -> None:
-    changed = max((t for *_, modified, status in identity for t in (modified, status)), default=0)
+def _keep_sum(source: Path, keys: StatKeys, found: str) -> None:
+    changed = max((t for *_, modified, status in keys for t in (modified, status)), default=0)
     if time.time_ns() - changed < SETTLED * 1e9:
         return
     path = _entry(source)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"identity": identity, "sha256": found}))
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps({"identity": keys, "sha256": found}))

@@ -1,100 +1,273 @@
-"""Datasets by what users call them: a path, a name in a data folder, one that was fetched, or a Minari id."""
+"""Datasets by the names that users give: a path, a name in a data folder, a fetched dataset, or a Minari id.
+
+`find` decides what a name means, once and for all callers; `read` reads its rows.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 import mbo2o
-from mbo2o.data.actions import Actions
-from mbo2o.data.dataset import TransitionDataset, minari_id
-from mbo2o.store import content, d4rl, hdf5, minari, remote
+from mbo2o.data.actions import Actions, Bounds
+from mbo2o.data.dataset import COLUMNS, TransitionDataset, build_dataset, fields_of
+from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, blocks, in_ram
+from mbo2o.envs.make import EnvChoice, make_env
+from mbo2o.store import content, mapped, remote, table
+from mbo2o.store.d4rl import read_d4rl, read_d4rl_attrs
+from mbo2o.store.hdf5 import check_signature, imports_module, write_hdf5
+from mbo2o.store.minari import minari_folder, read_minari, read_minari_attrs
 from mbo2o.store.remote import Remote
+from mbo2o.store.whole import shown
 from mbo2o.types import UserError
 
 SUFFIXES = (".hdf5", ".h5")
+MINARI_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
+STORAGES = ("ram", "memmap")
+
+
+# ---------------------------------------------------------------------------------------------------- names
 
 
 @dataclass(frozen=True)
 class Named:
-    """A dataset that was found, and not loaded yet."""
+    """A dataset that was found and is not read yet."""
 
     name: str
-    """What `TransitionDataset.load` takes: a path or an id."""
+    """The path of its file, or its Minari id."""
+    dataset_id: str | None = None
+    """Its Minari id; None for a file."""
     entry: Remote | None = None
-    """Its line of the registry, if it was fetched."""
+    """Its line of the registry, if it is a fetched file."""
 
     @property
-    def dataset_id(self) -> str | None:
-        """Its Minari id; None for a file."""
-        return minari_id(self.name)
+    def where(self) -> str:
+        """What messages call it."""
+        return shown(self.name) if self.dataset_id is None else f"minari:{self.dataset_id}"
 
     @property
     def source(self) -> Path:
-        """The file, or the folder, that has its content. Raises `UserError` if Minari's store has no such set."""
-        return Path(self.name) if self.dataset_id is None else minari.folder(self.dataset_id)
+        """The file or the folder with its content. Raises `UserError` if Minari's store has no such set."""
+        return Path(self.name) if self.dataset_id is None else minari_folder(self.dataset_id)
 
-    def attrs(self) -> hdf5.Attrs:
-        """What it says of itself, without its rows. Raises `UserError` for a file that cannot be read."""
-        own = d4rl.attributes(self.name) if self.dataset_id is None else minari.attributes(self.dataset_id)
+    def attrs(self) -> Attrs:
+        """Its attributes, without its rows. Raises `UserError` for a file that cannot be read."""
+        own = read_d4rl_attrs(self.name) if self.dataset_id is None else read_minari_attrs(self.dataset_id)
         return (self.entry.attrs if self.entry else {}) | own
 
     def sha256(self) -> str:
-        """The sum of its content, which does not depend on its name."""
+        """The sha256 of its content, which does not depend on its name."""
         return content.sha256(self.source)
 
-    def load_known(self, storage: str, how: Actions) -> tuple[TransitionDataset, str]:
-        """Its rows, and the sha256 of the very content that they are of. Raises `UserError` if it changes meanwhile."""
-        if self.dataset_id is None:
-            hdf5.check_signature(Path(self.name))
-        before = content.identities(self.source)
-        loaded, found = self.load(storage, how), self.sha256()
-        if content.identities(self.source) != before:
-            raise UserError(
-                f"{hdf5.shown(self.name)}: was changed while it was read; try again when its writer is done"
-            )
-        return loaded, found
+    def read(self, storage: str = "ram", units: Actions = AS_GIVEN) -> TransitionDataset:
+        """Its rows, with actions in the units that `units` names; storage: see `read`.
 
-    def load(self, storage: str = "ram", how: Actions = hdf5.AS_GIVEN) -> TransitionDataset:
-        """Its rows; see `TransitionDataset.load`."""
-        dataset = TransitionDataset.load_as(self.name, storage, how)
+        Raises `UserError`, also for actions that look like the environment's own units if no mode was chosen.
+        """
+        if storage not in STORAGES:
+            raise UserError(f"storage={storage} is not one of {', '.join(STORAGES)}")
+        dataset = self._in_ram(units) if storage == "ram" else self._mapped(units)
+        # A Minari set names its own action space, so that there is no doubt.
+        parts = list(blocks(dataset.n_rows, dataset.act_dim))
+        if self.dataset_id is None and (doubt := units.doubt(dataset.act.numpy(), parts)):
+            raise UserError(f"{self.where}: {doubt}")
         return self.entry.describe(dataset) if self.entry else dataset
+
+    def read_with_sha256(self, storage: str, units: Actions) -> tuple[TransitionDataset, str]:
+        """Its rows and the sha256 of their content. Raises `UserError` if that changes meanwhile."""
+        if self.dataset_id is None:
+            check_signature(Path(self.name))
+        before = content.stat_keys(self.source)
+        dataset, found = self.read(storage, units), self.sha256()
+        content.check_unchanged(self.source, before, self.where)
+        return dataset, found
+
+    def read_stored(self, units: Actions = AS_GIVEN) -> tuple[Fields, Attrs]:
+        """Its rows as they are stored, but with actions in [-1, 1], and its attributes; nothing is mended."""
+        if self.dataset_id is not None:
+            return read_minari(self.dataset_id, units=units)
+        fields, attrs = read_d4rl(self.name, units=units, mend=False)
+        return fields, (self.entry.attrs if self.entry else {}) | attrs
+
+    def _fields(self, units: Actions, new: New = in_ram) -> tuple[Fields, Attrs]:
+        if self.dataset_id is None:
+            return read_d4rl(self.name, new, units)
+        return read_minari(self.dataset_id, new, units)
+
+    def _in_ram(self, units: Actions) -> TransitionDataset:
+        return build_dataset(*self._fields(units), self.where)
+
+    def _mapped(self, units: Actions) -> TransitionDataset:
+        if self.dataset_id is None:
+            check_signature(Path(self.name))
+
+        def convert(new: New) -> mapped.Info:
+            made = build_dataset(*self._fields(units, new), self.where, new)
+            return {key: getattr(made, key) for key in ("obs_dim", "act_dim", "attrs", "ends_known")}
+
+        salt = f"{self.dataset_id or ''}{units.key}"
+        arrays, info = mapped.open_map(self.source, salt, self.where, COLUMNS, convert)
+        tensors: dict[str, Any] = {key: mapped.map_tensor(x) for key, x in arrays.items()}
+        return TransitionDataset(**tensors, **info, new=mapped.unnamed_array)
 
 
 def data_folders() -> list[Path]:
-    """Where datasets are looked for by name: ./data, and the data folder beside the package."""
+    """Where datasets are looked up by name: ./data, and the data folder beside the package."""
     folders = [p for p in (Path("data"), Path(mbo2o.__file__).parent.parent / "data") if p.is_dir()]
     return folders[:1] if len(folders) == 2 and folders[0].samefile(folders[1]) else folders
 
 
-def find(name: str | None) -> Named:
-    """A dataset by its path, its name or its Minari id.
+def find(name: str | os.PathLike[str] | None) -> Named:
+    """Find a dataset by its path, its name or its Minari id.
 
-    A name is the stem of a file in a data folder, or the name of a dataset that was fetched. Raises
-    `UserError`, with the nearest name, if there is none, and for one that has to be fetched first.
+    In this order: a path that exists (`minari:ID` is always an id); a name, which is the stem of a file in a
+    data folder or the name of a fetched dataset; a Minari id, `namespace/name-v0`. Raises `UserError`, with
+    the nearest name, if there is none, and for a dataset that has to be fetched first.
     """
     if name is None:
         raise UserError("no dataset is named: give dataset=FILE, a name of `mbo2o data list`, or minari:ID")
+    name = os.fspath(name)
+    if name.startswith("minari:"):
+        dataset_id = name.removeprefix("minari:")
+        return Named(dataset_id, dataset_id)
+    if os.path.exists(name):
+        _refuse_table(Path(name))
+        return Named(name)
     shipped = {p.stem: p for folder in reversed(data_folders()) for p in folder.glob("*.hdf5")}
-    if name in shipped and not os.path.exists(name):
+    if name in shipped:
         return Named(str(shipped[name]))
-    if not os.path.exists(name) and (entry := remote.lookup(name)):
-        return Named(str(entry.ready()), entry)
-    if (
-        not os.path.exists(name)
-        and not name.startswith("minari:")
-        and "/" not in name
-        and not name.endswith(SUFFIXES)
-    ):
-        near = [x for x in remote.registry() if x.endswith(f"/{name}")] or difflib.get_close_matches(
-            name, shipped, 1
-        )
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        if "\\" in name:
-            raise UserError(f"{hdf5.shown(name)}: no such file; {hint or 'check the path'}".rstrip())
+    if entry := remote.lookup_remote(name):
+        return Named(str(entry.ready()), entry=entry)
+    if name.endswith(SUFFIXES):
+        return Named(name)
+    if "/" not in name:
+        raise _unknown_name(name, list(shipped))
+    if MINARI_ID.fullmatch(name):
+        return Named(name, name)
+    raise UserError(f"{shown(name)}: no such file, and not a Minari id (namespace/name-v0); check the name")
+
+
+def _unknown_name(name: str, shipped: list[str]) -> UserError:
+    near = [x for x in remote.registry() if x.endswith(f"/{name}")]
+    near = near or difflib.get_close_matches(name, shipped, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    if "\\" in name:
+        return UserError(f"{shown(name)}: no such file; {hint or 'check the path'}".rstrip())
+    known = ", ".join(sorted(shipped)) or "none"
+    return UserError(f"no dataset is called {name!r}; {hint}known by name: {known}")
+
+
+def _refuse_table(path: Path) -> None:
+    if path.suffix in table.SUFFIXES:
         raise UserError(
-            f"no dataset is called {name!r}; {hint}known by name: {', '.join(sorted(shipped)) or 'none'}"
+            f"{shown(path)}: a table does not say which column is what; turn it into HDF5 in Python: "
+            f'write(read_table({str(path)!r}, {{"observations": [...], ...}}), "{path.stem}.hdf5"), '
+            "from mbo2o.store.table and mbo2o.store.datasets"
         )
-    return Named(name)
+
+
+# -------------------------------------------------------------------------------------- reading and writing
+
+
+def read(
+    name: str | os.PathLike[str] | None,
+    storage: str = "ram",
+    bounds: Bounds | None = None,
+    clip: bool = False,
+    actions: str | None = None,
+    env_id: str | None = None,
+    option: str = "actions=",
+) -> TransitionDataset:
+    """Read a dataset: a D4RL file, a dataset in a data folder, a fetched one, or a Minari set; see `find`.
+
+    A Minari set that the local store lacks is downloaded into it.
+
+    Args:
+        name: What it is called.
+        storage: `ram`, or `memmap` for data larger than memory. They are converted once, a block at a time,
+            into files that later calls and other processes share (see `mapped`). Draws are the same to the
+            bit. The tensors are then read-only: writing to one ends the process. `to` another device copies
+            all of the data there, and `write` and `write_minari` need room in memory.
+        bounds: The lowest and the highest action, see `TransitionDataset.from_arrays`. The actions of a Minari
+            set whose action space is not [-1, 1] are mapped from that space.
+        clip: Whether actions may lie outside and are clipped, see `from_arrays`.
+        actions: The units by their name instead, see `Actions.mode`; `env` and `env-clip` take the box of
+            `env_id`, or of the environment that the dataset names.
+        env_id: The environment that the data are for.
+        option: How the user sets `actions`, for errors.
+
+    Raises:
+        UserError: There is no such dataset, it cannot be read, or its environment is needed and cannot be
+            made.
+    """
+    found = find(name)
+    if actions is None:
+        return found.read(storage, Actions.given(bounds, clip))
+    if actions not in ("env", "env-clip"):
+        return found.read(storage, Actions(actions, option=option))
+    own = found.attrs().get("env_id")
+    if env_id is None and own is not None and imports_module(own):
+        raise UserError(
+            f"the dataset names environment {own!r}, which imports a module; give it as env if you trust it"
+        )
+    named_env = env_id or own
+    choice = EnvChoice(str(named_env)) if named_env else None
+    return found.read(storage, units_for(found, actions, choice, option))
+
+
+def units_for(
+    found: Named, mode: str | None, env: EnvChoice | None, option: str = "dataset_actions="
+) -> Actions:
+    """The units of a dataset's actions, with the box of the environment if the mode or a doubt needs it.
+
+    A Minari set names its own box. Raises `UserError` if the environment is needed and cannot be made.
+    """
+    units = Actions(mode, option=option)
+    doubted = mode is None and found.dataset_id is None
+    if env is None or not (units.maps or doubted):
+        return units
+    made = make_env(env)
+    box: Any = made.action_space
+    made.close()
+    return Actions(mode, (box.low, box.high), option)
+
+
+def write(dataset: TransitionDataset, path: str | os.PathLike[str]) -> None:
+    """Write a dataset as HDF5 in D4RL's layout, whole or not at all; `read` returns it bit for bit."""
+    write_hdf5(path, fields_of(dataset), dataset.attrs)
+
+
+def summary(dataset: TransitionDataset) -> dict[str, Any]:
+    """What to know of a dataset before training; return and length are of complete episodes (else NaN)."""
+    returns, lengths = dataset.episode_returns()
+    stats = returns if len(returns) else np.array([np.nan])
+
+    def count(flags: Callable[[slice], Tensor]) -> int:
+        return sum(int(flags(rows).sum()) for rows in blocks(dataset.n_rows, dataset.packed.shape[1]))
+
+    act, terminated, valid_next = dataset.act, dataset.terminated, dataset.valid_next
+    return {
+        "transitions": dataset.n_rows,
+        "usable": len(dataset),
+        "episodes": int(dataset.episode[-1]) + 1,
+        "complete_episodes": len(returns),
+        "return_mean": float(stats.mean()),
+        "return_std": float(stats.std()),
+        "return_min": float(stats.min()),
+        "return_max": float(stats.max()),
+        "length_mean": float(lengths.mean()) if len(lengths) else float("nan"),
+        "terminal_fraction": count(lambda rows: terminated[rows]) / dataset.n_rows,
+        "terminals_unused": count(lambda rows: terminated[rows] & ~valid_next[rows]),
+        "obs_dim": dataset.obs_dim,
+        "act_dim": dataset.act_dim,
+        "action_saturation": count(lambda rows: act[rows].abs() > 0.999) / act.numel(),
+        "attrs": dataset.attrs,
+    }

@@ -1,12 +1,13 @@
-"""The first look at an HDF5 file, by a process that may die of it: `python firstlook.py FILE KEY...`.
+"""A first reading of an HDF5 file by a process that may crash: `python firstlook.py FILE KEY...`.
 
-A damaged or hostile file can make libhdf5 crash, loop without end or allocate what a header claims, and no `except` is of
-any help. So `schema.opened` has this script do first whatever it is going to do itself: open the file, read all attributes,
-read the datasets called KEY (in blocks) and the scalars of `metadata/`. It prints what is wrong as one line, or `SOUND`.
+A damaged or hostile file can make libhdf5 crash, loop for ever or allocate as much as a header claims, and no
+`except` helps. Therefore `hdf5.open_hdf5` first lets this script do what it will do itself: open the file,
+read all attributes, read the datasets called KEY (in blocks) and the scalars in `metadata/`. The script
+prints one line: what is wrong, or `SOUND`.
 
-It is a fresh interpreter, not a fork: it inherits no thread, lock, CUDA context or gigabytes of address space, so its limits
-can be tight, and it works wherever Python does. That takes 0.15 s, once per file and process. It imports nothing of this
-package, which would import torch.
+It runs in a new interpreter, not in a fork: it inherits no thread, lock, CUDA context or gigabytes of address
+space, so that its limits can be tight. That takes 0.15 s, once per file and process. The script imports
+nothing from this package, which would import torch.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ import numpy as np
 
 SOUND = "sound"
 SLAB = 1 << 24
-"""Bytes of a dataset that are read at a time."""
+"""How many bytes of a dataset are read at a time."""
 COMPRESSION = 100
-"""Declared bytes for each byte of the file, beyond which a compressed dataset is taken for a bomb; measurements shrink by a
-tenth of them, flags by 99 %."""
+"""How many bytes a compressed dataset may declare for each byte of the file; more is taken for a
+decompression bomb. Measurements shrink by a tenth, flags by 99 %."""
 HARMLESS = 1 << 26
-"""Declared bytes that a compressed dataset may have, however small its file."""
+"""How many bytes a compressed dataset may declare, however small its file is."""
 UNCOMPRESSED = {h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SHUFFLE}
 
 
 class Fault(Exception):
-    """What is wrong, as the part of a line that follows the file's name."""
+    """What is wrong with the file, without the file's name."""
 
 
 def look(path: str, keys: list[str]) -> None:
-    """Do with the file what `schema` and its readers will do. `Fault` for what is wrong, or whatever h5py raises."""
+    """Read what `hdf5` and its callers will read. Raises `Fault`, or any error of h5py."""
     size = os.path.getsize(path)
     with h5py.File(path, "r") as file:
         _refuse_ways_out(file)
@@ -71,7 +72,7 @@ def _attribute(file: h5py.File, name: str) -> None:
         file.attrs[name]
     except Exception as error:
         raise Fault(
-            f"attribute {name!r} cannot be read ({_one_line(error)}); write it anew, or drop it"
+            f"attribute {name!r} cannot be read ({_one_line(error)}); write it again, or drop it"
         ) from error
 
 
@@ -84,7 +85,8 @@ def _look_at(file: h5py.File, key: str, size: int) -> None:
         ) from None
     if not isinstance(item, h5py.Dataset):
         raise Fault(
-            f"{key!r} is a {type(item).__name__.lower()}, expected a dataset; store one array, one row per step"
+            f"{key!r} is a {type(item).__name__.lower()}, expected a dataset; "
+            "store one array, one row per step"
         )
     try:
         _refuse_elsewhere(item, key)
@@ -94,7 +96,7 @@ def _look_at(file: h5py.File, key: str, size: int) -> None:
         raise
     except Exception as error:
         raise Fault(
-            f"not a readable HDF5 file ({key!r}: {_one_line(error)}); fetch or write it anew"
+            f"not a readable HDF5 file ({key!r}: {_one_line(error)}); fetch or write it again"
         ) from error
 
 
@@ -107,7 +109,7 @@ def _refuse_elsewhere(item: h5py.Dataset, key: str) -> None:
 def _refuse_content(item: h5py.Dataset, key: str, size: int) -> None:
     if item.shape is None:
         raise Fault(
-            f"{key!r} is an empty dataset without a shape, expected an array, one row per step; store the data"
+            f"{key!r} is an empty dataset without a shape, expected an array, one row per step; store it"
         )
     if item.dtype.hasobject:
         raise Fault(f"{key!r} has dtype {_name(item.dtype)}, expected numbers; store one number per entry")
@@ -117,13 +119,13 @@ def _refuse_content(item: h5py.Dataset, key: str, size: int) -> None:
     limit = size if filters <= UNCOMPRESSED else HARMLESS + COMPRESSION * size
     if declared > limit:
         raise Fault(
-            f"{key!r} has shape {item.shape}, {declared:.3g} bytes, expected at most {limit:.3g} from a file of {size} bytes; "
-            "its header is damaged, or its rows were never written"
+            f"{key!r} has shape {item.shape}, {declared:.3g} bytes, expected at most {limit:.3g} from a file "
+            f"of {size} bytes; its header is damaged, or its rows were never written"
         )
 
 
 def _read(item: h5py.Dataset) -> None:
-    """Read it as a whole, block after block of whole chunks."""
+    """Read the whole dataset in blocks of whole chunks."""
     if not item.shape or not item.size:
         return
     chunk = item.chunks[0] if item.chunks else 1
@@ -142,14 +144,13 @@ def _name(dtype: np.dtype) -> str:
 
 
 def _limit(size: int) -> None:
-    """Bound memory and CPU time by what the file has on disk, beside a GB and 1 s; leave no core file."""
-    with contextlib.suppress(OSError, ValueError):  # where the system has no such limit, the rest still holds
+    """Limit memory to 1 GB and CPU time to 1 s, both plus a share of the file's size; write no core file."""
+    with contextlib.suppress(OSError, ValueError):  # a system may lack one of the limits
         with open("/proc/self/statm") as statm:
             mapped = int(statm.read().split()[0]) * resource.getpagesize()
         _lower(resource.RLIMIT_AS, mapped + (1 << 30) + 4 * size)
-    signal.setitimer(
-        signal.ITIMER_PROF, 1 + size / 2e6
-    )  # its signal kills; RLIMIT_CPU knows whole seconds only
+    # The signal of this timer ends the process. RLIMIT_CPU counts whole seconds only.
+    signal.setitimer(signal.ITIMER_PROF, 1 + size / 2e6)
     _lower(resource.RLIMIT_CORE, 0)
 
 
@@ -164,8 +165,9 @@ def _explain(error: Exception) -> str:
     if isinstance(error, BlockingIOError):
         return "another process has it open for writing; wait until that is done"
     if "already open for write" in text:
-        return "its writer did not close it (the file is still marked as open for writing); write it anew, or try h5clear -s"
-    return f"not a readable HDF5 file ({text}); fetch or write it anew"
+        marked = "its writer did not close it (the file is still marked as open for writing)"
+        return f"{marked}; write it again, or try h5clear -s"
+    return f"not a readable HDF5 file ({text}); fetch or write it again"
 
 
 def _one_line(error: Exception) -> str:
@@ -175,14 +177,14 @@ def _one_line(error: Exception) -> str:
 
 
 def main() -> None:
-    """Print `SOUND`, or what is wrong."""
+    """Print `SOUND`, or what is wrong with the file."""
     path, *keys = sys.argv[1:]
     _limit(os.path.getsize(path))
     try:
         look(path, keys)
     except Fault as fault:
         print(fault)
-    except Exception as error:  # whatever it is, it is the file's fault: this process has nothing else
+    except Exception as error:  # this process reads nothing but the file, so every error is the file's
         print(_explain(error))
     else:
         print(SOUND)

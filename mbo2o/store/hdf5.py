@@ -1,58 +1,36 @@
-"""The layout of transitions on disk: D4RL's, in HDF5, with one row per step and every field the same length.
+"""HDF5 files in D4RL's layout: the fields of `data.fields` at the top, and attributes of the file.
 
-Required: `observations (N, D)`, `actions (N, A)` in [-1, 1], `rewards (N,)`, `terminals (N,)`. Optional: `timeouts (N,)`,
-`next_observations (N, D)`, in which a row of NaN says that what followed is unknown. What describes the whole set (the
-environment's id, who collected it) are attributes of the file. Other keys are ignored.
-
-Files are written under a temporary name and moved into place, so a reader sees the old set or the new one, never half
-of one. Headers and chunks carry checksums: HDF5 itself reads a damaged payload without a word. Nothing is compressed: float
-observations shrink by a tenth or two and then load twenty times slower. Files of others are read once by a process that
-may die of them (`firstlook`) before this one opens them.
+Other keys are ignored. Files are written whole or not at all. Headers and chunks carry checksums, because
+HDF5 itself reads a damaged payload without a complaint. Nothing is compressed: float observations shrink by a
+tenth or two and then load twenty times slower. A process that may crash reads each file once (`firstlook`)
+before this process opens it.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import stat
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
-from mbo2o.data import precision
 from mbo2o.data.actions import Actions
+from mbo2o.data.fields import AS_GIVEN, FIELDS, Attr, Attrs, Fields, New, check_fields, in_ram
 from mbo2o.store import firstlook
+from mbo2o.store.whole import one_line, shown, stat_key, whole_file
 from mbo2o.types import UserError
-
-Fields = dict[str, np.ndarray]
-Attr = str | int | float
-Attrs = dict[str, Attr]
-New = Callable[[str, tuple[int, ...], Any], np.ndarray]
-"""(name, shape, dtype) → an array to be filled: in memory (`in_ram`), or in a file (`mapped`), where there is more room."""
 
 FORMAT = "mbo2o"
 VERSION = 1
 CHECKSUM = "attributes_crc32"
-
-LAYOUT: dict[str, tuple[type, int]] = {
-    "observations": (np.float32, 2),
-    "actions": (np.float32, 2),
-    "rewards": (np.float32, 1),
-    "terminals": (np.bool_, 1),
-    "timeouts": (np.bool_, 1),
-    "next_observations": (np.float32, 2),
-}
-"""Each field's dtype and number of axes."""
-
-OPTIONAL = ("timeouts", "next_observations")
+CHUNK_ROWS = 4096
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAGIC = {
@@ -67,185 +45,78 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
 }
-_sound: set[tuple[int, ...]] = set()  # files that were looked at, or written, by this process
-
-CHUNK_ROWS = 4096
-AS_GIVEN = Actions()
-"""Actions in [-1, 1], as most files have them."""
-BLOCK = 1 << 20
-"""Numbers that are worked on at a time, so that what is read may be larger than memory."""
+_sound: set[tuple[int, ...]] = set()
+"""The `stat_key` of each file that this process checked or wrote."""
 
 
-def in_ram(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A `New` array in memory."""
-    return np.empty(shape, dtype)
+def read_hdf5(
+    path: str | os.PathLike[str], new: New = in_ram, units: Actions = AS_GIVEN
+) -> tuple[Fields, Attrs]:
+    """Read the fields in the file, checked, into `new` arrays, and its attributes. units: see `check_fields`.
 
-
-def blocks(rows: int, width: int = 8, chunk: int = 1) -> Iterator[slice]:
-    """Slices that follow each other from row 0 to `rows`, each of about `BLOCK` numbers, `width` a row, in whole chunks."""
-    step = max(1, BLOCK // (width * chunk)) * chunk
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
-def check(
-    fields: Mapping[str, Any],
-    where: object,
-    new: New = in_ram,
-    flatten: bool = False,
-    how: Actions = AS_GIVEN,
-) -> Fields:
-    """Return `fields` in the layout's order and dtypes, actions in [-1, 1]; `where` names them in errors.
-
-    Arrays or HDF5 datasets come in, of which a block at a time is read; `new` ones go out. flatten: columns `(N, 1)` of rewards
-    and flags count as `(N,)`. Actions `(N, *shape)` become `(N, A)` in C order, and `how` says in which units they come.
-
-    Raises `UserError` for a missing or unknown field, unequal lengths, a wrong number of axes, values that are not
-    finite (or, for flags, not 0 or 1), and actions outside [-1, 1]. Warns with `LostPrecision` of observations that float32
-    cannot tell apart.
+    Raises `UserError` for a file that is missing, is not HDF5, is cut short, fails a checksum, comes from a
+    newer version of the layout, or whose content `check_fields` refuses.
     """
-    if missing := [key for key in LAYOUT if key not in fields and key not in OPTIONAL]:
-        found = ", ".join(fields) or "no field at all"
-        raise UserError(f"{where}: {missing[0]!r} is missing (found {found}); add it, one row per step")
-    if unknown := [key for key in fields if key not in LAYOUT]:
-        raise UserError(f"{where}: {unknown[0]!r} is not a field; the fields are {', '.join(LAYOUT)}")
-    fields = {
-        key: x if isinstance(x := fields[key], h5py.Dataset) else np.asarray(x)
-        for key in LAYOUT
-        if key in fields
-    }
-    out = {key: _cast(x, key, where, new, flatten, how) for key, x in fields.items()}
-
-    rows = len(out["observations"])
-    if rows == 0:
-        raise UserError(f"{where}: 'observations' has no rows; a dataset needs at least one transition")
-    for key, x in out.items():
-        if len(x) != rows:
-            raise UserError(
-                f"{where}: {key!r} has {len(x)} rows where 'observations' has {rows}; give every field one row per step"
-            )
-    _check_next(out, where)
-    how.settle(out["actions"], list(blocks(rows, out["actions"].shape[1])), where)
-    chunks = getattr(fields["observations"], "chunks", None) or (1,)
-    precision.warn(fields, list(blocks(rows, out["observations"].shape[1], chunks[0])), where)
-    return out
+    with open_hdf5(path) as file:
+        return read_open_file(file, shown(path), new, units)
 
 
-def _shape(x: Any, key: str, flatten: bool) -> tuple[int, ...]:
-    """The shape that the array is going to have."""
-    if flatten and LAYOUT[key][1] == 1 and x.shape[1:] == (1,):
-        return x.shape[:1]
-    return (x.shape[0], math.prod(x.shape[1:])) if key == "actions" and len(x.shape) > 2 else x.shape
+def read_open_file(
+    file: h5py.File, where: str, new: New = in_ram, units: Actions = AS_GIVEN, flatten: bool = False
+) -> tuple[Fields, Attrs]:
+    """The same for a file that `open_hdf5` opened. flatten: see `check_fields`."""
+    attrs = scalar_attrs(file.attrs)
+    version = attrs.pop("schema", VERSION) if attrs.pop("format", None) == FORMAT else VERSION
+    if version != VERSION:
+        raise UserError(f"{where}: layout version {version!r}, expected {VERSION}; update mbo2o")
+    if CHECKSUM in attrs and attrs.pop(CHECKSUM) != _attrs_crc32(attrs):
+        raise UserError(f"{where}: its attributes are not those that were written; fetch or write it again")
+    if "observations" not in file and "episode_0" in file:
+        raise UserError(f"{where}: Minari's own storage, not a D4RL file; load it by its Minari id")
+    fields = {key: file[key] for key in FIELDS if key in file}
+    return check_fields(fields, where, new, flatten, units), attrs
 
 
-def _cast(x: Any, key: str, where: object, new: New, flatten: bool, how: Actions) -> np.ndarray:
-    dtype, ndim = LAYOUT[key]
-    shape = _shape(x, key, flatten)
-    if x.dtype.kind not in "biuf":
-        raise UserError(f"{where}: {key!r} has dtype {x.dtype}, expected {np.dtype(dtype)}; store numbers")
-    if len(shape) != ndim or (ndim == 2 and shape[1] == 0):
-        expected = "(rows,)" if ndim == 1 else "(rows, features)"
-        raise UserError(f"{where}: {key!r} has shape {shape}, expected {expected}; reshape it")
-    if key == "actions" and x.dtype.kind != "f":
-        raise UserError(
-            f"{where}: 'actions' has dtype {x.dtype}, expected float32; discrete actions are not supported"
-        )
-    if key == "actions":
-        how.ready(shape[1], where)
-    out = new(key, shape, dtype) if len(x) else in_ram(key, shape, dtype)  # files cannot be of no size
-    chunks = getattr(x, "chunks", None) or (1,)
-    for rows in blocks(len(x), math.prod(shape[1:]), chunks[0]):
-        raw = x[rows].reshape(-1, *shape[1:])
-        raw = how.to_unit(raw) if key == "actions" else raw
-        out[rows] = (
-            _flags(raw, key, where, rows.start)
-            if dtype is np.bool_
-            else _numbers(raw, key, where, rows.start)
-        )
-    return out
+def write_hdf5(
+    path: str | os.PathLike[str], fields: Mapping[str, np.ndarray], attrs: Mapping[str, Attr]
+) -> None:
+    """Write `fields` and `attrs` to `path`, whole or not at all; the same content gives the same bytes.
 
-
-def _flags(raw: np.ndarray, key: str, where: object, start: int) -> np.ndarray:
-    if raw.dtype != np.bool_ and not (flags := np.isin(raw, (0, 1))).all():
-        row = int(np.argmin(flags))
-        raise UserError(
-            f"{where}: {key!r} holds values other than 0 and 1 ({raw[row]} in row {start + row}); store flags"
-        )
-    return raw.astype(np.bool_, copy=False)
-
-
-def _numbers(raw: np.ndarray, key: str, where: object, start: int) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        cast: np.ndarray = raw.astype(np.float32, copy=False)
-    if key != "next_observations" and not (finite := np.isfinite(cast)).all():
-        row = int(np.argmin(finite.reshape(len(cast), -1).all(1)))
-        found = raw[row][~finite[row]].flat[0]
-        raise UserError(
-            f"{where}: {key!r} is not a finite float32 in row {start + row} ({found}); drop or mend that episode"
-        )
-    return cast
-
-
-def _check_next(out: Fields, where: object) -> None:
-    if "next_observations" not in out:
-        return
-    obs, next_obs = out["observations"], out["next_observations"]
-    if obs.shape != next_obs.shape:
-        raise UserError(
-            f"{where}: 'next_observations' has shape {next_obs.shape}, expected that of 'observations', {obs.shape}"
-        )
-    for rows in blocks(*next_obs.shape):
-        bad = ~np.isfinite(next_obs[rows]).all(1) & ~np.isnan(next_obs[rows]).all(1)
-        if bad.any():
-            raise UserError(
-                f"{where}: 'next_observations' is neither finite nor all NaN (unknown) in row "
-                f"{rows.start + int(np.argmax(bad))}; drop or mend that episode"
-            )
-
-
-def write(path: str | os.PathLike[str], fields: Mapping[str, np.ndarray], attrs: Mapping[str, Attr]) -> None:
-    """Store `fields` and `attrs` at `path`, whole or not at all; the same content gives the same bytes.
-
-    Raises `UserError` for what `check` refuses and for what the file system refuses.
+    Raises `UserError` for what `check_fields` refuses and for what the file system refuses.
     """
     path = Path(path)
-    checked = check(fields, path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    checked = check_fields(fields, path)
+    own: dict[str, Attr] = {"format": FORMAT, "schema": VERSION}
+    if attrs:
+        own[CHECKSUM] = _attrs_crc32(attrs)
     try:
-        # since version 1.10 of HDF5 headers carry checksums, too; in h5py's default, the oldest, a flipped bit can go unseen
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        with whole_file(path) as temporary, _new_file(temporary) as file:
             for key, x in checked.items():
                 chunks = (min(CHUNK_ROWS, len(x)), *x.shape[1:])
                 file.create_dataset(key, data=x, chunks=chunks, fletcher32=True, track_times=False)
-            checked_attrs = {**attrs, CHECKSUM: _checksum(attrs)} if attrs else {}
-            for name, value in sorted({**checked_attrs, "format": FORMAT, "schema": VERSION}.items()):
+            for name, value in sorted({**attrs, **own}.items()):
                 file.attrs[name] = value
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-        _sound.add(identity(path))
-    except (OSError, RuntimeError) as error:  # h5py meets a full disk with a RuntimeError
+        _sound.add(stat_key(path))
+    except (OSError, RuntimeError) as error:  # h5py reports a full disk as a RuntimeError
         raise UserError(
-            f"{path}: cannot be written ({_one_line(error)}); is the folder there, with room?"
+            f"{path}: cannot be written ({one_line(error)}); is the folder there, with room?"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Have the disk hold what a file, or a folder's list of files, is now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _new_file(path: Path) -> h5py.File:
+    """A new file, open for writing, in a version of HDF5 whose headers carry checksums.
+
+    In the oldest version, which is h5py's default, a flipped bit can go unnoticed.
+    """
+    return h5py.File(path, "w", libver=("v110", "v110"))
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """The HDF5 file at `path`, read-only, once another process has read it and lived (see `firstlook`).
+def open_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading, after another process has read it without a crash (see `firstlook`).
 
-    Raises `UserError` for what is no HDF5 file, is damaged, in use by a writer, or larger than its bytes can account for.
+    Raises `UserError` for a file that is not HDF5, is damaged, is open for writing elsewhere, or claims more
+    data than its bytes can hold.
     """
     path = Path(path)
     _check_sound(path)
@@ -254,35 +125,37 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             yield file
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{shown(path)}: not a readable HDF5 file ({_one_line(error)}); fetch or write it anew"
+            f"{shown(path)}: not a readable HDF5 file ({one_line(error)}); fetch or write it again"
         ) from error
 
 
 def _check_sound(path: Path) -> None:
-    """Raise `UserError` unless a first look found nothing wrong, now or earlier in this process with the same content."""
+    """Raise `UserError` if a first look finds a fault; a file is looked at once until it changes."""
     check_signature(path)
-    content = identity(path)
-    if content in _sound:
+    key = stat_key(path)
+    if key in _sound:
         return
     fault = _first_look(path)
     if fault is not None:
         raise UserError(f"{shown(path)}: {fault}")
-    _sound.add(content)
+    _sound.add(key)
 
 
 def check_signature(path: Path) -> None:
-    """Refuse what is no file or begins like no HDF5 file, without waiting on a pipe or a device."""
+    """Raise `UserError` unless `path` is a file with HDF5's signature. A pipe or a device is not opened."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             kind = KINDS.get(stat.S_IFMT(mode), "something else")
             raise UserError(f"{shown(path)}: no such file ({kind} has that name); check the path")
         with open(path, "rb") as file:
-            begin, at, size = file.read(8), 512, os.fstat(file.fileno()).st_size
-            found = begin
-            while found != SIGNATURE and at < size:  # HDF5 allows for a block of the user's before it
+            begin = found = file.read(8)
+            size, at = os.fstat(file.fileno()).st_size, 512
+            # HDF5 allows a block of the user's before the signature, whose size is a power of 2.
+            while found != SIGNATURE and at < size:
                 file.seek(at)
-                found, at = file.read(8), 2 * at
+                found = file.read(8)
+                at *= 2
     except FileNotFoundError as error:
         raise UserError(f"{shown(path)}: no such file; check the path") from error
     except OSError as error:
@@ -290,35 +163,33 @@ def check_signature(path: Path) -> None:
             f"{shown(path)}: cannot be opened ({error.strerror}); check the path and its permissions"
         ) from error
     if found != SIGNATURE:
-        what = next(
-            (kind for magic, kind in MAGIC.items() if begin.startswith(magic)), f"begins with {begin!r}"
-        )
-        raise UserError(
-            f"{shown(path)}: not a readable HDF5 file ({what if size else 'it is empty'}); fetch or write it anew"
-        )
+        known = (kind for magic, kind in MAGIC.items() if begin.startswith(magic))
+        what = next(known, f"begins with {begin!r}") if size else "it is empty"
+        raise UserError(f"{shown(path)}: not a readable HDF5 file ({what}); fetch or write it again")
 
 
 def _first_look(path: Path) -> str | None:
-    """What `firstlook` says is wrong with the file, or what became of `firstlook`; None for a sound file."""
-    paths = os.pathsep.join(p for p in sys.path if p)
+    """What `firstlook` finds wrong with the file, or how `firstlook` itself failed; None for a sound file."""
     env = {
         **os.environ,
-        "PYTHONPATH": paths,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "PYTHONIOENCODING": "utf-8:replace",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-P", "-W", "ignore", firstlook.__file__, os.fspath(path), *LAYOUT]
-    seconds = (
-        60 + path.stat().st_size / 1e6
-    )  # it limits its own CPU time; this is for a storage that does not answer
+    command = [sys.executable, "-P", "-W", "ignore", firstlook.__file__, os.fspath(path), *FIELDS]
+    # The process limits its own CPU time. This limit is for storage that does not answer.
+    seconds = 60 + path.stat().st_size / 1e6
     try:
         look = subprocess.run(
             command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
-        return f"cannot be read within {seconds:.0f} s; copy it to this machine"
+        return (
+            f"reading it did not end within {seconds:.0f} s; if its storage does not answer, copy it to this "
+            "machine; if this machine is busy, try again"
+        )
     if look.returncode < 0:
-        return f"not a readable HDF5 file (reading it {_death(-look.returncode)}); fetch or write it anew"
+        return f"not a readable HDF5 file (reading it {_death(-look.returncode)}); fetch or write it again"
     said = " ".join((look.stdout or look.stderr).decode(errors="replace").splitlines()[-1:])
     return None if said == firstlook.SOUND else said or "cannot be read (the process that tried said nothing)"
 
@@ -328,51 +199,21 @@ def _death(number: int) -> str:
     return "came to no end" if number == signal.SIGPROF else f"killed the process that tried, with {name}"
 
 
-def identity(path: Path) -> tuple[int, ...]:
-    """Another one when the content is."""
-    s = path.stat()
-    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+def imports_module(env_id: object) -> bool:
+    """Whether making this environment imports a module that the id names (`module:Name-v0`).
 
-
-def shown(path: object) -> str:
-    """A path in a message: what is not printable, line breaks for one, is escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
-
-
-def read(path: str | os.PathLike[str], new: New = in_ram, how: Actions = AS_GIVEN) -> tuple[Fields, Attrs]:
-    """Load what `path` holds of the layout into `new` arrays, checked, and its scalar attributes.
-
-    how: in which units its actions are, see `check`.
-
-    Raises `UserError` for a file that is missing, is not HDF5, is cut short, fails a checksum, comes from a newer
-    version of the layout, or whose content `check` refuses.
+    A file must not cause such an import; only the user may.
     """
-    with opened(path) as file:
-        attrs = scalars(file.attrs)
-        version = attrs.pop("schema", VERSION) if attrs.pop("format", None) == FORMAT else VERSION
-        if version != VERSION:
-            raise UserError(f"{shown(path)}: layout version {version!r}, expected {VERSION}; update mbo2o")
-        if CHECKSUM in attrs and attrs.pop(CHECKSUM) != _checksum(attrs):
-            raise UserError(
-                f"{shown(path)}: its attributes are not those that were written; fetch or write it anew"
-            )
-        if "observations" not in file and "episode_0" in file:
-            raise UserError(f"{shown(path)}: Minari's own storage, not a D4RL file; load it by its Minari id")
-        return check({key: file[key] for key in LAYOUT if key in file}, shown(path), new, how=how), attrs
-
-
-def imports(env_id: object) -> bool:
-    """Whether to make this environment imports a module that the id names (`module:Name-v0`); no file may bring that about."""
     return ":" in str(env_id) and not str(env_id).startswith("gymnasium_robotics:")
 
 
-def _checksum(attrs: Mapping[str, Attr]) -> int:
-    """Of the attributes, whose texts are the one part of a file that HDF5 keeps no checksum of."""
-    return zlib.crc32(repr(sorted(scalars(attrs).items())).encode())
+def _attrs_crc32(attrs: Mapping[str, Attr]) -> int:
+    """The CRC32 of the attributes, for which HDF5 itself keeps no checksum."""
+    return zlib.crc32(repr(sorted(scalar_attrs(attrs).items())).encode())
 
 
-def scalars(items: Mapping[str, object]) -> Attrs:
-    """The entries of an HDF5 attribute set that are one string or number; printable text as `str`, numbers as Python's."""
+def scalar_attrs(items: Mapping[str, object]) -> Attrs:
+    """The entries of an HDF5 attribute set that are one text or number, as `str`, `int` or `float`."""
     out: Attrs = {}
     for name, value in items.items():
         if isinstance(value, str):
@@ -384,7 +225,3 @@ def scalars(items: Mapping[str, object]) -> Attrs:
         if isinstance(value, str | int | float):
             out[name] = value
     return out
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

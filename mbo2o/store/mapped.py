@@ -1,23 +1,21 @@
-"""Datasets larger than memory: converted once into arrays in files, which are mapped read-only and shared by processes.
+"""Datasets larger than memory: converted once into arrays in files, which processes map read-only and share.
 
-A map is a folder `maps/KEY` in `$MBO2O_CACHE`, or in `mbo2o` of the user's cache: one .npy file for each array, and
-`manifest.json` with their sizes and sha256 and what else there is to know. KEY is the sha256 of the source's content, so
-a source that changed has another map. It is written under another name and moved into place; both source and map are hashed
-each time a map is opened (1 to 2 GB/s), and a damaged one is made anew.
+A map is a folder `maps/KEY` in the cache folder. It holds one .npy file for each array, and `manifest.json`
+with their sizes and sha256 and with everything else that is known of the dataset. KEY is a sha256 of the
+source's content, so that a source that changed has another map. A map is written whole or not at all. Source
+and map are hashed each time a map is opened (1 to 2 GB/s), and a damaged map is made again.
 
-The maps are read-only, not copy-on-write: private writable memory counts against a process's limits (RLIMIT_DATA, overcommit)
-whether or not it is ever written.
+The maps are read-only, not copy-on-write: private writable memory counts against a process's limits
+(RLIMIT_DATA, overcommit), whether or not it is ever written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,107 +26,103 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbo2o.data.fields import New
 from mbo2o.store import content, hdf5
+from mbo2o.store.whole import file_sha256, lock_file, one_line, take_lock, whole_folder, writing
 from mbo2o.types import UserError
 
 VERSION = 2
-"""Of what a source is converted into; another one for any change of it, so that old maps are not used."""
+"""The version of the conversion. Every change of its result needs a new number, so that old maps are not
+used."""
+ADVICE = "make room, or set MBO2O_CACHE to a folder that has it; or use storage=ram"
 
 Info = dict[str, Any]
-"""What there is to know beside the arrays, as JSON can hold it."""
+"""What is known of a dataset besides its arrays, as JSON can hold it."""
 
 
-def folder() -> Path:
-    """Where maps are: `maps` in the cache folder."""
-    return content.cache() / "maps"
+def maps_folder() -> Path:
+    """Where maps are stored: `maps` in the cache folder."""
+    return content.cache_folder() / "maps"
 
 
-def opened(
-    source: Path, salt: str, where: str, names: Sequence[str], convert: Callable[[hdf5.New], Info]
+def open_map(
+    source: Path, salt: str, where: str, names: Sequence[str], convert: Callable[[New], Info]
 ) -> tuple[dict[str, np.ndarray], Info]:
-    """The arrays called `names` that `convert` makes of `source`, a file or a folder, mapped; and what it returned.
+    """Map the arrays called `names` that `convert` makes of `source`, a file or a folder; with its result.
 
-    `convert` fills arrays that it gets from the `New` it is given; it is called where there is no sound map of this content
-    yet. What it warned of is warned of each time. salt: what the result depends on beside the content.
-    Raises `UserError` if the disk has no room, and as `convert` does.
+    `convert` fills arrays that it gets from the `New` it is given. It is called if there is no sound map of
+    this content yet. The warnings of the conversion are repeated each time a map is opened. salt: what the
+    result depends on besides the content. Raises `UserError` if the disk has no room, and as `convert` does.
     """
-    before = content.identities(source)
-    path = folder() / _key(source, salt)
+    before = content.stat_keys(source)
+    path = maps_folder() / _key(source, salt)
+
+    def convert_unchanged(new: New) -> Info:
+        info = convert(new)
+        content.check_unchanged(source, before, where)
+        return info
+
     if _fault(path, names) is not None:
-        with _writing(path):
+        with writing(path, ADVICE):
             path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path) as alone:
-            if (fault := _fault(path, names)) is not None:  # nobody has made it meanwhile
+            if (fault := _fault(path, names)) is not None:  # no other process has made it meanwhile
                 _remove(path, fault, where)
                 if alone:
                     _sweep(path)
-                _make(path, where, names, lambda new: _unchanged(convert(new), source, before, where))
+                _make(path, where, names, convert_unchanged)
     manifest = json.loads((path / "manifest.json").read_text())
     for text in manifest["warnings"]:
         warnings.warn(f"{where}: {text}", stacklevel=3)
-    return {
-        name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names
-    }, manifest["info"]
+    arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    return arrays, manifest["info"]
 
 
-def tensor(array: np.ndarray) -> Tensor:
-    """A tensor over a mapped array, which nobody may write to."""
+def map_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over a mapped array. It is read-only: writing to it ends the process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
-def unnamed(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A `New` array in a file without a name, which is gone with the process. Raises `UserError` if the disk has no room."""
-    with _writing(folder()), tempfile.TemporaryFile(dir=folder()) as file:
+def unnamed_array(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A `New` array in a file without a name, which ends with the process. Raises `UserError`: disk full."""
+    with writing(maps_folder(), ADVICE), tempfile.TemporaryFile(dir=maps_folder()) as file:
         os.posix_fallocate(file.fileno(), 0, _bytes(shape, dtype))
         return np.memmap(file, dtype, "r+", shape=shape)
 
 
-def _unchanged(info: Info, source: Path, before: list[tuple[int, ...]], where: str) -> Info:
-    if content.identities(source) != before:
-        raise UserError(f"{where}: was changed while it was read; try again when its writer is done")
-    return info
-
-
 def _remove(path: Path, fault: str, where: str) -> None:
     if path.exists():
-        warnings.warn(f"{path}: {fault}; it is made anew from {where}", stacklevel=4)
-        with _writing(path):
+        warnings.warn(f"{path}: {fault}; it is made again from {where}", stacklevel=4)
+        with writing(path, ADVICE):
             shutil.rmtree(path)
 
 
-def _make(path: Path, where: str, names: Sequence[str], convert: Callable[[hdf5.New], Info]) -> None:
-    """Convert into a folder beside `path`, and move it there, unless somebody else's stands there by then."""
-    made = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+def _make(path: Path, where: str, names: Sequence[str], convert: Callable[[New], Info]) -> None:
+    """Convert into a folder that becomes `path`, unless another process's map is there by then."""
+    with writing(path, ADVICE), whole_folder(path, replace=False) as made:
 
-    def new(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        with _writing(path):
-            with open(made / f"{name}.npy", "wb") as file:
+        def new(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            with writing(path, ADVICE), open(made / f"{name}.npy", "wb") as file:
                 np.lib.format.write_array_header_1_0(file, _header(shape, dtype))
-                # now, because a disk that is full when a mapped page is written kills the process
+                # The room is taken now: a disk that is full when a mapped page is written kills the process.
                 os.posix_fallocate(file.fileno(), file.tell(), _bytes(shape, dtype))
             return np.load(made / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
 
-    try:
-        with _writing(path):
-            made.mkdir()
-        with _heard(where) as texts:
+        with _collected_warnings(where) as texts:
             info = convert(new)
         for other in (x for x in made.iterdir() if x.stem not in names):
             other.unlink()
-        manifest = {"info": info, "warnings": texts}
-        with _writing(path):
-            _seal(made, manifest)
-            with contextlib.suppress(FileExistsError):
-                _move(made, path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        _write_manifest(made, {"info": info, "warnings": texts})
 
 
 @contextlib.contextmanager
-def _heard(where: str) -> Iterator[list[str]]:
-    """Keep what is said of `where` meanwhile to say it each time the map is opened, or now if there will be none."""
+def _collected_warnings(where: str) -> Iterator[list[str]]:
+    """Collect the block's warnings about `where`, which are repeated each time the map is opened.
+
+    After a `UserError` there is no map, and the warnings are shown at once.
+    """
     texts: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -150,35 +144,24 @@ def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
     return int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
 
 
-def _seal(made: Path, manifest: dict[str, Any]) -> None:
-    """Have the disk hold all files, and a manifest of them."""
-    manifest["files"] = {}
-    for file in sorted(made.iterdir()):
-        hdf5.sync(file)
-        manifest["files"][file.name] = _entry(file)
-    manifest["sha256"] = _digest_of(manifest)
+def _write_manifest(made: Path, manifest: dict[str, Any]) -> None:
+    """Write the sizes and sums of all files, and the sum of the manifest itself."""
+    manifest["files"] = {file.name: _entry(file) for file in sorted(made.iterdir())}
+    manifest["sha256"] = _manifest_sha256(manifest)
     (made / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    hdf5.sync(made / "manifest.json")
-    hdf5.sync(made)
-
-
-def _move(made: Path, path: Path) -> None:
-    try:
-        os.rename(made, path)
-    except OSError:
-        if not path.exists():
-            raise
-        raise FileExistsError from None  # a folder that is not empty has several error numbers
-    hdf5.sync(path.parent)
 
 
 def _entry(file: Path) -> dict[str, Any]:
     header = np.load(file, mmap_mode="r", allow_pickle=False)
-    size, found = file.stat().st_size, content.digest(file)
-    return {"shape": list(header.shape), "dtype": str(header.dtype), "bytes": size, "sha256": found}
+    return {
+        "shape": list(header.shape),
+        "dtype": str(header.dtype),
+        "bytes": file.stat().st_size,
+        "sha256": file_sha256(file),
+    }
 
 
-def _digest_of(manifest: dict[str, Any]) -> str:
+def _manifest_sha256(manifest: dict[str, Any]) -> str:
     rest = {key: x for key, x in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -187,77 +170,50 @@ def _fault(path: Path, names: Sequence[str]) -> str | None:
     """What is wrong with the map at `path`; None if it is whole."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        if manifest["sha256"] != _digest_of(manifest):
+        if manifest["sha256"] != _manifest_sha256(manifest):
             return "manifest.json is damaged"
         for name in (f"{x}.npy" for x in names):
             entry = manifest["files"][name]
             if (path / name).stat().st_size != entry["bytes"]:
                 return f"{name} has not the size that was written"
-            if content.digest(path / name) != entry["sha256"]:
+            if file_sha256(path / name) != entry["sha256"]:
                 return f"{name} has not the sha256 that was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"cannot be read ({' '.join(str(error).split())})"
+        return f"cannot be read ({one_line(error)})"
     return None
 
 
 def _key(source: Path, salt: str) -> str:
-    sums = [f"{x.relative_to(source)}:{content.digest(x)}" for x in content.files(source)]
-    parts = [f"{VERSION}", f"{hdf5.VERSION}", salt, *sums]
+    parts = [f"{VERSION}", f"{hdf5.VERSION}", salt, *content.sums_of(source)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Write meanwhile: UserError for what the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        text = f"{path}: cannot be written ({error.strerror}); make room, or set MBO2O_CACHE to a folder that has it"
-        raise UserError(f"{text}; or use storage=ram") from error
-
-
-@contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Wait until nobody else makes `path`; false where there are no locks: then each makes its own, and the first one stays.
+    """Wait until no other process makes `path`.
 
-    The lock is the kernel's: it goes with the process that holds it, however that dies.
+    Yields false where there are no locks: then each process makes its own map, and the first one stays.
     """
-    try:
-        handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # a folder that may only be read
-        yield False
-        return
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            alone = True
-        except OSError:  # some network file systems have none
-            alone = False
-        yield alone
-    finally:
-        os.close(handle)
+            handle = stack.enter_context(lock_file(_lock_of(path)))
+        except OSError:  # a folder that may only be read
+            yield False
+        else:
+            yield take_lock(handle, wait=True) is True
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _sweep(path: Path) -> None:
-    """Remove what dead processes left behind: folders for `path`, whose lock is ours, and for maps that nobody has locked."""
+    """Remove folders that dead processes left: for `path`, whose lock is ours, and for unlocked maps."""
     for left in path.parent.glob(".*.tmp"):
         key = left.name.split(".")[1]
-        with (
-            contextlib.nullcontext(True)
-            if key == path.name
-            else _free(path.with_name(f".{key}.lock")) as free
-        ):
-            if free:
+        if key == path.name:
+            shutil.rmtree(left, ignore_errors=True)
+            continue
+        with lock_file(_lock_of(path.with_name(key))) as handle:
+            if take_lock(handle):
                 shutil.rmtree(left, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _free(lock: Path) -> Iterator[bool]:
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except OSError:
-        yield False
-    finally:
-        os.close(handle)

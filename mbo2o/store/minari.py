@@ -1,11 +1,12 @@
-"""Minari datasets, by id: from the local store, or fetched into it; and into it from rows.
+"""Minari datasets by id: read from the local store, downloaded into it, and written to it from rows.
 
-A Minari episode of T steps holds T + 1 observations, so that every row's next observation is known, the last one's too.
+A Minari episode of T steps holds T + 1 observations, so that the next observation of every row is known.
 
-Goal-conditioned sets come as `goals.flatten` makes them, which is also how `run.make.make_env` shows the environment. Minari's
-PointMaze and AntMaze sets (D4RL/pointmaze/*, D4RL/antmaze/*, collected with `continuing_task=True`) are read as the task that
-ends at the goal: an episode terminates with its first reward, and what it held after that is left out. Their `env_id` stands
-for the maze as gymnasium-robotics registers it; a set may have been collected with start and goal in chosen cells of it.
+Observations of goal-conditioned sets become vectors with `goals.flatten`, as `envs.make.make_env` shows the
+environment. Minari's PointMaze and AntMaze sets (D4RL/pointmaze/*, D4RL/antmaze/*, collected with
+`continuing_task=True`) are read as the task that ends at the goal: an episode terminates with its first
+reward, and its later steps are left out. Their `env_id` means the maze as gymnasium-robotics registers it; a
+set may have been collected with start and goal in chosen cells of it.
 """
 
 from __future__ import annotations
@@ -20,62 +21,62 @@ from typing import Any
 import numpy as np
 
 from mbo2o.data.actions import Actions
+from mbo2o.data.dataset import TransitionDataset, fields_of
+from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, check_fields, in_ram
 from mbo2o.envs import goals
-from mbo2o.store import hdf5
+from mbo2o.store.hdf5 import imports_module
+from mbo2o.store.whole import one_line
 from mbo2o.types import UserError
 
 
-def read(
-    dataset_id: str, new: hdf5.New = hdf5.in_ram, how: Actions = hdf5.AS_GIVEN
-) -> tuple[hdf5.Fields, hdf5.Attrs]:
-    """Return all episodes as rows, in `new` arrays, and the attributes `minari_id` and, where Minari knows it, `env_id`.
+def read_minari(dataset_id: str, new: New = in_ram, units: Actions = AS_GIVEN) -> tuple[Fields, Attrs]:
+    """Read all episodes as rows, in `new` arrays, and the attributes `minari_id` and, if known, `env_id`.
 
-    An episode that neither terminated nor was truncated was cut by its collector: its last row counts as a timeout.
-    A set says in which box its actions live; another one than [-1, 1] is mapped to it, with a warning that says so, unless the
-    mode of `how` is `unit` or `clip`. Raises `UserError` when the set is not in the local store and cannot be fetched, is empty
-    or unreadable, or when its observations are neither flat vectors nor goal-conditioned, or its actions have no bounds.
+    An episode that neither terminated nor was truncated was cut by its collector: its last row counts as a
+    timeout. A set has an action space; actions of a space that is not [-1, 1] are mapped to [-1, 1], with a
+    warning, unless the mode of `units` is `unit` or `clip`. Raises `UserError` if the set is not in the local
+    store and cannot be downloaded, if it is empty or unreadable, if its observations are neither flat vectors
+    nor goal-conditioned, or if its actions have no bounds.
     """
     import minari
 
     where = f"minari:{dataset_id}"
-    folder(dataset_id)
+    minari_folder(dataset_id)
     try:
         dataset = minari.load_dataset(dataset_id)
         _check_spaces(dataset, where)
-        how = _units(dataset.action_space, how, where)
+        units = _set_units(dataset.action_space, units, where)
         flat = goals.flatten if _is_goal_dict(dataset.observation_space) else np.asarray
         ends_at_goal = dataset.env_spec is not None and goals.sparse_maze(dataset.env_spec.id) is not None
-        episodes = (_rows(episode, where, flat, ends_at_goal) for episode in dataset.iterate_episodes())
+        episodes = (_episode_rows(x, where, flat, ends_at_goal) for x in dataset.iterate_episodes())
         fields = _joined(episodes, dataset.total_steps, new)
     except (OSError, RuntimeError, KeyError, ValueError, MemoryError) as error:
-        raise UserError(
-            f"{where}: cannot be read ({' '.join(str(error).split())}); download it anew"
-        ) from error
+        raise UserError(f"{where}: cannot be read ({one_line(error)}); download it again") from error
     if not fields:
         raise UserError(f"{where}: has no episodes; a dataset needs at least one transition")
 
-    return hdf5.check(fields, where, new, how=how), _attributes(dataset, dataset_id)
+    return check_fields(fields, where, new, units=units), _attrs(dataset, dataset_id)
 
 
-def attributes(dataset_id: str) -> hdf5.Attrs:
-    """What `read` says of the set besides its rows. Raises `UserError` as it does."""
+def read_minari_attrs(dataset_id: str) -> Attrs:
+    """The attributes alone. Raises `UserError` as `read_minari` does."""
     import minari
 
-    folder(dataset_id)
+    minari_folder(dataset_id)
     try:
-        return _attributes(minari.load_dataset(dataset_id), dataset_id)
+        return _attrs(minari.load_dataset(dataset_id), dataset_id)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"minari:{dataset_id}: cannot be read ({text}); download it anew") from error
+        text = f"cannot be read ({one_line(error)}); download it again"
+        raise UserError(f"minari:{dataset_id}: {text}") from error
 
 
-def _attributes(dataset: Any, dataset_id: str) -> hdf5.Attrs:
-    known: hdf5.Attrs = {} if dataset.env_spec is None else {"env_id": dataset.env_spec.id}
+def _attrs(dataset: Any, dataset_id: str) -> Attrs:
+    known: Attrs = {} if dataset.env_spec is None else {"env_id": dataset.env_spec.id}
     return {"minari_id": dataset_id, **known}
 
 
-def folder(dataset_id: str) -> Path:
-    """Where the local store has the set's data; it is fetched if it is not there. Raises `UserError` if it cannot be."""
+def minari_folder(dataset_id: str) -> Path:
+    """The folder of the set in the local store; it is downloaded if necessary. Raises `UserError`."""
     from minari.storage import get_dataset_path
 
     path: Path = get_dataset_path(dataset_id) / "data"
@@ -84,9 +85,9 @@ def folder(dataset_id: str) -> Path:
     return path
 
 
-def _joined(episodes: Iterator[hdf5.Fields], steps: int, new: hdf5.New) -> hdf5.Fields:
-    """One episode after the other, of at most `steps` rows together, in a dtype that holds all of theirs."""
-    out: hdf5.Fields = {}
+def _joined(episodes: Iterator[Fields], steps: int, new: New) -> Fields:
+    """Join episodes of at most `steps` rows in all; the dtype of a field holds those of all episodes."""
+    out: Fields = {}
     n = 0
     for rows in episodes:
         end = n + len(rows["rewards"])
@@ -111,16 +112,13 @@ def _download(dataset_id: str, where: str) -> None:
         if os.environ.get("MBO2O_OFFLINE", "0") not in ("", "0"):
             raise RuntimeError("MBO2O_OFFLINE is set")
         minari.download_dataset(dataset_id)
-    except Exception as error:  # minari lets through whatever its clients raise without a network
-        reason = (
-            "pip install 'mbo2o[download]'"
-            if isinstance(error, ImportError)
-            else " ".join(str(error).split())[:200]
-        )
+    except Exception as error:  # minari passes on every error of its clients without a network
+        extra = isinstance(error, ImportError)
+        reason = "pip install 'mbo2o[download]'" if extra else one_line(error)[:200]
         raise UserError(
-            f"{where}: not in the local Minari store, and cannot be fetched ({reason or type(error).__name__}); run "
-            f"`minari download {dataset_id}` where there is a network and copy the set to {get_dataset_path(dataset_id)}, "
-            "or set MINARI_DATASETS_PATH to the folder that has it"
+            f"{where}: not in the local Minari store, and cannot be fetched ({reason}); run "
+            f"`minari download {dataset_id}` where there is a network and copy the set to "
+            f"{get_dataset_path(dataset_id)}, or set MINARI_DATASETS_PATH to the folder that has it"
         ) from error
 
 
@@ -136,22 +134,23 @@ def _check_spaces(dataset: Any, where: str) -> None:
         )
 
 
-def _units(space: Any, how: Actions, where: str) -> Actions:
-    """The mode, with the set's own box unless another one is given."""
+def _set_units(space: Any, units: Actions, where: str) -> Actions:
+    """The units, with the box of the set unless another box is given."""
     bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
-    if how.mode is None and not bounded:
+    if units.mode is None and not bounded:
         raise UserError(
-            f"{where}: its action space has no bounds, so that nobody knows which actions are -1 and 1; give "
-            f"{how.give('clip')} if they are in [-1, 1] but for a policy's unclipped outputs, else the bounds"
+            f"{where}: its action space has no bounds, so that it is unknown which actions are -1 and 1; "
+            f"give {units.give('clip')} if they are in [-1, 1] except for a policy's unclipped outputs, "
+            "else the bounds"
         )
-    mode = how.mode or ("unit" if _is_unit(space) else "env")
-    if how.mode is None and mode == "env":
+    mode = units.mode or ("unit" if _is_unit(space) else "env")
+    if units.mode is None and mode == "env":
         span = f"[{space.low.min():.4g}, {space.high.max():.4g}]"
         warnings.warn(
             f"{where}: actions are mapped to [-1, 1] from the set's own action space, {span}", stacklevel=4
         )
     own = (space.low, space.high) if bounded else None
-    return Actions(mode, how.box if how.maps and how.box is not None else own, how.option)
+    return Actions(mode, units.box if units.maps and units.box is not None else own, units.option)
 
 
 def _is_flat_box(space: Any) -> bool:
@@ -171,12 +170,12 @@ def _name(space: Any) -> str:
     return f"{type(space).__name__}{space.shape if space.shape is not None else ''}"
 
 
-def _rows(episode: Any, where: str, flat: Callable[[Any], np.ndarray], ends_at_goal: bool) -> hdf5.Fields:
+def _episode_rows(episode: Any, where: str, flat: Callable[[Any], np.ndarray], ends_at_goal: bool) -> Fields:
     obs, steps = flat(episode.observations), len(episode.rewards)
     if len(obs) != steps + 1:
         raise UserError(
-            f"{where}: episode {episode.id} has {len(obs)} observations for {steps} steps, expected {steps + 1}; "
-            "download it anew"
+            f"{where}: episode {episode.id} has {len(obs)} observations for {steps} steps, "
+            f"expected {steps + 1}; download it again"
         )
     rewards = np.asarray(episode.rewards)
     terminals = np.array(episode.terminations, dtype=np.bool_)
@@ -196,8 +195,14 @@ def _rows(episode: Any, where: str, flat: Callable[[Any], np.ndarray], ends_at_g
     return {key: x[:steps] for key, x in rows.items()}
 
 
-def write(dataset_id: str, fields: hdf5.Fields, attrs: hdf5.Attrs) -> None:
-    """Store rows, all six fields of `schema`, as a Minari set in the local store; `TransitionDataset.to_minari` says how."""
+def write_minari(dataset: TransitionDataset, dataset_id: str) -> None:
+    """Add a set to Minari's store (`MINARI_DATASETS_PATH`, or `~/.minari`) under an id `namespace/name-v0`.
+
+    Each episode of T steps has T + 1 observations. The last one is NaN if it is unknown, with a warning:
+    Minari has no other way to say so, a repeated observation would be false, and without the step a
+    termination would be lost. The environment is stored with the set if it can be made here and its spaces
+    are those of the data. Raises `UserError`.
+    """
     import minari
     from gymnasium.spaces import Box
     from minari.storage import get_dataset_path
@@ -205,11 +210,12 @@ def write(dataset_id: str, fields: hdf5.Fields, attrs: hdf5.Attrs) -> None:
     where = f"minari:{dataset_id}"
     path = get_dataset_path(dataset_id)
     if path.exists():
-        raise UserError(f"{where}: is there already, at {path}; choose another id, or delete it")
+        raise UserError(f"{where}: exists already, at {path}; choose another id, or delete it")
+    fields, attrs = fields_of(dataset), dataset.attrs
     env, buffers = _environment(attrs.get("env_id"), fields), _buffers(fields, where)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Minari would like to know of the author
+            warnings.simplefilter("ignore")  # Minari asks for the author
             minari.create_dataset_from_buffers(
                 dataset_id,
                 buffers,
@@ -222,20 +228,20 @@ def write(dataset_id: str, fields: hdf5.Fields, attrs: hdf5.Attrs) -> None:
         shutil.rmtree(path, ignore_errors=True)  # half a set would look like a small one
         if isinstance(error, OSError | RuntimeError | ValueError | AssertionError):
             raise UserError(
-                f"{where}: cannot be written ({' '.join(str(error).split())}); ids are namespace/name-v0"
+                f"{where}: cannot be written ({one_line(error)}); ids are namespace/name-v0"
             ) from error
         raise
 
 
-def _environment(env_id: object, fields: hdf5.Fields) -> Any:
-    """The rows' environment, which Minari can then rebuild: if it can be made here and has spaces like theirs, else None."""
+def _environment(env_id: object, fields: Fields) -> Any:
+    """The environment, for Minari to rebuild, if it can be made here and its spaces fit the rows."""
     import gymnasium
 
-    if not isinstance(env_id, str) or hdf5.imports(env_id):
+    if not isinstance(env_id, str) or imports_module(env_id):
         return None
     try:
         env = gymnasium.make(env_id)
-    except Exception:  # whatever keeps it from being made, the rows are as good without it
+    except Exception:  # an environment may raise anything, and the rows are as good without it
         return None
     env.close()
     spaces = [(env.observation_space, fields["observations"]), (env.action_space, fields["actions"])]
@@ -243,8 +249,8 @@ def _environment(env_id: object, fields: hdf5.Fields) -> Any:
     return env if alike and _is_unit(env.action_space) else None
 
 
-def _buffers(fields: hdf5.Fields, where: str) -> list[Any]:
-    """One for each run of rows in which every next observation is the observation below; NaN last where it is unknown."""
+def _buffers(fields: Fields, where: str) -> list[Any]:
+    """One buffer for each run of rows whose next observations are in the rows below; the last may be NaN."""
     from minari.data_collector import EpisodeBuffer
 
     obs, next_obs, terminals = fields["observations"], fields["next_observations"], fields["terminals"]
@@ -252,8 +258,8 @@ def _buffers(fields: hdf5.Fields, where: str) -> list[Any]:
     last = np.flatnonzero(np.append(~leads_on, True))
     if unknown := int(np.isnan(next_obs[last, 0]).sum()):
         warnings.warn(
-            f"{where}: {unknown} of {len(last)} episodes end in an observation of NaN, because it is not known; mbo2o reads it "
-            "as such, other readers have to leave these last steps out of what they bootstrap",
+            f"{where}: {unknown} of {len(last)} episodes end in an observation of NaN, because it is "
+            "unknown; mbo2o reads it as such, other readers must not bootstrap from these last steps",
             stacklevel=4,
         )
     buffers = []

@@ -1,16 +1,15 @@
-"""Datasets by name that are fetched once, on demand: what they are, where they are kept, and how they get there whole.
+"""Datasets that are downloaded once, by name, on request.
 
-`remote.tsv` beside this file knows size, sha256, licence and addresses of each; a file of that name and layout in the folder of
-the fetched ones adds to it, and may give other addresses for the same names. What comes is written to `<file>.part`, which
-later calls go on from, is compared with the sha256 and only then gets its name. `fetch` alone makes requests, and none with
-`MBO2O_OFFLINE=1`; training calls `Remote.ready`.
+`remote.tsv` beside this file lists the size, sha256, licence and addresses of each. A file of the same name
+and layout in the folder of fetched files adds to it, and may give other addresses for the same names. A
+download is written to `<file>.part`, from which later calls continue; it gets its name after its sha256 was
+checked. Only `fetch` makes requests, and none with `MBO2O_OFFLINE=1`; training calls `Remote.ready`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import os
 import re
 import shutil
@@ -26,8 +25,8 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.doctor.findings import ADVICE
-from mbo2o.store import content, hdf5
+from mbo2o.data.fields import Attrs
+from mbo2o.store.whole import file_sha256, one_line, take_lock, writing
 from mbo2o.types import UserError
 
 SHIPPED = Path(__file__).with_name("remote.tsv")
@@ -41,32 +40,37 @@ PATTERNS = {
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as cut."""
 CHUNK = 2**20
+OTHER_VERSION = (
+    "rewards and physics differ (in -v5 Hopper's last reward, Walker2d's friction): "
+    "consider it when you compare scores"
+)
+"""What a run in another version of the environment has to consider."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A line of the registry."""
+    """One line of the registry."""
 
     name: str
     env_id: str | None
-    """Gymnasium id to run it in; None where there is none of the same layout."""
+    """The Gymnasium id of the environment to run in; None if no environment has the same observations."""
     collected_in: str | None
-    """The environment that the data are of."""
+    """The environment in which the data were collected."""
     licence: str
     size: int
     """Bytes."""
     sha256: str
     urls: tuple[str, ...]
-    """All of the same file, tried in this order."""
+    """Addresses of the same file, tried in this order."""
 
     @property
     def path(self) -> Path:
-        """Where its file is, or belongs."""
-        return folder() / f"{self.name}.hdf5"
+        """Where the file is, or has to be."""
+        return fetched_folder() / f"{self.name}.hdf5"
 
     @property
-    def attrs(self) -> hdf5.Attrs:
-        """What is known of its rows besides the file: `env_id` and `collected_in`, where there are such."""
+    def attrs(self) -> Attrs:
+        """What the registry knows besides the file: `env_id` and `collected_in`, if it names them."""
         known = {"env_id": self.env_id, "collected_in": self.collected_in}
         return {key: x for key, x in known.items() if x is not None}
 
@@ -77,11 +81,11 @@ class Remote:
         return "fetched" if self.path.stat().st_size == self.size else "damaged"
 
     def fault(self) -> str | None:
-        """What is wrong with the file that has its place, in words; None if it is the one."""
+        """What is wrong with the file at `path`, in words; None if it is the registered file."""
         try:
             if (size := self.path.stat().st_size) != self.size:
                 return f"has {size} bytes, expected {self.size}"
-            if (found := content.digest(self.path)) != self.sha256:
+            if (found := file_sha256(self.path)) != self.sha256:
                 return f"has sha256 {found}, expected {self.sha256}"
         except FileNotFoundError:
             return "is not there"
@@ -90,50 +94,51 @@ class Remote:
         return None
 
     def ready(self) -> Path:
-        """Its file, compared with the sha256, without a request. Raises `UserError` if it is not there or is another."""
+        """The path of the file, whose sha256 is checked, without a request. Raises `UserError`."""
         command = f"`mbo2o data fetch {self.name}`"
         if not self.path.exists():
             fetch_it = f"{command} gets it ({self.size / 1e6:.0f} MB)"
-            raise UserError(f"{self.name}: not fetched yet; {fetch_it}, or {self._by_hand()}")
+            raise UserError(f"{self.name}: not fetched yet; {fetch_it}, or {self.by_hand()}")
         if fault := self.fault():
-            raise UserError(f"{self.path}: {fault}; {command} gets it anew")
+            raise UserError(f"{self.path}: {fault}; {command} gets it again")
         return self.path
 
     def describe(self, dataset: TransitionDataset) -> TransitionDataset:
-        """The dataset with `attrs` besides its file's own, which come first; warns if a run is in another environment."""
+        """Add `attrs` that its file lacks; warn if a run uses another environment than the data."""
         attrs = self.attrs | dataset.attrs
         ours, theirs = attrs.get("env_id"), attrs.get("collected_in")
         if ours is not None and theirs not in (None, ours):
             text = f"the data are of {theirs}, and a run is in {ours} unless env= names another"
-            warnings.warn(f"{self.name}: {text}: {ADVICE['environment_version']}", stacklevel=2)
+            warnings.warn(f"{self.name}: {text}: {OTHER_VERSION}", stacklevel=2)
         return replace(dataset, attrs=attrs)
 
-    def _by_hand(self) -> str:
+    def by_hand(self) -> str:
+        """How to put the file there without this program."""
         return f"put {self.urls[0]} ({self.size} bytes, sha256 {self.sha256}) at {self.path}"
 
 
-def folder() -> Path:
-    """Of fetched files: `datasets` in `$MBO2O_DATA`, else in `$XDG_DATA_HOME/mbo2o`, else in `~/.local/share/mbo2o`."""
+def fetched_folder() -> Path:
+    """Where fetched files are: `datasets` in $MBO2O_DATA, $XDG_DATA_HOME/mbo2o or ~/.local/share/mbo2o."""
     own, home = os.environ.get("MBO2O_DATA"), os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(own or f"{home}/mbo2o").expanduser().absolute() / "datasets"
 
 
-# ------------------------------------------------------------------------------------------------------------- registry
+# ------------------------------------------------------------------------------------------------- registry
 
 
 def registry() -> dict[str, Remote]:
-    """All that can be fetched, by name: what ships, and what `remote.tsv` in `folder()` adds or replaces."""
-    own = folder() / SHIPPED.name
-    return read(SHIPPED) | (read(own) if own.is_file() else {})
+    """All datasets that can be fetched, by name: the shipped lines and those of the user's `remote.tsv`."""
+    own = fetched_folder() / SHIPPED.name
+    return read_registry(SHIPPED) | (read_registry(own) if own.is_file() else {})
 
 
-def read(path: Path) -> dict[str, Remote]:
-    """A registry. Raises `UserError` for a line that is not as it should be."""
+def read_registry(path: Path) -> dict[str, Remote]:
+    """Read a registry. Raises `UserError` for a line in another form."""
     out: dict[str, Remote] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read ({_one_line(e)}); mend or remove it") from e
+        raise UserError(f"{path}: cannot be read ({one_line(e)}); mend or remove it") from e
     for number, line in enumerate(lines, 1):
         if line.startswith("#") or not line.strip():
             continue
@@ -157,8 +162,8 @@ def read(path: Path) -> dict[str, Remote]:
     return out
 
 
-def find(name: str) -> Remote:
-    """The registry's line of that name; `UserError`, which names the nearest, if there is none."""
+def find_remote(name: str) -> Remote:
+    """The registry's dataset of that name. Raises `UserError`, with the nearest name, if there is none."""
     known = registry()
     if name not in known:
         near = [x for x in known if x.endswith(f"/{name}")] or difflib.get_close_matches(name, known, 1)
@@ -167,8 +172,8 @@ def find(name: str) -> Remote:
     return known[name]
 
 
-def lookup(name: str) -> Remote | None:
-    """The same for names that may be of other things: None for one that is not close to any, and for `minari:ID`."""
+def lookup_remote(name: str) -> Remote | None:
+    """The same for names that may mean something else: None if no name is close, and for `minari:ID`."""
     known = registry()
     if name in known:
         return known[name]
@@ -181,54 +186,45 @@ def lookup(name: str) -> Remote | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------------------------- download
+# ------------------------------------------------------------------------------------------------- download
 
 
 class _Failure(Exception):
-    """What one address did; there may be another."""
+    """One address failed; there may be another."""
 
 
 def fetch(entry: Remote) -> bool:
-    """Have the file of `entry` at its path, whole; true if it had to be fetched.
+    """Download the file of `entry` unless it is there; true if it was downloaded.
 
-    A connection that is cut leaves `<file>.part`, from which the next call goes on; a file that is not the registered one, or
-    a disk that refuses, leaves nothing. Raises `UserError`.
+    After a lost connection `<file>.part` stays, and the next call continues from it. Nothing stays after a
+    download of another file, or if the disk refuses. Raises `UserError`.
     """
     if not (fault := entry.fault()):
         return False
     if os.environ.get("MBO2O_OFFLINE", "0") not in ("", "0"):
         raise UserError(
-            f"{entry.path}: {fault}, and MBO2O_OFFLINE is set, so that nothing is fetched; {entry._by_hand()}"
+            f"{entry.path}: {fault}, and MBO2O_OFFLINE is set, so that nothing is fetched; {entry.by_hand()}"
         )
     if entry.path.exists():
-        warnings.warn(f"{entry.path}: {fault}; it is fetched anew", stacklevel=2)
+        warnings.warn(f"{entry.path}: {fault}; it is fetched again", stacklevel=2)
     part = entry.path.with_name(f"{entry.path.name}.part")
-    try:
+    with writing(part, "MBO2O_DATA names another folder"):
         part.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part) as file:
+        with _locked_part(part) as file:
             _fill(file, part, entry)
             os.replace(part, entry.path)
-    except OSError as e:
-        raise UserError(
-            f"{e.filename or part}: cannot be written ({e.strerror}); MBO2O_DATA names another folder"
-        ) from e
     return True
 
 
 @contextlib.contextmanager
-def _alone(part: Path) -> Iterator[BinaryIO]:
-    """The file at `part`, to be appended to by this process alone; removed if nothing is in it, or if the disk refused."""
+def _locked_part(part: Path) -> Iterator[BinaryIO]:
+    """Open `part` for appending by this process alone; it is removed if it is empty or the disk refuses.
+
+    Without locks two processes may write; the sha256 then shows it.
+    """
     with open(part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(
-                os.fstat(file.fileno()), os.stat(part)
-            )  # or it was given its name a moment ago
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        except OSError:  # some network file systems have no locks; of two writers the sha256 tells
-            ours = True
-        if not ours:
+        locked = take_lock(file.fileno())
+        if locked is False or (locked and not _is_at(file, part)):
             raise UserError(f"{part}: another process is fetching it; wait until it is done")
         try:
             yield file
@@ -240,10 +236,18 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
                 part.unlink(missing_ok=True)
 
 
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one at `path`; another process may have renamed it a moment ago."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
+
+
 def _fill(file: BinaryIO, part: Path, entry: Remote) -> None:
-    """Have the whole file in `file`, from the first address that gives it."""
-    have, problems = file.seek(0, os.SEEK_END), []
-    if have > entry.size or (have == entry.size and content.digest(part) != entry.sha256):
+    """Complete `file` from the first address that gives the whole of it."""
+    have = file.seek(0, os.SEEK_END)
+    problems = []
+    if have > entry.size or (have == entry.size and file_sha256(part) != entry.sha256):
         have = file.truncate(0)
     if (free := shutil.disk_usage(part.parent).free) < entry.size - have:
         raise UserError(
@@ -254,25 +258,24 @@ def _fill(file: BinaryIO, part: Path, entry: Remote) -> None:
             _append(file, url, entry)
             file.flush()
             os.fsync(file.fileno())
-            if (found := content.digest(part)) == entry.sha256:
+            if (found := file_sha256(part)) == entry.sha256:
                 return
             file.truncate(0)
             raise _Failure(f"another file came, sha256 {found}, expected {entry.sha256}")
         except _Failure as e:
             problems.append(f"{url}: {e}")
     have = file.seek(0, os.SEEK_END)
-    kept = (
+    retry = (
         f"the same command goes on from the {have} bytes that are kept"
         if have
         else "try the same command later"
     )
-    raise UserError(
-        f"{entry.name}: not fetched: {'; '.join(problems)}; {kept}, or put the file at {entry.path} by hand"
-    )
+    text = f"{'; '.join(problems)}; {retry}, or put the file at {entry.path} by hand"
+    raise UserError(f"{entry.name}: not fetched: {text}")
 
 
 def _append(file: BinaryIO, url: str, entry: Remote) -> None:
-    """Append what `file` lacks; where the server cannot give a rest, begin anew."""
+    """Append what `file` lacks; start from the beginning if the server cannot send a part."""
     have = file.seek(0, os.SEEK_END)
     if have == entry.size:
         return
@@ -293,13 +296,13 @@ def _append(file: BinaryIO, url: str, entry: Remote) -> None:
 
 def _received(answer: HTTPResponse, n: int, have: int) -> bytes:
     try:
-        return answer.read1(n)  # not read: what came before a connection is lost would be lost with it
+        return answer.read1(n)  # read() would drop the bytes that came before a connection is lost
     except (OSError, HTTPException) as e:
-        raise _Failure(f"the connection was lost after {have} bytes ({_one_line(e)})") from e
+        raise _Failure(f"the connection was lost after {have} bytes ({one_line(e)})") from e
 
 
 def _answer(url: str, have: int, size: int) -> HTTPResponse:
-    """The server's answer, before its body: 206 with bytes `have` to `size`, or 200 with all of them."""
+    """The server's answer, without its body: 206 with bytes `have` to `size`, or 200 with all of them."""
     headers = {
         "User-Agent": "mbo2o",
         "Accept-Encoding": "identity",
@@ -311,9 +314,9 @@ def _answer(url: str, have: int, size: int) -> HTTPResponse:
         e.close()
         if e.code == 416 and have:
             return _answer(url, 0, size)
-        raise _Failure(f"HTTP {e.code} {_one_line(e.reason)}") from e
+        raise _Failure(f"HTTP {e.code} {one_line(e.reason)}") from e
     except (OSError, HTTPException, ValueError) as e:
-        raise _Failure(_one_line(getattr(e, "reason", e))) from e
+        raise _Failure(one_line(getattr(e, "reason", e))) from e
     length, kind = answer.headers.get("Content-Length"), answer.headers.get("Content-Type", "unknown type")
     rest = f"bytes {have}-{size - 1}/{size}"
     if (answer.status == 200 and length == str(size)) or (
@@ -329,7 +332,7 @@ def _answer(url: str, have: int, size: int) -> HTTPResponse:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """One that follows redirects to HTTP and HTTPS, and to nothing else: `file:` and `ftp:` have no handler."""
+    """An opener that follows redirects to HTTP and HTTPS only: `file:` and `ftp:` have no handler."""
     opener = urllib.request.OpenerDirector()
     proxies = {scheme: x for scheme, x in urllib.request.getproxies().items() if scheme in ("http", "https")}
     for handler in (
@@ -343,7 +346,3 @@ def _opener() -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Tables, one row per step: CSV, read by NumPy, and Parquet, where pyarrow is installed."""
+"""Tables with one row per step: CSV, which NumPy reads, and Parquet, which needs pyarrow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mbo2o.data.actions import Actions
-from mbo2o.store import hdf5
+from mbo2o.data.actions import Actions, Bounds
+from mbo2o.data.dataset import TransitionDataset, build_dataset
+from mbo2o.data.fields import FIELDS, OPTIONAL, VECTORS, Attrs, Fields, check_fields
+from mbo2o.store.whole import one_line, shown
 from mbo2o.types import UserError
 
 ORDER = ("episode", "step")
@@ -26,43 +28,69 @@ Columns = Mapping[str, str | Sequence[str]]
 Table = dict[str, np.ndarray]
 
 
-def read(path: str | os.PathLike[str], columns: Columns, how: Actions = hdf5.AS_GIVEN) -> hdf5.Fields:
-    """The fields that `columns` maps to columns, in time order, checked; `TransitionDataset.from_table` says how."""
-    path = Path(path)
+def read_table(
+    path: str | os.PathLike[str],
+    columns: Columns,
+    attrs: Attrs | None = None,
+    bounds: Bounds | None = None,
+    clip: bool = False,
+) -> TransitionDataset:
+    """Read a CSV file with a header, or Parquet (a name in .parquet; extra `parquet`), with one row per step.
+
+    columns: which column holds each field, `{"observations": ["x", "y"], "actions": ["u"], "rewards": "r",
+    "terminals": "done"}`, and if there are such columns, `timeouts`, `next_observations` (an empty cell is
+    unknown), `episode` (any value, the same in all rows of an episode) and `step` (numbers that grow within
+    an episode). attrs, bounds, clip: see `TransitionDataset.from_arrays`.
+
+    An episode ends where `episode` changes, or, without that column, where `step` does not grow. With both
+    columns, rows in another order are sorted, episodes by their first row, and a warning says so. With
+    `episode` alone, an episode that continues after another one is refused. If `step` counts by one and some
+    numbers are missing, the episode is cut there, with a warning. The last row of an `episode` counts as a
+    timeout if it did not terminate.
+
+    Raises `UserError` for a column that is missing (naming the nearest), a cell that is not a number, and as
+    `from_arrays` does.
+    """
+    fields = _table_fields(Path(path), columns, Actions.given(bounds, clip))
+    return build_dataset(fields, attrs, os.fspath(path))
+
+
+def _table_fields(path: Path, columns: Columns, units: Actions) -> Fields:
+    """The fields that `columns` maps to columns, checked and in time order."""
     names = _names(columns, path)
     if not path.is_file():
-        raise UserError(f"{hdf5.shown(path)}: no such file; check the path")
+        raise UserError(f"{shown(path)}: no such file; check the path")
     wanted = list(dict.fromkeys(name for group in names.values() for name in group))
     table = _parquet(path, wanted) if path.suffix == ".parquet" else _csv(path, wanted, names)
     fields = {}
     for key, group in names.items():
-        if key in hdf5.LAYOUT:
-            vector = hdf5.LAYOUT[key][1] == 1
+        if key in FIELDS:
+            vector = key in VECTORS
             fields[key] = table[group[0]] if vector else np.column_stack([table[name] for name in group])
     order = {key: table[names[key][0]] for key in ORDER if key in names}
-    return _in_order(hdf5.check(fields, hdf5.shown(path), how=how), order, path)
+    return _in_order(check_fields(fields, shown(path), units=units), order, path)
 
 
 def _names(columns: Columns, path: Path) -> dict[str, list[str]]:
-    """The columns of each field as a list, if they are the fields that there are."""
-    known = [*hdf5.LAYOUT, *ORDER]
+    """The columns of each field as a list. Raises `UserError` for unknown and missing fields."""
+    known = [*FIELDS, *ORDER]
     for key in columns:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.4)
             raise UserError(
                 f"{path}: columns has no use for {key!r}; {_did_you_mean(near)}it maps {', '.join(known)}"
             )
-    if missing := [key for key in hdf5.LAYOUT if key not in columns and key not in hdf5.OPTIONAL]:
+    if missing := [key for key in FIELDS if key not in columns and key not in OPTIONAL]:
         raise UserError(f"{path}: columns does not say where {missing[0]!r} is; add it")
     names = {key: [x] if isinstance(x, str) else list(x) for key, x in columns.items()}
     for key, group in names.items():
-        if len(group) != 1 and (not group or key in ORDER or hdf5.LAYOUT[key][1] == 1):
+        if len(group) != 1 and (not group or key in ORDER or key in VECTORS):
             raise UserError(f"{path}: columns maps {key!r} to {len(group)} columns, expected one; name it")
     return names
 
 
 def _find(wanted: Sequence[str], found: Sequence[str], path: Path) -> list[int]:
-    """Where the wanted columns are."""
+    """The positions of the wanted columns. Raises `UserError` for one that is missing or not unique."""
     for name in wanted:
         if name not in found:
             lower = {x.lower(): x for x in found}
@@ -82,7 +110,10 @@ def _did_you_mean(near: Sequence[str]) -> str:
 
 
 def _csv(path: Path, wanted: list[str], names: dict[str, list[str]]) -> Table:
-    """Comma, semicolon or tab, whichever the header has most of; `true` and `false` are flags, an empty cell is NaN."""
+    """Read CSV; the separator is comma, semicolon or tab, whichever is most frequent in the header.
+
+    `true` and `false` are flags, and an empty cell is NaN.
+    """
     header: list[str] = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file, warnings.catch_warnings():
@@ -105,12 +136,12 @@ def _csv(path: Path, wanted: list[str], names: dict[str, list[str]]) -> Table:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text in UTF-8 ({error.reason}); is it a CSV file?") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {_where(error, header)}; write it anew") from error
+        raise UserError(f"{path}: {_numpy_error(error, header)}; write it again") from error
     return {name: rows[:, i] for i, name in enumerate(wanted)}
 
 
 def _lines(file: Iterable[str], delimiter: str, columns: int, path: Path) -> Iterator[str]:
-    """The lines, each with as many cells as the header has: NumPy counts none beyond those that it is asked for."""
+    """The lines. Raises `UserError` for a wrong number of cells, which NumPy does not check."""
     for number, line in enumerate(file, 2):
         cells = line.count(delimiter) + 1
         if cells != columns and '"' not in line and line.strip():
@@ -123,7 +154,7 @@ def _lines(file: Iterable[str], delimiter: str, columns: int, path: Path) -> Ite
 def _converters(
     at: Mapping[str, int], names: Mapping[str, Sequence[str]]
 ) -> dict[int | str, Callable[[str], float]]:
-    """What reads the cells that may hold more than numbers; NumPy is ten times as fast with the others."""
+    """Converters for columns whose cells may hold text; NumPy reads the others ten times as fast."""
     ids: dict[str, int] = {}
     plain = [name for key in ("observations", "actions", "rewards", "step") for name in names.get(key, ())]
     converters: dict[int | str, Callable[[str], float]] = {
@@ -139,16 +170,17 @@ def _cell(text: str) -> float:
     return float("nan") if not text else FLAGS[text.lower()] if text.lower() in FLAGS else float(text)
 
 
-def _where(error: Exception, header: list[str]) -> str:
-    """NumPy's complaint with the column's name, and rows counted from 1 after the header."""
-    text = " ".join(str(error).split()).rstrip(".")
+def _numpy_error(error: Exception, header: list[str]) -> str:
+    """NumPy's message with the name of the column, and with rows counted from 1 after the header."""
+    text = one_line(error).rstrip(".")
     if cell := re.fullmatch(r"(could not convert .*) to float64 at row (\d+), column (\d+)", text):
-        return f"{cell[1]} to a number in row {int(cell[2]) + 1} after the header, column {header[int(cell[3]) - 1]!r}"
+        row, column = int(cell[2]) + 1, header[int(cell[3]) - 1]
+        return f"{cell[1]} to a number in row {row} after the header, column {column!r}"
     return text
 
 
 def _parquet(path: Path, wanted: list[str]) -> Table:
-    """A column of lists, all of one length, is a matrix."""
+    """Read Parquet; a column of lists, all of one length, is a matrix."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -160,9 +192,7 @@ def _parquet(path: Path, wanted: list[str]) -> Table:
         table = parquet.read_table(path, columns=wanted)
         return {name: _array(table[name].combine_chunks()) for name in wanted}
     except (OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({' '.join(str(error).split())}); write it anew"
-        ) from error
+        raise UserError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from error
 
 
 def _array(column: Any) -> np.ndarray:
@@ -171,31 +201,34 @@ def _array(column: Any) -> np.ndarray:
     return np.stack(list(x)) if lists else x
 
 
-def _in_order(fields: hdf5.Fields, order: Table, path: Path) -> hdf5.Fields:
-    """Sort by episode and step, and add to `timeouts` where the episodes end that these columns tell apart."""
+def _in_order(fields: Fields, order: Table, path: Path) -> Fields:
+    """Sort by episode and step, and add to `timeouts` the episode ends that these columns show."""
     if not order:
         return fields
     for key, x in order.items():
         if key == "step" and (x.dtype.kind not in "biuf" or not np.isfinite(x).all()):
-            raise UserError(f"{path}: the step column holds what is no number; give one to every row")
-    step, episode = order.get("step"), _ranks(order["episode"]) if "episode" in order else None
+            raise UserError(
+                f"{path}: the step column holds values that are not numbers; give one to every row"
+            )
+    step = order.get("step")
+    episode = _ranks(order["episode"]) if "episode" in order else None
     if step is not None and episode is not None:
         at = np.lexsort((step, episode))
         if (np.diff(at) != 1).any():
             warnings.warn(f"{path}: rows are out of order; sorted by episode and step", stacklevel=4)
-            fields, step, episode = {key: x[at] for key, x in fields.items()}, step[at], episode[at]
+            fields = {key: x[at] for key, x in fields.items()}
+            step, episode = step[at], episode[at]
     cuts = _cuts(step, episode, path)
     ends = np.append(cuts, episode is not None) & ~fields["terminals"]
-    if (
-        episode is None and "timeouts" not in fields
-    ):  # an episode column says where they end, steps let it be concluded
-        text = f"{path}: no timeouts: {np.count_nonzero(ends)} episode ends follow from 'step', beside the terminations"
-        warnings.warn(text, stacklevel=4)
+    # An episode column shows the ends; from steps alone they are inferred.
+    if episode is None and "timeouts" not in fields:
+        text = f"{np.count_nonzero(ends)} episode ends follow from 'step', beside the terminations"
+        warnings.warn(f"{path}: no timeouts: {text}", stacklevel=4)
     return fields | {"timeouts": fields.get("timeouts", ends) | ends}
 
 
 def _cuts(step: np.ndarray | None, episode: np.ndarray | None, path: Path) -> np.ndarray:
-    """`(N - 1,)` bool: an episode ends in this row."""
+    """`(N - 1,)` bool: whether an episode ends in this row."""
     if episode is None:
         assert step is not None
         cuts = np.diff(step) <= 0
@@ -204,7 +237,8 @@ def _cuts(step: np.ndarray | None, episode: np.ndarray | None, path: Path) -> np
         if (back := np.diff(episode) < 0).any():
             row = int(np.argmax(back)) + 1
             raise UserError(
-                f"{path}: in row {row} an episode goes on after another one; sort the table, or map 'step', too"
+                f"{path}: in row {row} an episode goes on after another one; "
+                "sort the table, or map 'step', too"
             )
     if step is None:
         return cuts
@@ -212,10 +246,11 @@ def _cuts(step: np.ndarray | None, episode: np.ndarray | None, path: Path) -> np
     if (twice := ~cuts & (ahead == 0)).any():
         row = int(np.argmax(twice)) + 1
         raise UserError(
-            f"{path}: step {step[row]:g} is there twice in one episode (row {row}, in order); drop one of them"
+            f"{path}: step {step[row]:g} is there twice in one episode (row {row}, in order); "
+            "drop one of them"
         )
     counts = (step == np.floor(step)).all() and ahead[~cuts].min(initial=2) == 1
-    if counts and (gaps := ~cuts & (ahead > 1)).any():  # what a clock shows may come at any distance
+    if counts and (gaps := ~cuts & (ahead > 1)).any():  # the times of a clock may be any distance apart
         warnings.warn(
             f"{path}: {gaps.sum()} times steps are missing inside an episode; it is cut there", stacklevel=5
         )
@@ -224,7 +259,7 @@ def _cuts(step: np.ndarray | None, episode: np.ndarray | None, path: Path) -> np
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    """0 for the value that comes first, 1 for the next new one, and so on."""
+    """The values as numbers: 0 for the value that comes first, 1 for the next new value, and so on."""
     _, first, inverse = np.unique(
         x.astype(str) if x.dtype == object else x, return_index=True, return_inverse=True
     )

@@ -22,7 +22,8 @@ from mbo2o.report.read import read_run
 from mbo2o.run.config import RunConfig
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
-from mbo2o.train import Config, _name, find_dataset, read_config, restore, train
+from mbo2o.store import datasets
+from mbo2o.train import Config, _name, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])
@@ -182,7 +183,7 @@ def opened(pendulum, tmp_path):
             tmp_path,
             RunConfig(online_capacity=700),
             Task("Pendulum-v1", seed=0, seeds=2, gamma=0.99),
-            find_dataset(str(pendulum)),
+            datasets.read(str(pendulum)),
         )
         for _ in range(30):
             run.online.add(run.world.lanes.step(torch.zeros(2, 1, 1))[0])
@@ -331,7 +332,7 @@ def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):
     cfg = small("iql", pendulum, tmp_path / "run")
     cfg = replace(cfg, run=replace(cfg.run, reward_scale=0.1, reward_shift=1.0))
     train(cfg)
-    plain = find_dataset(str(pendulum))
+    plain = datasets.read(str(pendulum))
     task = Task("Pendulum-v1", seed=0, seeds=2, gamma=0.99)
     run = Run(tmp_path / "run", cfg.run, task, plain, look_only=True)
     torch.testing.assert_close(run.dataset.rew, 0.1 * plain.rew + 1)

@@ -13,14 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mbo2o.agents.bc import BCConfig
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.actions import MODES, Actions
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.data.fields import check_fields
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
-from mbo2o.store import hdf5
-from mbo2o.train import Config, find_dataset, restore, train
+from mbo2o.store import datasets
+from mbo2o.store.d4rl import read_dict
+from mbo2o.store.episodes import read_episodes
+from mbo2o.store.sb3 import read_sb3
+from mbo2o.store.table import read_table
+from mbo2o.train import Config, restore, train
 from mbo2o.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -113,15 +118,13 @@ def table(path, x):
 
 LOADERS = {
     "arrays": lambda x, tmp, **how: TransitionDataset.from_arrays(**x, **how),
-    "dict": lambda x, tmp, **how: TransitionDataset.from_dict(x, **how),
-    "episodes": lambda x, tmp, **how: TransitionDataset.from_episodes(episodes(x), **how),
-    "hdf5": lambda x, tmp, **how: TransitionDataset.load(h5_file(tmp / "x.hdf5", x), **how),
-    "memmap": lambda x, tmp, **how: TransitionDataset.load(h5_file(tmp / "x.hdf5", x), "memmap", **how),
-    "sb3": lambda x, tmp, **how: TransitionDataset.from_sb3(Buffer(x), **how),
+    "dict": lambda x, tmp, **how: read_dict(x, **how),
+    "episodes": lambda x, tmp, **how: read_episodes(episodes(x), **how),
+    "hdf5": lambda x, tmp, **how: datasets.read(h5_file(tmp / "x.hdf5", x), **how),
+    "memmap": lambda x, tmp, **how: datasets.read(h5_file(tmp / "x.hdf5", x), "memmap", **how),
+    "sb3": lambda x, tmp, **how: read_sb3(Buffer(x), **how),
 }
-FLAT = LOADERS | {
-    "table": lambda x, tmp, **how: TransitionDataset.from_table(*table(tmp / "x.csv", x), **how)
-}
+FLAT = LOADERS | {"table": lambda x, tmp, **how: read_table(*table(tmp / "x.csv", x), **how)}
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +157,7 @@ def test_minari_s_actions_of_several_axes_are_flattened_and_mapped_each_by_its_o
     with pytest.warns(
         UserWarning, match=r"minari:box/test-v0: actions are mapped to \[-1, 1\] from .* \[-5, 4\]$"
     ):
-        made = TransitionDataset.load(minari_set(fields(raw), spaces.Box(low, high)))
+        made = datasets.read(minari_set(fields(raw), spaces.Box(low, high)))
     expected = ((raw - (low + high) / 2) / ((high - low) / 2)).reshape(ROWS, 4)
     np.testing.assert_allclose(made.act, expected, atol=1e-6)
 
@@ -208,7 +211,7 @@ def test_unit_data_are_untouched_bit_for_bit_in_any_environment(case, mode, data
     how = Actions(mode, (low, high), "dataset_actions=")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        act = hdf5.check(fields(x), "x", how=how)["actions"]
+        act = check_fields(fields(x), "x", units=how)["actions"]
     assert act.tobytes() == x.tobytes()
     assert how.doubt(act, [slice(0, ROWS)]) is None
     unit_box = Actions("env", (-np.ones(raw.shape[1]), np.ones(raw.shape[1])))
@@ -239,17 +242,17 @@ def test_actions_that_never_leave_a_small_box_are_doubted(case, storage, tmp_pat
     raw = np.random.default_rng(0).uniform(least, most, (ROWS, len(low)))
     raw[0], raw[1] = least, most
     path = h5_file(tmp_path / "x.hdf5", fields(raw))
-    TransitionDataset.load(path, storage)  # where no environment is known there is nothing to compare with
+    datasets.read(path, storage)  # where no environment is known there is nothing to compare with
     box = (np.array(low), np.array(high))
-    said = refusal(TransitionDataset.load_as, path, storage, Actions(None, box, "dataset_actions="))
+    said = refusal(datasets.find(path).read, storage, Actions(None, box, "dataset_actions="))
     assert said == (
         f"{path}: 'actions' lie in [{least:g}, {most:g}], the box of this environment is [{min(low):g}, {max(high):g}]: "
         "are they raw? give dataset_actions=env if they are in its units, "
         "dataset_actions=unit if they are scaled to [-1, 1] already"
     )
-    given_unit = TransitionDataset.load_as(path, storage, Actions("unit", box, "dataset_actions="))
+    given_unit = datasets.find(path).read(storage, Actions("unit", box, "dataset_actions="))
     np.testing.assert_array_equal(given_unit.act, raw.astype(np.float32))
-    mapped = TransitionDataset.load_as(path, storage, Actions("env", box, "dataset_actions="))
+    mapped = datasets.find(path).read(storage, Actions("env", box, "dataset_actions="))
     np.testing.assert_allclose(mapped.act, (raw - (box[0] + box[1]) / 2) / ((box[1] - box[0]) / 2), atol=1e-6)
 
 
@@ -258,9 +261,7 @@ def test_actions_that_tell_are_not(case, tmp_path):
     low, high, least, most = SURE[case]
     raw = np.linspace(least, most, ROWS)[:, None].repeat(len(low), 1)
     path = h5_file(tmp_path / "x.hdf5", fields(raw))
-    made = TransitionDataset.load_as(
-        path, "ram", Actions(None, (np.array(low), np.array(high)), "dataset_actions=")
-    )
+    made = datasets.find(path).read("ram", Actions(None, (np.array(low), np.array(high)), "dataset_actions="))
     np.testing.assert_array_equal(made.act, raw.astype(np.float32))
 
 
@@ -271,7 +272,7 @@ def test_actions_outside_are_refused_with_both_ways_out():
         "arrays: 'actions' lie in [-1.5, 2], expected [-1, 1]; if they are in the environment's own units, rescale them with "
         "bounds=(low, high); if they are a policy's unclipped outputs, clip them with clip=True"
     )
-    said = refusal(hdf5.check, fields(raw), "x", how=Actions(None, (-2, 2), "dataset_actions="))
+    said = refusal(check_fields, fields(raw), "x", units=Actions(None, (-2, 2), "dataset_actions="))
     assert "(its box is [-2, 2]), rescale them with dataset_actions=env;" in said
     assert said.endswith("clip them with dataset_actions=clip")
     said = refusal(TransitionDataset.from_arrays, **fields(raw), bounds=(-1.5, 1.5))
@@ -322,9 +323,9 @@ def test_a_minari_set_is_mapped_by_its_own_box_unless_a_mode_says_otherwise(tmp_
         with pytest.warns(
             UserWarning, match=r"mapped to \[-1, 1\] from the set's own action space, \[-0.4, 0.4\]"
         ):
-            made = TransitionDataset.load(name, storage)
+            made = datasets.read(name, storage)
         np.testing.assert_allclose(made.act, raw / 0.4, atol=1e-6)
-        unit = TransitionDataset.load_as(name, storage, Actions("unit"))
+        unit = datasets.find(name).read(storage, Actions("unit"))
         assert unit.act.numpy().tobytes() == raw.tobytes()
 
 
@@ -423,7 +424,7 @@ def test_the_doctor_doubts_raw_actions_and_believes_a_mode(raw_file, capsys):
 
 def test_inspecting_maps_by_the_file_s_own_environment(raw_file, capsys, tmp_path):
     assert data(capsys, "inspect", raw_file, "--actions", "env")[0] == 0
-    made = find_dataset(str(raw_file), actions="env")
+    made = datasets.read(str(raw_file), actions="env")
     np.testing.assert_allclose(made.act.mean(), 0.75, atol=0.01)
     h5_file(tmp_path / "nameless.hdf5", fields(np.zeros((ROWS, 1))))
     code, _, err = data(capsys, "inspect", "nameless.hdf5", "--actions", "env")

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.data.fields import Fields
 from mbo2o.doctor.audit import audit
 from mbo2o.doctor.check import check
 from mbo2o.doctor.evidence import Record, Task
 from mbo2o.doctor.findings import ADVICE, FAMILIES
 from mbo2o.dynamics.termination import hopper
-from mbo2o.store import hdf5
+from mbo2o.store.hdf5 import read_hdf5, write_hdf5
+from mbo2o.store.minari import write_minari
 from mbo2o.types import UserError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -23,7 +25,7 @@ HOPPER = Task("Hopper-v5", 11, 3, 1000, "Hopper-v5")
 LENGTH, EPISODES = 25, 40
 
 
-def counter() -> hdf5.Fields:
+def counter() -> Fields:
     """Observations say which episode (twice) and which step; a fifth of the episodes terminates, at 20 steps."""
     lengths = np.where(np.arange(EPISODES) % 5 == 4, 20, LENGTH)
     episode, step = np.repeat(np.arange(EPISODES), lengths), np.concatenate([np.arange(n) for n in lengths])
@@ -50,7 +52,7 @@ COUNTER = Task("Counter-v0", 3, 2, LENGTH, "Counter-v0")
 
 @pytest.fixture(scope="module")
 def real():
-    return hdf5.read(DATA / "hopper-medium-v5.hdf5")[0]
+    return read_hdf5(DATA / "hopper-medium-v5.hdf5")[0]
 
 
 def drop(x, *keys):
@@ -351,7 +353,7 @@ def test_what_the_schema_refuses_is_refused():
 
 def test_the_shipped_files_are_sound():
     for name in ("hopper-medium-v5", "hopper-medium-replay-v5"):
-        report = audit(*hdf5.read(DATA / f"{name}.hdf5"), task=HOPPER, termination=hopper)
+        report = audit(*read_hdf5(DATA / f"{name}.hdf5"), task=HOPPER, termination=hopper)
         assert report.findings == []
         assert report.certificate.certified
         assert report.certificate.terminal_rows in (63, 866)
@@ -385,7 +387,7 @@ def test_resets_of_a_runner_are_found_though_its_steps_are_as_long():
 # ------------------------------------------------------------------------------------------------- facts beat statistics
 
 
-def spinning(switch: bool, rows: int = 4000) -> hdf5.Fields:
+def spinning(switch: bool, rows: int = 4000) -> Fields:
     """A joint that spins, observed as an angle in (-π, π] and a speed; or without leaps, with a switch that is on in two rows.
 
     Every next observation is the row below, and episodes of 200 steps go on where the last one stopped.
@@ -555,7 +557,7 @@ def test_a_sound_file(capsys):
 
 def test_a_poisoned_file_and_its_json(tmp_path, capsys):
     path = tmp_path / "x.hdf5"
-    hdf5.write(path, next_below(counter()), {"env_id": "Counter-v0"})
+    write_hdf5(path, next_below(counter()), {"env_id": "Counter-v0"})
     code, out, _ = run(capsys, path)
     assert code == 1
     assert (
@@ -581,7 +583,7 @@ def test_a_poisoned_file_and_its_json(tmp_path, capsys):
 
 def test_a_file_of_an_older_version_in_the_newer_environment(tmp_path, capsys, real):
     path = tmp_path / "x.hdf5"
-    hdf5.write(path, {key: v[:3000] for key, v in real.items()}, {"env_id": "Hopper-v2"})
+    write_hdf5(path, {key: v[:3000] for key, v in real.items()}, {"env_id": "Hopper-v2"})
     code, out, _ = run(capsys, path)
     assert code == 0
     assert "Hopper-v2 cannot be made here" in out
@@ -622,7 +624,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(args, expected, capsys):
 
 def test_a_minari_set(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
-    TransitionDataset.from_arrays(**counter()).to_minari("counter/test-v0")
+    write_minari(TransitionDataset.from_arrays(**counter()), "counter/test-v0")
     for name in ("minari:counter/test-v0", "counter/test-v0"):
         code, out, _ = run(capsys, name)
         assert code == 0

@@ -26,11 +26,11 @@ import pytest
 import torch
 
 from mbo2o.collect.sac import Actor
+from mbo2o.data.fields import Attrs, Fields
 from mbo2o.doctor.audit import audit
 from mbo2o.doctor.evidence import Task
 from mbo2o.doctor.findings import Report
 from mbo2o.dynamics.termination import resolve
-from mbo2o.store import hdf5
 from mbo2o.types import UserError
 
 ACTORS = Path(__file__).parents[2] / "data" / "actors"
@@ -130,7 +130,7 @@ def behaviour(kind: str, env_id: str, obs_dim: int, act_dim: int, rng: np.random
     return act
 
 
-def rolled(made: Recipe) -> hdf5.Fields:
+def rolled(made: Recipe) -> Fields:
     """All six fields, float32, with a timeout at the limit."""
     rng = np.random.default_rng([made.suite, made.index, 1])
     torch.manual_seed(1000 * made.suite + made.index)
@@ -152,7 +152,7 @@ def rolled(made: Recipe) -> hdf5.Fields:
     return {key: x if x.dtype == bool else x.astype(np.float32) for key, x in columns.items()}
 
 
-def laid_out(x: hdf5.Fields, made: Recipe) -> tuple[hdf5.Fields, hdf5.Attrs]:
+def laid_out(x: Fields, made: Recipe) -> tuple[Fields, Attrs]:
     """The columns that such a file has, and its attributes."""
     if made.layout.endswith("cut"):
         x = {key: v[: -max(1, made.limit // 3)] if len(v) > made.limit else v for key, v in x.items()}
@@ -162,7 +162,7 @@ def laid_out(x: hdf5.Fields, made: Recipe) -> tuple[hdf5.Fields, hdf5.Attrs]:
         "no timeouts": ["timeouts"],
     }
     gone["limit alone"] = ["next_observations", "timeouts"]
-    attrs: hdf5.Attrs = {"env_id": made.env_id, "max_episode_steps": made.limit}
+    attrs: Attrs = {"env_id": made.env_id, "max_episode_steps": made.limit}
     return {key: v for key, v in x.items() if key not in gone.get(made.layout, [])}, attrs
 
 
@@ -174,7 +174,7 @@ def task(env_id: str) -> Task:
     return Task(env_id, obs_dim, act_dim, 1000, env_id)
 
 
-def examined(x: hdf5.Fields, made: Recipe) -> Report:
+def examined(x: Fields, made: Recipe) -> Report:
     fields, attrs = laid_out(x, made)
     try:
         rule = resolve("auto", made.env_id)
@@ -227,46 +227,46 @@ def tally(suite: int, files: range, plant_every: int = 0) -> Tally:
 # -------------------------------------------------------------------------------------------------------- planted faults
 
 
-def shifted(key: str, rows: int) -> Callable[[hdf5.Fields], hdf5.Fields]:
+def shifted(key: str, rows: int) -> Callable[[Fields], Fields]:
     """A column that stands some rows below where it belongs."""
     return lambda x: x | {key: np.roll(x[key], rows, 0)}
 
 
-def without(x: hdf5.Fields, *keys: str) -> hdf5.Fields:
+def without(x: Fields, *keys: str) -> Fields:
     return {key: v for key, v in x.items() if key not in keys}
 
 
-def no_flags(x: hdf5.Fields) -> hdf5.Fields:
+def no_flags(x: Fields) -> Fields:
     return without(x, "next_observations") | {key: np.zeros_like(x[key]) for key in ("terminals", "timeouts")}
 
 
-def next_below(x: hdf5.Fields) -> hdf5.Fields:
+def next_below(x: Fields) -> Fields:
     return x | {"next_observations": np.concatenate([x["observations"][1:], x["next_observations"][-1:]])}
 
 
-def no_timeouts_and_next_below(x: hdf5.Fields) -> hdf5.Fields:
+def no_timeouts_and_next_below(x: Fields) -> Fields:
     return without(next_below(x), "timeouts")
 
 
-def zero_next(x: hdf5.Fields) -> hdf5.Fields:
+def zero_next(x: Fields) -> Fields:
     return x | {"next_observations": np.where(x["terminals"][:, None], 0, x["next_observations"])}
 
 
-def stale_next(x: hdf5.Fields) -> hdf5.Fields:
+def stale_next(x: Fields) -> Fields:
     end = x["terminals"] | x["timeouts"]
     return x | {"next_observations": np.where(end[:, None], x["observations"], x["next_observations"])}
 
 
-def limit_as_terminal(x: hdf5.Fields) -> hdf5.Fields:
+def limit_as_terminal(x: Fields) -> Fields:
     return x | {"terminals": x["terminals"] | x["timeouts"], "timeouts": np.zeros_like(x["timeouts"])}
 
 
-def out_of_step(x: hdf5.Fields) -> hdf5.Fields:
+def out_of_step(x: Fields) -> Fields:
     blind = without(x, "next_observations") | {"terminals": np.zeros_like(x["terminals"])}
     return blind | {"timeouts": np.roll(x["timeouts"] | x["terminals"], -1)}
 
 
-def extra_observations(x: hdf5.Fields) -> hdf5.Fields:
+def extra_observations(x: Fields) -> Fields:
     end = x["terminals"] | x["timeouts"]
     pieces = np.split(np.arange(len(end)), np.flatnonzero(end)[:-1] + 1)
     obs = np.concatenate(
@@ -275,17 +275,17 @@ def extra_observations(x: hdf5.Fields) -> hdf5.Fields:
     return without(x, "next_observations") | {"observations": obs[: len(end)]}
 
 
-def told(x: hdf5.Fields) -> hdf5.Fields:
+def told(x: Fields) -> Fields:
     return x | {"timeouts": np.zeros_like(x["timeouts"])}
 
 
-def stray(x: hdf5.Fields) -> hdf5.Fields:
+def stray(x: Fields) -> Fields:
     after = x["next_observations"].copy()
     after[len(after) // 2] = after[len(after) // 2] + 30
     return x | {"next_observations": after}
 
 
-FAULTS: dict[str, tuple[Callable[[hdf5.Fields], hdf5.Fields], set[str]]] = {
+FAULTS: dict[str, tuple[Callable[[Fields], Fields], set[str]]] = {
     # what: (how, findings of which one must be there)
     "actions one row up": (shifted("actions", -1), {"actions_shifted"}),
     "actions one row down": (shifted("actions", 1), {"actions_shifted"}),
@@ -305,7 +305,7 @@ FAULTS: dict[str, tuple[Callable[[hdf5.Fields], hdf5.Fields], set[str]]] = {
 }
 
 
-def is_real(fault: str, x: hdf5.Fields, made: Recipe) -> bool:
+def is_real(fault: str, x: Fields, made: Recipe) -> bool:
     """Whether it makes this file wrong, in a way that its rows can show."""
     ends, timeouts, terminals = (
         (x["terminals"] | x["timeouts"]).sum(),

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from mbo2o.cli.main import main
+from mbo2o.data.fields import FIELDS, OPTIONAL
 from mbo2o.store import firstlook, hdf5
+from mbo2o.store.hdf5 import read_hdf5, write_hdf5
 from mbo2o.types import UserError
 
 N = 24
@@ -146,7 +148,7 @@ def filled_bomb(path):
 
 
 def ours(path):
-    hdf5.write(path, content(), {"env_id": "Hopper-v5"})
+    write_hdf5(path, content(), {"env_id": "Hopper-v5"})
     return path
 
 
@@ -284,10 +286,7 @@ UNSOUND = {
     "no symbol table": (zeroed(b"SNOD", 0, 8), "not a readable HDF5 file"),
     "no names": (zeroed(b"HEAP", 0, 32), "not a readable HDF5 file"),
     "names without end": (zeroed(b"GCOL", 16, 64), "not a readable HDF5 file"),
-    **{
-        f"checksum of {key}": (damaged_chunk(key), f"not a readable HDF5 file ({key!r}: ")
-        for key in hdf5.LAYOUT
-    },
+    **{f"checksum of {key}": (damaged_chunk(key), f"not a readable HDF5 file ({key!r}: ") for key in FIELDS},
     "held by a writer": (held, "another process has it open for writing"),
     "killed writer": (marked_open, "its writer did not close it"),
     "odd attribute": (unreadable_attribute, "attribute 'odd' cannot be read"),
@@ -302,11 +301,7 @@ UNSOUND = {
 COMPOUND = np.dtype([("x", "f4"), ("y", "f4")])
 BAD = UNSOUND | {
     # keys
-    **{
-        f"without {key}": (without(key), f"{key!r} is missing")
-        for key in hdf5.LAYOUT
-        if key not in hdf5.OPTIONAL
-    },
+    **{f"without {key}": (without(key), f"{key!r} is missing") for key in FIELDS if key not in OPTIONAL},
     "nothing in it": (lambda path: written(path, {}), "'observations' is missing"),
     "key misspelt": (
         lambda path: written(path, {"Observations": np.zeros((N, 3))}),
@@ -468,7 +463,7 @@ def test_there_are_kinds_enough():
 def look_here(path) -> str | None:
     """The first look without an interpreter of its own, which takes 0.15 s, for files that HDF5 finds nothing wrong with."""
     try:
-        return firstlook.look(str(path), list(hdf5.LAYOUT))
+        return firstlook.look(str(path), list(FIELDS))
     except firstlook.Fault as fault:
         return str(fault)
 
@@ -533,7 +528,7 @@ def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind, promi
     assert code == 0
     assert all(line.startswith("warning: ") for line in err.splitlines())
     out.encode()
-    fields, _ = hdf5.read(path)
+    fields, _ = read_hdf5(path)
     if kind in ("float16", "float64", "big-endian"):
         np.testing.assert_allclose(fields["observations"], content()["observations"], rtol=1e-3, atol=1e-3)
         assert fields["observations"].dtype == np.float32
@@ -548,7 +543,7 @@ def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind, promi
 def test_names_of_all_kinds(tmp_path, capsys, name):
     path = tmp_path / name
     with pytest.raises(UserError) as caught:
-        hdf5.read(path)
+        read_hdf5(path)
     assert str(caught.value).isprintable()
     path.write_bytes(b"text")
     assert inspect(capsys, path)[2].count("\n") == 1
@@ -597,7 +592,7 @@ def test_whatever_becomes_of_the_first_look_is_one_line(tmp_path, monkeypatch, f
     path = written(tmp_path / "x.hdf5")
     monkeypatch.setattr(firstlook, "__file__", str(script))
     with pytest.raises(UserError) as caught:
-        hdf5.read(path)
+        read_hdf5(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert expected in str(caught.value)
     assert str(caught.value).isprintable()
@@ -608,8 +603,8 @@ def test_storage_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
         raise subprocess.TimeoutExpired(args[0], kwargs["timeout"])
 
     monkeypatch.setattr(hdf5.subprocess, "run", run)
-    with pytest.raises(UserError, match="cannot be read within 60 s"):
-        hdf5.read(written(tmp_path / "x.hdf5"))
+    with pytest.raises(UserError, match="reading it did not end within 60 s"):
+        read_hdf5(written(tmp_path / "x.hdf5"))
 
 
 def test_a_file_is_looked_at_once_and_again_when_it_changed(tmp_path, monkeypatch):
@@ -617,15 +612,15 @@ def test_a_file_is_looked_at_once_and_again_when_it_changed(tmp_path, monkeypatc
     monkeypatch.setattr(hdf5, "_first_look", lambda path: looks.append(path.name) or look(path))
     path = written(tmp_path / "x.hdf5")
     for _ in range(2):
-        hdf5.read(path)
+        read_hdf5(path)
     assert looks == ["x.hdf5"]
     BAD["checksum of rewards"][0](path)
     for _ in range(2):
         with pytest.raises(UserError, match="'rewards'"):
-            hdf5.read(path)
+            read_hdf5(path)
     assert len(looks) == 3
     ours(path)
-    hdf5.read(path)  # what this process wrote needs no look
+    read_hdf5(path)  # what this process wrote needs no look
     assert len(looks) == 3
 
 
@@ -654,7 +649,7 @@ FLIPS = 300
 def test_a_flipped_bit_of_our_own_file_is_reported_or_changes_nothing(tmp_path, monkeypatch, where, promise):
     """`dense` leaves out the room that HDF5 leaves in its headers, two thirds of so small a file."""
     path = ours(tmp_path / "ours.hdf5")
-    data, expected = path.read_bytes(), hdf5.read(path)
+    data, expected = path.read_bytes(), read_hdf5(path)
     bits = [
         bit
         for bit in range(8 * len(data))
@@ -709,7 +704,7 @@ def look_and_tell(path) -> str | None:
 
 def outcome(path, expected) -> str:
     try:
-        (fields, attrs), (before, before_attrs) = hdf5.read(path), expected
+        (fields, attrs), (before, before_attrs) = read_hdf5(path), expected
     except UserError as error:
         return "reported" if str(error).isprintable() else "changed"
     same = fields.keys() == before.keys() and all(fields[k].tobytes() == before[k].tobytes() for k in before)

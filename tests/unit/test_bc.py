@@ -16,6 +16,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
+from mbo2o.store import datasets
 from mbo2o.train import Config, train
 from mbo2o.types import Batch, Spec
 
@@ -143,7 +144,7 @@ def test_cloning_uses_rows_whose_next_observation_is_unknown(config, sees, tmp_p
     ends = np.arange(90) % 3 == 2
     path = tmp_path / "short.hdf5"
     data = TransitionDataset.from_arrays(obs, np.zeros((90, 1)), np.zeros(90), np.zeros(90, bool), ends)
-    data.save(path)
+    datasets.write(data, path)
     seen, update = [], type(make_agent(config, Spec(3, 1))).update
 
     def spied(self, b):

@@ -12,6 +12,8 @@ from torch import Tensor
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.sources import Aged, Mix, offline_share
+from mbo2o.store import datasets
+from mbo2o.store.hdf5 import write_hdf5
 from mbo2o.types import Batch, Spec, UserError
 
 FIELDS = ("obs", "act", "rew", "next_obs", "done")
@@ -137,8 +139,8 @@ def test_a_cut_ends_one_seeds_episode_where_it_stands(gamma, tmp_path):
     step.done.fill_(1)
     buffer.add(step)
     for seed in range(2):
-        buffer.save(tmp_path / f"{seed}.hdf5", seed, {})
-    cuts = [TransitionDataset.load(tmp_path / f"{seed}.hdf5").truncated.tolist() for seed in range(2)]
+        write_hdf5(tmp_path / f"{seed}.hdf5", buffer.record(seed), {})
+    cuts = [datasets.read(tmp_path / f"{seed}.hdf5").truncated.tolist() for seed in range(2)]
     assert cuts == [[False] * 4, [False, False, True, False]]
     if gamma:  # returns of what was cut stay unknown, and do not reach into it from the next episode
         returns = buffer.latest(4).mc_return.tolist()
@@ -204,8 +206,8 @@ def test_saved_rows_are_a_dataset_in_time_order(n, seed, tmp_path):
     truncated[b.done > 0] = 0
     for i in range(n):
         buffer.add(b.map(lambda x, i=i: x[:, i : i + 1]), truncated=truncated[:, i : i + 1])
-    buffer.save(tmp_path / "out.hdf5", seed, {"env_id": "Nowhere-v0"})
-    data = TransitionDataset.load(tmp_path / "out.hdf5")
+    write_hdf5(tmp_path / "out.hdf5", buffer.record(seed), {"env_id": "Nowhere-v0"})
+    data = datasets.read(tmp_path / "out.hdf5")
     kept = slice(max(0, n - 10), n)
     assert data.n_rows == len(data) == min(n, 10)
     for name, x in (("obs", data.obs), ("act", data.act), ("rew", data.rew), ("next_obs", data.next_obs)):
@@ -220,7 +222,7 @@ def test_saved_rows_are_a_dataset_in_time_order(n, seed, tmp_path):
 
 def test_saving_nothing_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no rows"):
-        make().save(tmp_path / "out.hdf5", 0, {})
+        write_hdf5(tmp_path / "out.hdf5", make().record(0), {})
 
 
 # ---- sources

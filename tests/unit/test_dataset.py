@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.data.dataset import TransitionDataset
-from mbo2o.store import hdf5
+from mbo2o.data.dataset import TransitionDataset, returns_to_go
+from mbo2o.data.fields import FIELDS
+from mbo2o.store import datasets
 from mbo2o.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -106,7 +107,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_aligned_rows(tmp_path, layout):
     drop, attrs = LAYOUTS[layout]
-    ds = TransitionDataset.load(d4rl_file(tmp_path / "x.hdf5", without(*drop), attrs))
+    ds = datasets.read(d4rl_file(tmp_path / "x.hdf5", without(*drop), attrs))
     x = counter()
     end = x["terminals"] | x["timeouts"]
     known = np.ones(len(end), bool)
@@ -126,7 +127,7 @@ def test_every_layout_gives_the_same_aligned_rows(tmp_path, layout):
 
 def test_minari_gives_the_same_rows_as_d4rl(store):
     minari_set()
-    ds, again = TransitionDataset.load("counter/test-v0"), TransitionDataset.load("minari:counter/test-v0")
+    ds, again = datasets.read("counter/test-v0"), datasets.read("minari:counter/test-v0")
     d4rl = TransitionDataset.from_arrays(**counter())
     assert same(ds.packed, again.packed)
     assert misaligned(ds) == 0
@@ -146,7 +147,7 @@ def test_minari_env_id(store):
     minari_set(
         env=EnvSpec("MountainCarContinuous-v0", "gymnasium.envs.classic_control:Continuous_MountainCarEnv")
     )
-    assert io.read("counter/test-v0")[1]["env_id"] == "MountainCarContinuous-v0"
+    assert io.read_minari("counter/test-v0")[1]["env_id"] == "MountainCarContinuous-v0"
 
 
 def test_terminal_wins_over_timeout():
@@ -160,7 +161,7 @@ def test_terminal_wins_over_timeout():
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
 def test_returns_to_go_against_a_loop(gamma):
     x = counter()
-    got = TransitionDataset.from_arrays(**x).returns_to_go(gamma)
+    got = returns_to_go(TransitionDataset.from_arrays(**x), gamma)
     episode, rew = x["observations"][:, 0], x["rewards"]
     for i in range(len(rew)):
         rest = rew[i:][episode[i:] == episode[i]]
@@ -177,7 +178,7 @@ def test_episode_returns_and_summary():
     expected = [sum(10 * e + t for t in range(n)) for e, (n, _) in enumerate(EPISODES[:-1])]
     np.testing.assert_array_equal(returns, expected)
     np.testing.assert_array_equal(lengths, [n for n, _ in EPISODES[:-1]])
-    s = ds.summary()
+    s = datasets.summary(ds)
     assert (s["transitions"], s["usable"], s["episodes"], s["complete_episodes"]) == (30, 22, 8, 7)
     assert (s["return_mean"], s["return_max"]) == (np.mean(expected), max(expected))
     assert (s["obs_dim"], s["act_dim"], s["terminals_unused"]) == (3, 2, 4)
@@ -187,7 +188,9 @@ def test_episode_returns_and_summary():
 
 def test_summary_without_a_complete_episode():
     no = np.zeros(3)
-    s = TransitionDataset.from_arrays(np.zeros((3, 1)), np.full((3, 1), -1.0), np.ones(3), no, no).summary()
+    s = datasets.summary(
+        TransitionDataset.from_arrays(np.zeros((3, 1)), np.full((3, 1), -1.0), np.ones(3), no, no)
+    )
     assert s["complete_episodes"] == 0
     assert np.isnan([s["return_mean"], s["return_max"], s["length_mean"]]).all()
     assert s["action_saturation"] == 1
@@ -242,17 +245,17 @@ def test_save_and_load_bit_for_bit(tmp_path, drop):
     x = without(*drop)
     x["rewards"][3] = -0.0
     ds = TransitionDataset.from_arrays(**x, attrs={"env_id": "Counter-v0", "seed": 3, "score": 0.5})
-    ds.save(tmp_path / "a.hdf5")
-    back = TransitionDataset.load(tmp_path / "a.hdf5")
+    datasets.write(ds, tmp_path / "a.hdf5")
+    back = datasets.read(tmp_path / "a.hdf5")
     for name in ("packed", "terminated", "truncated", "valid_next", "episode", "index"):
         assert same(getattr(ds, name), getattr(back, name)), name
     assert back.attrs == ds.attrs
-    back.save(tmp_path / "b.hdf5")
+    datasets.write(back, tmp_path / "b.hdf5")
     assert (tmp_path / "a.hdf5").read_bytes() == (tmp_path / "b.hdf5").read_bytes()
 
 
 def test_our_files_are_plain_d4rl_with_checksums(tmp_path):
-    TransitionDataset.from_arrays(**counter()).save(tmp_path / "x.hdf5")
+    datasets.write(TransitionDataset.from_arrays(**counter()), tmp_path / "x.hdf5")
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert dict(file.attrs) == {"format": "mbo2o", "schema": 1}
         assert set(file) == set(counter())
@@ -262,23 +265,23 @@ def test_our_files_are_plain_d4rl_with_checksums(tmp_path):
             assert (file[key].dtype, file[key].fletcher32, file[key].compression) == (x.dtype, True, None)
 
 
-@pytest.mark.parametrize("key", list(hdf5.LAYOUT))
+@pytest.mark.parametrize("key", list(FIELDS))
 def test_a_flipped_bit_is_found(tmp_path, key):
     path = tmp_path / "x.hdf5"
-    TransitionDataset.from_arrays(**counter()).save(path)
+    datasets.write(TransitionDataset.from_arrays(**counter()), path)
     with h5py.File(path) as file:
         at = file[key].id.get_chunk_info(0).byte_offset
     content = bytearray(path.read_bytes())
     content[at + 4] ^= 1
     path.write_bytes(content)
-    assert "not a readable HDF5 file" in refusal(TransitionDataset.load, path)
+    assert "not a readable HDF5 file" in refusal(datasets.read, path)
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, fault):
     path = tmp_path / "x.hdf5"
     ds = TransitionDataset.from_arrays(**counter())
-    ds.save(path)
+    datasets.write(ds, path)
     old, create, calls = path.read_bytes(), h5py.File.create_dataset, []
 
     def failing(self, *args, **kwargs):
@@ -289,7 +292,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, fault):
 
     monkeypatch.setattr(h5py.File, "create_dataset", failing)
     with pytest.raises(UserError if fault is OSError else fault) as caught:
-        ds.save(path)
+        datasets.write(ds, path)
     assert fault is KeyboardInterrupt or str(caught.value).startswith(
         f"{path}: cannot be written (disk full)"
     )
@@ -362,7 +365,7 @@ def test_bad_content_is_one_line_and_says_where(tmp_path, case):
     with h5py.File(path, "w") as file:
         for key, x in fields.items():
             file[key] = x
-    message = refusal(TransitionDataset.load, path)
+    message = refusal(datasets.read, path)
     assert message.startswith(f"{path}: ")
     assert expected in message
 
@@ -370,7 +373,7 @@ def test_bad_content_is_one_line_and_says_where(tmp_path, case):
 def test_bad_files_are_one_line(tmp_path):
     text, half, newer = tmp_path / "text.hdf5", tmp_path / "half.hdf5", tmp_path / "newer.hdf5"
     text.write_text("observations,actions\n0,0\n")
-    TransitionDataset.from_arrays(**counter()).save(half)
+    datasets.write(TransitionDataset.from_arrays(**counter()), half)
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
     d4rl_file(newer, counter(), {"format": "mbo2o", "schema": 2})
     for path, expected in [
@@ -381,10 +384,10 @@ def test_bad_files_are_one_line(tmp_path):
         (tmp_path, "no such file"),
         (tmp_path / "folder" / "x.csv", "not a Minari id"),
     ]:
-        message = refusal(TransitionDataset.load, path)
+        message = refusal(datasets.read, path)
         assert message.startswith(f"{path}: ")
         assert expected in message
-    refusal(TransitionDataset.from_arrays(**counter()).save, tmp_path / "no" / "folder.hdf5")
+    refusal(datasets.write, TransitionDataset.from_arrays(**counter()), tmp_path / "no" / "folder.hdf5")
 
 
 def test_bad_arguments_of_from_arrays():
@@ -409,7 +412,7 @@ def test_bad_minari_sets_are_one_line(store, tmp_path, monkeypatch):
     monkeypatch.delattr(minari, "download_dataset")  # nothing is fetched from here
     minari_set("counter/wide-v0", action_space=Box(-np.inf, np.inf, (2,)))
     minari_set("counter/dict-v0", observation_space=Dict({"observation": Box(-np.inf, np.inf, (3,))}))
-    load = TransitionDataset.load
+    load = datasets.read
     assert "its action space has no bounds" in refusal(load, "counter/wide-v0")
     assert "observations are Dict, expected a flat Box" in refusal(load, "counter/dict-v0")
     assert re.search(

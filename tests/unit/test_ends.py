@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from mbo2o.agents.bc import BCConfig
 from mbo2o.agents.calql import CalQLConfig
-from mbo2o.data.dataset import TransitionDataset
+from mbo2o.data.dataset import TransitionDataset, returns_to_go
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.envs import goals
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
+from mbo2o.store import datasets
+from mbo2o.store.episodes import read_episodes
 from mbo2o.train import Config, train
 from mbo2o.types import UserError
 
@@ -55,14 +57,14 @@ def said(f, *args, **kwargs):
 
 def test_ends_that_next_observations_show_are_counted(tmp_path):
     x = record()
-    TransitionDataset.from_arrays(**x).save(tmp_path / "x.hdf5")
+    datasets.write(TransitionDataset.from_arrays(**x), tmp_path / "x.hdf5")
     made, texts = said(TransitionDataset.from_arrays, **record("timeouts"))
     assert texts == [
         "arrays: no timeouts: 2 episode ends follow from next_observations, beside the terminations"
     ]
     np.testing.assert_array_equal(made.truncated[:-1], x["timeouts"][:-1])
     assert made.ends_known
-    _, texts = said(TransitionDataset.load, tmp_path / "x.hdf5")
+    _, texts = said(datasets.read, tmp_path / "x.hdf5")
     assert texts == []
 
 
@@ -94,9 +96,9 @@ def blind():
 
 def test_no_return_runs_over_ends_that_nobody_knows(blind):
     assert not blind.ends_known
-    assert blind.returns_to_go(0.9).isnan().all()
+    assert returns_to_go(blind, 0.9).isnan().all()
     assert [len(x) for x in blind.episode_returns()] == [0, 0]
-    summary = blind.summary()
+    summary = datasets.summary(blind)
     assert summary["complete_episodes"] == 0
     assert np.isnan(
         [summary[key] for key in ("return_mean", "return_std", "return_min", "return_max", "length_mean")]
@@ -122,7 +124,7 @@ def test_timeouts_of_zero_say_that_nothing_was_cut():
     made, texts = said(TransitionDataset.from_arrays, **x)
     assert (made.ends_known, texts) == (True, [])
     assert made.episode_returns()[0].tolist() == [15.0]
-    assert made.returns_to_go(1.0)[0] == 15
+    assert returns_to_go(made, 1.0)[0] == 15
 
 
 def test_a_map_keeps_what_is_unknown(tmp_path, monkeypatch):
@@ -133,7 +135,7 @@ def test_a_map_keeps_what_is_unknown(tmp_path, monkeypatch):
         for key, v in record("timeouts", "next_observations").items():
             file[key] = v
     for _ in range(2):
-        made, texts = said(TransitionDataset.load, tmp_path / "x.hdf5", "memmap")
+        made, texts = said(datasets.read, tmp_path / "x.hdf5", "memmap")
         assert not made.ends_known
         assert made.with_returns(0.9).returns.eq(-math.inf).all()
         assert [x for x in texts if "no return is known" in x]
@@ -248,7 +250,7 @@ def as_episodes(kind, observations):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_has_the_attributes_is_an_episode(kind):
-    made = TransitionDataset.from_episodes(as_episodes(kind, lambda obs: obs))
+    made = read_episodes(as_episodes(kind, lambda obs: obs))
     assert torch.equal(made.packed, TransitionDataset.from_arrays(**record()).packed)
     np.testing.assert_array_equal(made.truncated, record()["timeouts"])
 
@@ -258,7 +260,7 @@ def test_goal_observations_of_episodes_become_vectors(kind):
     def goal(obs):
         return {"observation": obs, "achieved_goal": obs[:, :1] + 7, "desired_goal": obs[:, 1:] * 0 + 9}
 
-    made = TransitionDataset.from_episodes(as_episodes(kind, goal))
+    made = read_episodes(as_episodes(kind, goal))
     np.testing.assert_array_equal(made.obs, goals.flatten(goal(record()["observations"])))
     np.testing.assert_array_equal(made.next_obs, goals.flatten(goal(record()["next_observations"])))
 
@@ -269,11 +271,11 @@ def test_what_is_no_episode_is_refused_in_a_line():
     with pytest.raises(
         UserError, match=r"^episodes\[1\]: 'rewards' is missing \(found observations, actions"
     ):
-        TransitionDataset.from_episodes(broken)
+        read_episodes(broken)
     with pytest.raises(UserError, match=r"^episodes\[0\]: 'observations' is missing \(found \)"):
-        TransitionDataset.from_episodes([3])
+        read_episodes([3])
     with pytest.raises(
         UserError,
         match=r"^episodes\[0\]: 'observations' is a dict of pixels, expected an array, or a dict of",
     ):
-        TransitionDataset.from_episodes(as_episodes("dict", lambda obs: {"pixels": obs}))
+        read_episodes(as_episodes("dict", lambda obs: {"pixels": obs}))

@@ -20,7 +20,8 @@ from mbo2o.cli.main import main
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.store import checkpoint, firstlook
+from mbo2o.store import checkpoint, datasets, firstlook
+from mbo2o.store.minari import write_minari
 from mbo2o.types import Spec, UserError
 
 ROOT = Path(mbo2o.__file__).parent
@@ -144,7 +145,7 @@ def a_dataset(make):
 
     def attack(folder, marker):
         make(folder / "x.hdf5", marker)
-        TransitionDataset.load(folder / "x.hdf5")
+        datasets.read(folder / "x.hdf5")
 
     return attack
 
@@ -369,8 +370,7 @@ WATCH = """
 import importlib, json, os, sys
 from pathlib import Path
 import mbo2o.cli.main, mbo2o.train, mbo2o.report.page
-from mbo2o.store import firstlook, hdf5
-from mbo2o.data.dataset import TransitionDataset
+from mbo2o.store import datasets, firstlook, hdf5
 from mbo2o.dynamics.model import GaussianDynamics
 from mbo2o.store import checkpoint
 
@@ -403,7 +403,7 @@ def watch(what, load):
 
 sys.addaudithook(hook)
 watch("control", lambda: exec("1"))
-watch("dataset", lambda: TransitionDataset.load(folder / "x.hdf5"))
+watch("dataset", lambda: datasets.read(folder / "x.hdf5"))
 watch("model", lambda: GaussianDynamics.load(folder / "model"))
 watch("checkpoint", lambda: checkpoint.latest(run / "checkpoints", "cpu"))
 watch("config", lambda: mbo2o.train.read_config(run))
@@ -470,14 +470,14 @@ def test_an_environment_that_a_file_names_imports_no_module(tmp_path, marker, mo
     data = TransitionDataset.from_arrays(
         obs[:-1], np.zeros((n, 1)), np.zeros(n), flags, flags, obs[1:], attrs
     )
-    data.save(tmp_path / "x.hdf5")
+    datasets.write(data, tmp_path / "x.hdf5")
     recipe = FinetuneConfig(offline=BCConfig(), offline_steps=1, online_steps=0)
     cfg = Config(recipe=recipe, dataset=str(tmp_path / "x.hdf5"), dir=str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"names environment 'lurking:X-v0', which imports a module"):
         train(cfg)
     assert any("would import a module" in x.message for x in check(str(tmp_path / "x.hdf5")).findings)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    data.to_minari("me/mine-v0")
+    write_minari(data, "me/mine-v0")
     promise("hostile files and configs: refused, nothing of theirs run")
     assert not marker.exists()
     cfg.env = "lurking:X-v0"  # this shows that the payload works

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from mbo2o.agents.bc import BCConfig
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.page import write_report
 from mbo2o.run.config import RunConfig
-from mbo2o.store import content
+from mbo2o.store import content, datasets
 from mbo2o.train import Config, restore, train
 from mbo2o.types import UserError
 
@@ -36,8 +36,8 @@ def refusal(f, *args, **kwargs):
 def digests(monkeypatch, tmp_path):
     """The files that were read for a sum."""
     monkeypatch.setenv("MBO2O_CACHE", str(tmp_path / "cache"))
-    read, digest = [], content.digest
-    monkeypatch.setattr(content, "digest", lambda file: read.append(file) or digest(file))
+    read, digest = [], content.file_sha256
+    monkeypatch.setattr(content, "file_sha256", lambda file: read.append(file) or digest(file))
     return read
 
 
@@ -105,9 +105,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, digests, monkeypat
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    path, digest = tmp_path / "x", content.digest
+    path, digest = tmp_path / "x", content.file_sha256
     path.write_bytes(b"one")
-    monkeypatch.setattr(content, "digest", lambda file: (digest(file), path.write_bytes(b"longer"))[0])
+    monkeypatch.setattr(content, "file_sha256", lambda file: (digest(file), path.write_bytes(b"longer"))[0])
     assert "was changed while it was read" in refusal(content.sha256, path)
     assert "cannot be read (No such file or directory)" in refusal(content.sha256, tmp_path / "none")
 
@@ -126,7 +126,7 @@ def rewrite(path):
     with h5py.File(path, "r+") as file:
         fields = {key: file[key][()] for key in file} | {"actions": -file["actions"][()]}
     fields["rewards"] = np.full_like(fields["rewards"], -5)
-    TransitionDataset.from_arrays(**fields, attrs={"env_id": "Pendulum-v1"}).save(path)
+    datasets.write(TransitionDataset.from_arrays(**fields, attrs={"env_id": "Pendulum-v1"}), path)
 
 
 def sum_of(path):

@@ -10,6 +10,12 @@ import pytest
 import torch
 
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.store import datasets
+from mbo2o.store.d4rl import read_dict
+from mbo2o.store.episodes import read_episodes
+from mbo2o.store.minari import write_minari
+from mbo2o.store.sb3 import read_sb3
+from mbo2o.store.table import read_table
 from mbo2o.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -157,28 +163,16 @@ def t_plus_one(x):
 
 
 FORMATS = {
-    "d4rl": from_limit(lambda x, tmp, attrs: TransitionDataset.load(hdf5(tmp / "x.hdf5", x, attrs))),
+    "d4rl": from_limit(lambda x, tmp, attrs: datasets.read(hdf5(tmp / "x.hdf5", x, attrs))),
     "arrays": from_limit(lambda x, tmp, attrs: TransitionDataset.from_arrays(**x, attrs=attrs)),
-    "dict": from_limit(
-        lambda x, tmp, attrs: TransitionDataset.from_dict(x | {"infos/qpos": np.zeros(3)}, attrs)
-    ),
-    "csv": from_limit(
-        lambda x, tmp, attrs: TransitionDataset.from_table(
-            csv_file(tmp / "x.csv", table(x)), mapped(x), attrs
-        )
-    ),
-    "csv with episodes": lambda x, tmp: TransitionDataset.from_table(
-        csv_file(tmp / "x.csv", table(x)), mapped(x, "episode")
-    ),
-    "csv with steps": lambda x, tmp: TransitionDataset.from_table(
-        csv_file(tmp / "x.csv", table(x)), mapped(x, "step")
-    ),
-    "parquet": lambda x, tmp: TransitionDataset.from_table(
-        parquet_file(tmp / "x.parquet", table(x)), mapped(x, "episode")
-    ),
-    "episodes": lambda x, tmp: TransitionDataset.from_episodes(split(x)),
-    "episodes of T + 1": lambda x, tmp: TransitionDataset.from_episodes(t_plus_one(x)),
-    "minari": lambda x, tmp: TransitionDataset.load(minari_set(x)),
+    "dict": from_limit(lambda x, tmp, attrs: read_dict(x | {"infos/qpos": np.zeros(3)}, attrs)),
+    "csv": from_limit(lambda x, tmp, attrs: read_table(csv_file(tmp / "x.csv", table(x)), mapped(x), attrs)),
+    "csv with episodes": lambda x, tmp: read_table(csv_file(tmp / "x.csv", table(x)), mapped(x, "episode")),
+    "csv with steps": lambda x, tmp: read_table(csv_file(tmp / "x.csv", table(x)), mapped(x, "step")),
+    "parquet": lambda x, tmp: read_table(parquet_file(tmp / "x.parquet", table(x)), mapped(x, "episode")),
+    "episodes": lambda x, tmp: read_episodes(split(x)),
+    "episodes of T + 1": lambda x, tmp: read_episodes(t_plus_one(x)),
+    "minari": lambda x, tmp: datasets.read(minari_set(x)),
 }
 APART = {"csv with episodes", "parquet", "episodes", "episodes of T + 1", "minari"}
 """Formats that keep episodes apart, so that the last one has an end, too: its record's."""
@@ -291,7 +285,7 @@ def test_d4rl_kitchen(tmp_path):
         {key: column.astype(np.float64) for key, column in x.items()} | {"infos": EPISODE},
     )
     with pytest.warns(UserWarning, match="cannot be seen"):
-        ds = TransitionDataset.load(path)
+        ds = datasets.read(path)
     assert misaligned(ds) == 0
     assert (len(ds), ds.n_rows) == ((~ENDS).sum() - 1, len(ENDS))
 
@@ -305,7 +299,7 @@ def test_d4rl_adroit(tmp_path):
         "infos/hand_qpos": np.zeros((30, 30)),
         "infos/action_log_std": np.zeros((30, 2)),
     }
-    ds = TransitionDataset.load(hdf5(tmp_path / "pen.hdf5", x | more))
+    ds = datasets.read(hdf5(tmp_path / "pen.hdf5", x | more))
     assert misaligned(ds) == 0
     assert ds.packed.dtype == torch.float32
     assert ds.attrs == {"metadata/algorithm": "SAC"}
@@ -323,7 +317,7 @@ def test_d4rl_replay_buffers_hold_columns(tmp_path, load):
         path = hdf5(tmp_path / "replay.hdf5", x)
         with h5py.File(path, "a") as file:
             file["metadata/iteration"] = iteration
-    ds = TransitionDataset.load(path) if load == "file" else TransitionDataset.from_dict(x)
+    ds = datasets.read(path) if load == "file" else read_dict(x)
     assert misaligned(ds) == 0
     assert ds.valid_next.all()
     assert ds.attrs["metadata/iteration"] == 500
@@ -332,8 +326,8 @@ def test_d4rl_replay_buffers_hold_columns(tmp_path, load):
 def test_dicts_have_no_unknown_names():
     x = counter()
     x["timeout"] = x.pop("timeouts")
-    assert "'timeout' is not a field; did you mean 'timeouts'?" in refusal(TransitionDataset.from_dict, x)
-    assert refusal(TransitionDataset.from_dict, {}).startswith("dict: 'observations' is missing")
+    assert "'timeout' is not a field; did you mean 'timeouts'?" in refusal(read_dict, x)
+    assert refusal(read_dict, {}).startswith("dict: 'observations' is missing")
 
 
 def maze2d(n=400):
@@ -364,7 +358,7 @@ def test_d4rl_maze2d_has_stale_observations(tmp_path, version):
     } | flags
     with warnings.catch_warnings():
         warnings.simplefilter("error" if version == "v1" else "ignore")
-        ds = TransitionDataset.load(hdf5(tmp_path / "maze2d.hdf5", x))
+        ds = datasets.read(hdf5(tmp_path / "maze2d.hdf5", x))
     np.testing.assert_array_equal(ds.obs[ds.index], before[ds.index])
     np.testing.assert_array_equal(ds.next_obs[ds.index], after[ds.index])
     assert len(ds) == 400 - 2 * 10 - 1  # at each waypoint the row, and the stale one below
@@ -396,7 +390,7 @@ def test_d4rl_antmaze_timeouts_out_of_step(tmp_path, late):
     path = hdf5(tmp_path / "antmaze.hdf5", x)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        ds = TransitionDataset.load(path)
+        ds = datasets.read(path)
     assert len(said) == (late != 0)
     if late:
         word = {1: "late", -1: "early"}[late]
@@ -423,7 +417,7 @@ def test_episodes_by_minaris_names():
         }
         for e in t_plus_one(counter())
     ]
-    ds = TransitionDataset.from_episodes(episodes, {"env_id": "Counter-v0"})
+    ds = read_episodes(episodes, {"env_id": "Counter-v0"})
     assert misaligned(ds) == 0
     assert ds.valid_next.all()
     assert ds.attrs == {"env_id": "Counter-v0"}
@@ -462,7 +456,7 @@ def spoil(key, change, episode=3):
     ],
 )
 def test_bad_episodes_are_one_line(episodes, says):
-    assert re.search(says, refusal(TransitionDataset.from_episodes, episodes()))
+    assert re.search(says, refusal(read_episodes, episodes()))
 
 
 # ---------------------------------------------------------------------- tables
@@ -476,19 +470,19 @@ def test_rows_out_of_order_are_sorted_with_a_word(tmp_path):
     order = np.argsort(STEP, kind="stable")  # all first steps, all second ones, ...
     path = csv_file(tmp_path / "x.csv", table(FULL), order=order)
     with pytest.warns(UserWarning, match="rows are out of order; sorted by episode and step"):
-        ds = TransitionDataset.from_table(path, mapped(counter(), "episode", "step"))
+        ds = read_table(path, mapped(counter(), "episode", "step"))
     assert misaligned(ds) == 0
     np.testing.assert_array_equal(ds.rew, FULL["rewards"])
     for columns in (mapped(counter(False, False), "episode", "step"), mapped(counter(), "episode", "step")):
         with pytest.warns(UserWarning, match="out of order"):
-            ds = TransitionDataset.from_table(csv_file(path, table(FULL), order=shuffled()), columns)
+            ds = read_table(csv_file(path, table(FULL), order=shuffled()), columns)
         assert misaligned(ds) == 0
         assert ds.n_rows == 30
 
 
 def test_an_episode_that_comes_back_is_refused(tmp_path):
     path = csv_file(tmp_path / "x.csv", table(FULL), order=[*range(2, 30), 0, 1])
-    message = refusal(TransitionDataset.from_table, path, mapped(counter(False, False), "episode"))
+    message = refusal(read_table, path, mapped(counter(False, False), "episode"))
     assert re.search(
         "in row 28 an episode goes on after another one; sort the table, or map 'step', too", message
     )
@@ -497,11 +491,11 @@ def test_an_episode_that_comes_back_is_refused(tmp_path):
 def test_missing_steps_cut_and_double_ones_are_refused(tmp_path):
     path = csv_file(tmp_path / "x.csv", table(FULL), order=[i for i in range(30) if i not in (2, 10)])
     with pytest.warns(UserWarning, match="2 times steps are missing"):
-        ds = TransitionDataset.from_table(path, mapped(counter(False, False), "episode", "step"))
+        ds = read_table(path, mapped(counter(False, False), "episode", "step"))
     assert misaligned(ds) == 0
     assert len(ds) == (~ENDS).sum() - 1 - 2 * 2
     path = csv_file(path, table(FULL), order=[0, 1, 1, *range(2, 30)])
-    message = refusal(TransitionDataset.from_table, path, mapped(FULL, "episode", "step"))
+    message = refusal(read_table, path, mapped(FULL, "episode", "step"))
     assert "step 1 is there twice in one episode (row 2, in order)" in message
 
 
@@ -509,7 +503,7 @@ def test_a_clock_may_tick_unevenly(tmp_path):
     columns = table(FULL) | {"t": np.round(STEP * 0.1 + 0.03 * np.sin(np.arange(30)), 4)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ds = TransitionDataset.from_table(
+        ds = read_table(
             csv_file(tmp_path / "x.csv", columns), mapped(counter(False, False), "episode", "step")
         )
     assert (misaligned(ds), len(ds)) == (0, (~ENDS).sum() - 1)
@@ -526,7 +520,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path, delimiter):
     columns = {"note": ['said: "no"'] * 30} | columns
     path = csv_file(tmp_path / "x.csv", columns, delimiter)
     path.write_text("\ufeff" + path.read_text() + "\n", encoding="utf-8")
-    ds = TransitionDataset.from_table(path, mapped(FULL, "episode"))
+    ds = read_table(path, mapped(FULL, "episode"))
     assert misaligned(ds) == 0
     np.testing.assert_array_equal(ds.episode, EPISODE)
     np.testing.assert_array_equal(ds.valid_next, known)
@@ -538,22 +532,20 @@ def test_parquet_columns_may_be_lists(tmp_path):
     columns["ep"] = np.array([f"run {9 - e}" for e in EPISODE])
     path = parquet_file(tmp_path / "x.parquet", columns)
     names = {"observations": "obs", "actions": "act", "rewards": "r", "terminals": "done", "episode": "ep"}
-    ds = TransitionDataset.from_table(path, names)
+    ds = read_table(path, names)
     assert misaligned(ds) == 0
     np.testing.assert_array_equal(ds.episode, EPISODE)
     ragged = parquet_file(path, columns | {"obs": [[1.0]] * 29 + [[1.0, 2.0]]})
-    assert "not a readable Parquet file" in refusal(TransitionDataset.from_table, ragged, names)
+    assert "not a readable Parquet file" in refusal(read_table, ragged, names)
     path.write_bytes(b"PAR1")
-    assert "not a readable Parquet file" in refusal(TransitionDataset.from_table, path, names)
+    assert "not a readable Parquet file" in refusal(read_table, path, names)
 
 
 def test_parquet_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    assert "pip install 'mbo2o[parquet]'" in refusal(
-        TransitionDataset.from_table, tmp_path / "x.parquet", mapped(FULL)
-    )
+    assert "pip install 'mbo2o[parquet]'" in refusal(read_table, tmp_path / "x.parquet", mapped(FULL))
 
 
 BAD_TABLES = {
@@ -590,7 +582,7 @@ BAD_TABLES = {
         {},
         r"'actions' lie in \[-0.7, 7.5\], expected \[-1, 1\]; .* bounds=\(low, high\).* clip=True",
     ),
-    "step": (("t", "inf"), {"step": "t"}, "step column holds what is no number"),
+    "step": (("t", "inf"), {"step": "t"}, "step column holds values that are not numbers"),
 }
 
 
@@ -602,7 +594,7 @@ def test_bad_tables_are_one_line_and_name_the_column(tmp_path, case):
         columns[cell[0]] = [cell[1] if i == 4 else x for i, x in enumerate(columns[cell[0]])]
     path = csv_file(tmp_path / "bad.csv", columns)
     names = {key: x for key, x in (mapped(FULL) | names).items() if x is not None}
-    message = refusal(TransitionDataset.from_table, path, names)
+    message = refusal(read_table, path, names)
     assert message.startswith(f"{path}: ")
     assert re.search(says, message)
 
@@ -613,7 +605,7 @@ def test_bad_csv_files_are_one_line(tmp_path):
 
     def says(*lines):
         path.write_text("\n".join(lines))
-        return refusal(TransitionDataset.from_table, path, mapped(FULL))
+        return refusal(read_table, path, mapped(FULL))
 
     assert "line 3 has 14 cells, expected 13" in says(*good[:2], good[2] + ",1", *good[3:])
     assert "line 3 has 12 cells, expected 13" in says(*good[:2], good[2].rpartition(",")[0], *good[3:])
@@ -621,9 +613,9 @@ def test_bad_csv_files_are_one_line(tmp_path):
     assert "'observations' has no rows" in says(good[0])
     assert "no column 'episode is'; found none" in says("")
     path.write_bytes(b"\x89PNG\xff\xfe")
-    assert "not text in UTF-8" in refusal(TransitionDataset.from_table, path, mapped(FULL))
-    assert "no such file" in refusal(TransitionDataset.from_table, tmp_path / "none.csv", mapped(FULL))
-    assert "TransitionDataset.from_table" in refusal(TransitionDataset.load, path)
+    assert "not text in UTF-8" in refusal(read_table, path, mapped(FULL))
+    assert "no such file" in refusal(read_table, tmp_path / "none.csv", mapped(FULL))
+    assert "read_table" in refusal(datasets.read, path)
 
 
 # ---------------------------------------------------------------------- Stable-Baselines3
@@ -718,11 +710,11 @@ def test_sb3_environments_are_told_apart_and_rings_unrolled(make, n_envs, size, 
     per_env = min(steps, buffer.buffer_size - (shared and steps >= buffer.buffer_size))
     if per_env == 0:  # one slot, which the latest next observation took
         with pytest.warns(UserWarning, match="time limits"):
-            assert "has no rows" in refusal(TransitionDataset.from_sb3, buffer)
+            assert "has no rows" in refusal(read_sb3, buffer)
         return
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        ds = TransitionDataset.from_sb3(buffer, {"env_id": "Counter-v0"})
+        ds = read_sb3(buffer, {"env_id": "Counter-v0"})
     rows = np.concatenate([x[-per_env:] for x in kept])
     np.testing.assert_array_equal(ds.obs, rows[:, :3])
     np.testing.assert_array_equal(ds.rew, rows[:, 3])
@@ -740,7 +732,7 @@ def test_sb3_environments_are_told_apart_and_rings_unrolled(make, n_envs, size, 
 
 def test_sb3_copies_the_buffer():
     buffer, _ = played(ReplayBuffer, 40, 2, 15)
-    ds = TransitionDataset.from_sb3(buffer)
+    ds = read_sb3(buffer)
     before = ds.packed.clone()
     buffer.observations[:] = buffer.next_observations[:] = buffer.rewards[:] = 7
     assert torch.equal(ds.packed, before)
@@ -755,7 +747,7 @@ def test_sb3_finds_the_reset_that_no_flag_shows():
         obs, next_obs = [[50, t, -50]], [[50, t + 1, -50]]
         buffer.add(obs, next_obs, [[t / 10, -0.05]], [500 + t], [False], [{}])
     with pytest.warns(UserWarning, match="1 rows without a flag"):
-        ds = TransitionDataset.from_sb3(buffer)
+        ds = read_sb3(buffer)
     assert (sb3_misaligned(ds), len(ds)) == (0, 18)
     assert ds.truncated.nonzero().flatten().tolist() == [4, 12, 14, 17]
 
@@ -766,14 +758,14 @@ def test_sb3_goals_are_flattened():
     for name in ("observations", "next_observations"):
         x = getattr(buffer, name)
         setattr(buffer, name, {"observation": x, "achieved_goal": x[..., :1], "desired_goal": goal})
-    ds = TransitionDataset.from_sb3(buffer)
+    ds = read_sb3(buffer)
     assert ds.obs_dim == 4
     assert (ds.obs[:, 3] == 9).all()
 
 
 def test_bad_sb3_buffers_are_one_line():
     buffer, _ = played(ReplayBuffer, 40, 2, 15)
-    load = TransitionDataset.from_sb3
+    load = read_sb3
     assert "has no 'observations'" in refusal(load, "buffer.pkl")
     buffer.actions = buffer.actions.astype(np.int64)
     assert "actions are int64; only continuous control" in refusal(load, buffer)
@@ -796,7 +788,7 @@ def test_minari_reads_what_we_write(store):
     import minari
 
     ds = TransitionDataset.from_arrays(**counter(), attrs={"env_id": "Counter-v0", "seed": 3})
-    ds.to_minari("counter/ours-v0")
+    write_minari(ds, "counter/ours-v0")
     theirs = minari.load_dataset("counter/ours-v0")
     assert (theirs.total_episodes, theirs.total_steps) == (len(EPISODES), 30)
     for e, (n, end) in zip(theirs.iterate_episodes(), EPISODES, strict=True):
@@ -810,7 +802,7 @@ def test_minari_reads_what_we_write(store):
     assert theirs.observation_space.shape == (3,)
     assert theirs.env_spec is None  # Counter-v0 cannot be made
     assert "env_id: Counter-v0, seed: 3" in theirs.storage.metadata["description"]
-    back = TransitionDataset.load("minari:counter/ours-v0")
+    back = datasets.read("minari:counter/ours-v0")
     assert torch.equal(back.packed, ds.packed)
     assert torch.equal(back.episode, ds.episode)
 
@@ -818,15 +810,15 @@ def test_minari_reads_what_we_write(store):
 def test_minari_export_says_nan_where_it_does_not_know(store):
     ds = TransitionDataset.from_arrays(**counter(next_obs=False))
     with pytest.warns(UserWarning, match="8 of 8 episodes end in an observation of NaN"):
-        ds.to_minari("counter/ours-v0")
-    back = TransitionDataset.load("counter/ours-v0")
+        write_minari(ds, "counter/ours-v0")
+    back = datasets.read("counter/ours-v0")
     assert back.packed.numpy().tobytes() == ds.packed.numpy().tobytes()
     assert torch.equal(back.terminated, ds.terminated)  # no termination was lost
     x = counter()
     x["next_observations"][2] = np.nan  # in the middle of an episode
     with pytest.warns(UserWarning, match="1 of 9 episodes"):
-        TransitionDataset.from_arrays(**x).to_minari("counter/gap-v0")
-    back = TransitionDataset.load("counter/gap-v0")
+        write_minari(TransitionDataset.from_arrays(**x), "counter/gap-v0")
+    back = datasets.read("counter/gap-v0")
     assert (misaligned(back), len(back), back.n_rows) == (0, 29, 30)
 
 
@@ -842,21 +834,21 @@ def test_minari_gets_the_environment_if_it_fits(store):
     x |= {"terminals": np.zeros(6), "timeouts": np.arange(6) == 5}
     for name, env_id, fits in [("one", "MountainCarContinuous-v0", True), ("two", "Pendulum-v1", False)]:
         with pytest.warns(UserWarning, match="NaN"):
-            TransitionDataset.from_arrays(**x, attrs={"env_id": env_id}).to_minari(f"{name}/x-v0")
+            write_minari(TransitionDataset.from_arrays(**x, attrs={"env_id": env_id}), f"{name}/x-v0")
         assert (minari.load_dataset(f"{name}/x-v0").env_spec is not None) == fits
-    assert TransitionDataset.load("one/x-v0").attrs["env_id"] == "MountainCarContinuous-v0"
+    assert datasets.read("one/x-v0").attrs["env_id"] == "MountainCarContinuous-v0"
 
 
 def test_minari_export_is_whole_or_not_there(store, monkeypatch):
     from minari.dataset._storages.hdf5_storage import HDF5Storage
 
     ds = TransitionDataset.from_arrays(**counter())
-    ds.to_minari("counter/ours-v0")
+    write_minari(ds, "counter/ours-v0")
     assert re.search(
-        r"minari:counter/ours-v0: is there already, at .*counter/ours-v0",
-        refusal(ds.to_minari, "counter/ours-v0"),
+        r"minari:counter/ours-v0: exists already, at .*counter/ours-v0",
+        refusal(write_minari, ds, "counter/ours-v0"),
     )
-    assert "ids are namespace/name-v0" in refusal(ds.to_minari, "no version")
+    assert "ids are namespace/name-v0" in refusal(write_minari, ds, "no version")
     for fault in (KeyboardInterrupt, OSError("disk\nfull")):
 
         def failing(self, episodes, fault=fault):
@@ -864,10 +856,10 @@ def test_minari_export_is_whole_or_not_there(store, monkeypatch):
 
         monkeypatch.setattr(HDF5Storage, "update_episodes", failing)
         with pytest.raises(UserError if isinstance(fault, OSError) else fault) as caught:
-            ds.to_minari("counter/other-v0")
+            write_minari(ds, "counter/other-v0")
         assert "\n" not in str(caught.value)
         assert not (store / "counter/other-v0").exists()
-    assert len(TransitionDataset.load("counter/ours-v0")) == 30
+    assert len(datasets.read("counter/ours-v0")) == 30
 
 
 def test_a_set_that_is_not_there_is_downloaded(store, monkeypatch):
@@ -878,7 +870,7 @@ def test_a_set_that_is_not_there_is_downloaded(store, monkeypatch):
         minari, "download_dataset", lambda name: (asked.append(name), minari_set(counter(), name))
     )
     for _ in range(2):
-        assert misaligned(TransitionDataset.load("minari:counter/far-v0")) == 0
+        assert misaligned(datasets.read("minari:counter/far-v0")) == 0
     assert asked == ["counter/far-v0"]
 
 
@@ -898,7 +890,7 @@ def test_without_a_network_it_says_where_to_put_it(store, monkeypatch, fault, sa
         raise fault
 
     monkeypatch.setattr(minari, "download_dataset", failing)
-    message = refusal(TransitionDataset.load, "counter/far-v0")
+    message = refusal(datasets.read, "counter/far-v0")
     assert re.search(
         rf"cannot be fetched \({says}.*copy the set to {store}/counter/far-v0.*MINARI_DATASETS_PATH", message
     )
@@ -922,7 +914,7 @@ def by_d3rlpy(x) -> list[dict[str, np.ndarray]]:
 
 
 def test_d4rl_and_d3rlpy_read_what_we_write(tmp_path):
-    TransitionDataset.from_episodes(split(counter())).save(tmp_path / "x.hdf5")
+    datasets.write(read_episodes(split(counter())), tmp_path / "x.hdf5")
     x = by_d4rl(tmp_path / "x.hdf5")
     for key in ("observations", "actions", "rewards", "terminals"):
         assert x[key].squeeze().shape == FULL[key].shape
@@ -936,7 +928,7 @@ def test_d4rl_and_d3rlpy_read_what_we_write(tmp_path):
 
 def test_d3rlpy_itself(tmp_path):
     dataset = pytest.importorskip("d3rlpy.dataset")
-    TransitionDataset.from_episodes(split(counter())).save(tmp_path / "x.hdf5")
+    datasets.write(read_episodes(split(counter())), tmp_path / "x.hdf5")
     x = by_d4rl(tmp_path / "x.hdf5")
     theirs = dataset.MDPDataset(
         **{key: x[key] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}

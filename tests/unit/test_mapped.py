@@ -20,11 +20,12 @@ import pytest
 import torch
 
 from mbo2o.agents.td3bc import TD3BCConfig
-from mbo2o.data.dataset import COLUMNS, TransitionDataset
+from mbo2o.data.dataset import COLUMNS
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
-from mbo2o.store import checkpoint, hdf5, mapped
+from mbo2o.store import checkpoint, datasets, hdf5, mapped, whole
+from mbo2o.store.hdf5 import read_hdf5
 from mbo2o.train import Config, train
 from mbo2o.types import UserError
 
@@ -41,7 +42,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(hdf5, "BLOCK", 32)
+    monkeypatch.setattr("mbo2o.data.fields.BLOCK", 32)
 
 
 def stored(path, fields, attrs=None, maze=False):
@@ -99,7 +100,7 @@ def loaded(path, storage):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            x = TransitionDataset.load(path, storage)
+            x = datasets.read(path, storage)
         except UserError as error:
             x = str(error)
     return x, [str(w.message) for w in caught]
@@ -113,7 +114,7 @@ def everything(ds):
     """All that can be asked of a dataset, to the bit."""
     out = [bits(getattr(ds, name)) for name in COLUMNS] + [ds.attrs, ds.obs_dim, ds.act_dim, ds.seeds]
     for shaped in (ds, ds.with_reward(1.0, 0.0), ds.with_reward(2.5, -0.3)):
-        out += [x.tobytes() for x in shaped.episode_returns()] + [repr(shaped.summary())]
+        out += [x.tobytes() for x in shaped.episode_returns()] + [repr(datasets.summary(shaped))]
         for known in (
             shaped,
             shaped.with_returns(0.97),
@@ -143,13 +144,13 @@ def counted(monkeypatch):
 
 def test_a_map_holds_what_memory_would(tmp_path, monkeypatch, promise):
     monkeypatch.setattr(hdf5, "_check_sound", lambda path: None)
-    monkeypatch.setattr(hdf5, "sync", lambda path: None)  # which is most of the time
+    monkeypatch.setattr("mbo2o.store.whole.sync", lambda path: None)  # which is most of the time
     rng, errors, warned = np.random.default_rng(0), 0, 0
     for i in range(30):
         path = odd(tmp_path / f"{i}.hdf5", rng)
-        monkeypatch.setattr(hdf5, "BLOCK", 1 << 20)
+        monkeypatch.setattr("mbo2o.data.fields.BLOCK", 1 << 20)
         ram, said = loaded(path, "ram")
-        monkeypatch.setattr(hdf5, "BLOCK", int(rng.choice([8, 64])))
+        monkeypatch.setattr("mbo2o.data.fields.BLOCK", int(rng.choice([8, 64])))
         ds, said_too = loaded(path, "memmap")
         again, said_again = loaded(path, "memmap")  # from the map that is there
         assert said == said_too == said_again
@@ -185,10 +186,10 @@ def test_a_minari_set_too(tmp_path, monkeypatch, small_blocks, counted, ints):
         warnings.simplefilter("ignore")
         spaces = {"observation_space": Box(-np.inf, np.inf, (3,)), "action_space": Box(-1, 1, (2,))}
         minari.create_dataset_from_buffers("test/map-v0", buffers, **spaces)
-    ram = TransitionDataset.load("test/map-v0")
+    ram = datasets.read("test/map-v0")
     assert ram.n_rows == 35
     for name in ("test/map-v0", "minari:test/map-v0"):
-        assert everything(TransitionDataset.load(name, "memmap")) == everything(ram)
+        assert everything(datasets.read(name, "memmap")) == everything(ram)
     assert len(counted) == 1
 
 
@@ -251,7 +252,7 @@ def test_training_is_the_same(tmp_path, pendulum, small_blocks):
 
 def test_another_storage_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^storage=disk is not one of ram, memmap$"):
-        TransitionDataset.load(stored(tmp_path / "x.hdf5", plain()), "disk")
+        datasets.read(stored(tmp_path / "x.hdf5", plain()), "disk")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_a_file_without_rows_is_refused_as_ever(tmp_path):
 CHILD = """
 import json, os, resource, sys, time
 import torch
-from mbo2o.data.dataset import TransitionDataset
+from mbo2o.store import datasets
 from mbo2o.nn.normalizer import block_statistics
 
 def of(key):
@@ -306,12 +307,12 @@ path, storage, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
 before = of("RssAnon")
 resource.setrlimit(resource.RLIMIT_DATA, (of("VmData") + limit, resource.RLIM_INFINITY))
 start = time.perf_counter()
-ds = TransitionDataset.load(path, storage)
+ds = datasets.read(path, storage)
 took = time.perf_counter() - start
 ds.sample(16)
 touched = resident("/packed.npy")
 ds = ds.with_reward(2.0, 1.0).with_returns(0.99, -1.0).every_row().with_seeds((1,))
-ds.summary(), block_statistics(lambda: (b.obs for b in ds.blocks()))
+datasets.summary(ds), block_statistics(lambda: (b.obs for b in ds.blocks()))
 start = time.perf_counter()
 sums = sum(ds.sample(256).obs.nansum() for _ in range(1000))
 draw = (time.perf_counter() - start) / 1000
@@ -364,7 +365,7 @@ def test_memory_stays_small(tmp_path, megabytes):
 
 def test_processes_share_one_map(tmp_path):
     path = stored(tmp_path / "x.hdf5", plain(2000))
-    hdf5.read(path)
+    read_hdf5(path)
     begin, ready = os.pipe()
     answers, say = os.pipe()
     pids = [fork(lambda: share(path, begin, ready, say)) for _ in range(2)]
@@ -388,7 +389,7 @@ def share(path, begin, ready, say):
         make(*args)
 
     mapped._make = slowly
-    ds = TransitionDataset.load(path, "memmap")
+    ds = datasets.read(path, "memmap")
     lines = [x.split() for x in Path("/proc/self/maps").read_text().splitlines() if x.endswith("/packed.npy")]
     torch.manual_seed(0)
     answer = {"made": len(made), "ino": lines[0][4], "sum": float(ds.sample(64).obs.sum())}
@@ -421,15 +422,15 @@ def test_without_locks_the_first_one_stays(tmp_path, monkeypatch, cache):
 
     def overtaken(*args):
         monkeypatch.setattr(mapped, "_make", make)
-        TransitionDataset.load(path, "memmap")
+        datasets.read(path, "memmap")
         os.utime(args[0] / "packed.npy", (1, 1))
-        monkeypatch.setattr(mapped.socket, "gethostname", lambda: "other")
+        monkeypatch.setattr(whole.socket, "gethostname", lambda: "other")
         make(*args)
 
-    monkeypatch.setattr(mapped.fcntl, "flock", no_lock)
+    monkeypatch.setattr(whole.fcntl, "flock", no_lock)
     monkeypatch.setattr(mapped, "_make", overtaken)
-    ds = TransitionDataset.load(path, "memmap")
-    assert everything(ds) == everything(TransitionDataset.load(path))
+    ds = datasets.read(path, "memmap")
+    assert everything(ds) == everything(datasets.read(path))
     assert [x.stat().st_mtime for x in cache.glob("*/packed.npy")] == [1]
     assert not list(cache.glob(".*.tmp"))
 
@@ -441,15 +442,15 @@ DAMAGE += [("manifest.json", x) for x in ("flip", "cut", "gone")]
 @pytest.mark.parametrize(("name", "how"), DAMAGE)
 def test_a_damaged_map_is_noticed_and_mended(tmp_path, cache, counted, promise, name, how):
     path = stored(tmp_path / "x.hdf5", plain())
-    expected = everything(TransitionDataset.load(path, "memmap"))
+    expected = everything(datasets.read(path, "memmap"))
     (file,) = cache.glob(f"*/{name}")
     data = bytearray(file.read_bytes())
     data[-7] ^= 1
     file.unlink()
     if how != "gone":
         file.write_bytes(data if how == "flip" else data[:-1])
-    with pytest.warns(UserWarning, match="it is made anew from") as caught:
-        ds = TransitionDataset.load(path, "memmap")
+    with pytest.warns(UserWarning, match="it is made again from") as caught:
+        ds = datasets.read(path, "memmap")
     assert str(file.parent) in str(caught[0].message)
     assert everything(ds) == expected
     assert loaded(path, "memmap")[1] == []
@@ -457,13 +458,13 @@ def test_a_damaged_map_is_noticed_and_mended(tmp_path, cache, counted, promise, 
     promise("kinds of damage to a memory map that are noticed and mended")
 
 
-POINTS = ["_entry", "_move", "new episode"]
+POINTS = ["_entry", "rename", "new episode"]
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_cut_conversion_leaves_nothing(tmp_path, cache, counted, point):
     path, other = stored(tmp_path / "x.hdf5", plain()), stored(tmp_path / "y.hdf5", plain(seed=1))
-    hdf5.read(path)
+    read_hdf5(path)
 
     def die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -472,42 +473,42 @@ def test_a_cut_conversion_leaves_nothing(tmp_path, cache, counted, point):
         if point == "new episode":
             blank = mapped._header
             mapped._header = lambda shape, dtype: die() if dtype == np.int64 else blank(shape, dtype)
+        elif point == "rename":
+            Path.rename = die
         else:
             setattr(mapped, point, die)
-        TransitionDataset.load(path, "memmap")
+        datasets.read(path, "memmap")
 
     assert ended(fork(work)) == -signal.SIGKILL
     assert len(list(cache.glob(".*.tmp"))) == 1
     assert not list(cache.glob("[!.]*"))
-    TransitionDataset.load(
-        other if point == "_move" else path, "memmap"
-    )  # whoever converts next clears it away
+    datasets.read(other if point == "rename" else path, "memmap")  # whoever converts next clears it away
     assert not list(cache.glob(".*.tmp"))
-    assert everything(TransitionDataset.load(path, "memmap")) == everything(TransitionDataset.load(path))
+    assert everything(datasets.read(path, "memmap")) == everything(datasets.read(path))
 
 
 def test_what_others_are_making_is_left_alone(tmp_path, cache):
-    TransitionDataset.load(stored(tmp_path / "x.hdf5", plain()), "memmap")
+    datasets.read(stored(tmp_path / "x.hdf5", plain()), "memmap")
     (cache / ".k.host.1.tmp").mkdir()
     with mapped._locked(cache / "k"):
-        TransitionDataset.load(stored(tmp_path / "y.hdf5", plain(seed=1)), "memmap")
+        datasets.read(stored(tmp_path / "y.hdf5", plain(seed=1)), "memmap")
         assert (cache / ".k.host.1.tmp").exists()
-    TransitionDataset.load(stored(tmp_path / "z.hdf5", plain(seed=2)), "memmap")
+    datasets.read(stored(tmp_path / "z.hdf5", plain(seed=2)), "memmap")
     assert not (cache / ".k.host.1.tmp").exists()
 
 
 def test_a_changed_source_has_another_map(tmp_path, cache, counted):
     path = stored(tmp_path / "x.hdf5", plain())
-    first = TransitionDataset.load(path, "memmap")
+    first = datasets.read(path, "memmap")
     stamp, rewards = path.stat(), first.rew.clone()
     with h5py.File(path, "r+") as file:
         file["rewards"][3] = 7
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    second = TransitionDataset.load(path, "memmap")
+    second = datasets.read(path, "memmap")
     assert second.rew[3] == 7
     assert torch.equal(first.rew, rewards)
     shutil.copy(path, tmp_path / "copy.hdf5")  # what counts is the content
-    TransitionDataset.load(tmp_path / "copy.hdf5", "memmap")
+    datasets.read(tmp_path / "copy.hdf5", "memmap")
     assert len(counted) == len(list(cache.glob("[!.]*"))) == 2
 
 
@@ -515,19 +516,19 @@ def test_a_source_that_changes_meanwhile_is_refused(tmp_path, cache, monkeypatch
     path, header = stored(tmp_path / "x.hdf5", plain()), mapped._header
     monkeypatch.setattr(mapped, "_header", lambda *a: os.utime(path, (1, 1)) or header(*a))
     with pytest.raises(UserError, match="was changed while it was read"):
-        TransitionDataset.load(path, "memmap")
+        datasets.read(path, "memmap")
     assert not list(cache.glob("[!.]*")) + list(cache.glob(".*.tmp"))
 
 
 def test_a_full_disk_is_one_line(tmp_path, cache):
     path = stored(tmp_path / "x.hdf5", plain(5000))
-    hdf5.read(path)
+    read_hdf5(path)
     read, write = os.pipe()
 
     def work():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         try:
-            TransitionDataset.load(path, "memmap")
+            datasets.read(path, "memmap")
         except UserError as error:
             os.write(write, str(error).encode())
 
@@ -539,7 +540,7 @@ def test_a_full_disk_is_one_line(tmp_path, cache):
 
 
 def test_columns_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
-    ds = TransitionDataset.load(stored(tmp_path / "x.hdf5", plain()), "memmap")
+    ds = datasets.read(stored(tmp_path / "x.hdf5", plain()), "memmap")
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -551,7 +552,7 @@ def test_columns_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
 
 
 def test_nobody_writes_to_a_map(tmp_path, cache):
-    ds = TransitionDataset.load(stored(tmp_path / "x.hdf5", plain()), "memmap")
+    ds = datasets.read(stored(tmp_path / "x.hdf5", plain()), "memmap")
     before = {x: x.read_bytes() for x in cache.rglob("*.npy")}
     assert ended(fork(lambda: (faulthandler.disable(), ds.packed.add_(1)))) == -signal.SIGSEGV
     assert {x: x.read_bytes() for x in cache.rglob("*.npy")} == before

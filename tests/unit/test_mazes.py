@@ -14,11 +14,11 @@ import torch
 
 from mbo2o.cli.main import main
 from mbo2o.collect.waypoint import Waypoint, play
-from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.termination import TERMINATIONS, resolve
 from mbo2o.envs import goals
 from mbo2o.envs.lanes import Lane, make_env
 from mbo2o.run.evaluate import Evaluator
+from mbo2o.store import datasets
 from mbo2o.types import UserError
 
 pytest.importorskip("gymnasium_robotics")
@@ -219,7 +219,7 @@ def test_collect_writes_what_was_played(capsys):
         code, _, err = collect(capsys, *args, "--out", f"{name}.hdf5")
         assert code == 0, err
     assert Path("a.hdf5").read_bytes() == Path("b.hdf5").read_bytes()
-    data = TransitionDataset.load("a.hdf5")
+    data = datasets.read("a.hdf5")
     obs, act, rew, next_obs, terminated, truncated = played(UMAZE, 2000, 0.5, 0.9)
     truncated[-1] |= not terminated[-1]
     columns = ((data.obs, obs), (data.act, act), (data.rew, rew), (data.next_obs, next_obs))
@@ -286,7 +286,7 @@ def recorded(env_id, n, rewards):
 def test_minari_is_flattened_as_the_environment_is(env_id, dims, tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
     episode = recorded(env_id, 5, [0] * 5)
-    data = TransitionDataset.load(minari_set([episode], env_id))
+    data = datasets.read(minari_set([episode], env_id))
     env = make_env(env_id)
     obs = [env.reset(seed=0)[0]] + [env.step(act)[0] for act in episode[1]]
     assert data.obs_dim == dims
@@ -300,7 +300,7 @@ def test_minari_episodes_end_at_the_goal(tmp_path, monkeypatch):
     """Reached twice and gone on; reached in the step that the collector cut; never reached."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "store"))
     episodes = [recorded(UMAZE, len(r), r) for r in ([0, 0, 1, 1, 0], [0, 1], [0, 0, 0])]
-    data = TransitionDataset.load(minari_set(episodes))
+    data = datasets.read(minari_set(episodes))
     assert data.rew.tolist() == [0, 0, 1, 0, 1, 0, 0, 0]
     assert data.terminated.tolist() == [False, False, True, False, True, False, False, False]
     assert data.truncated.tolist() == [False] * 7 + [True]
@@ -334,7 +334,7 @@ def test_d4rl_antmaze_keeps_the_steps_at_the_goal(tmp_path):
         return np.isin(np.arange(9), rows).astype(np.float32)
 
     obs = antmaze_file(tmp_path / "antmaze.hdf5", x, flags(2, 3), flags(7))
-    data = TransitionDataset.load(tmp_path / "antmaze.hdf5")
+    data = datasets.read(tmp_path / "antmaze.hdf5")
     assert data.obs_dim == 29  # the file's; the goal of its rewards is not in it
     assert data.valid_next.tolist() == [True] * 5 + [False, True, False, False]
     assert data.terminated.nonzero().flatten().tolist() == [2, 3]
@@ -346,7 +346,7 @@ def test_d4rl_antmaze_keeps_the_steps_at_the_goal(tmp_path):
 def test_d4rl_antmaze_that_resets_at_the_goal_warns(tmp_path):
     antmaze_file(tmp_path / "antmaze.hdf5", [0, 1, 9, 8], [0, 1, 0, 0], [0, 0, 0, 1])
     with pytest.warns(UserWarning, match="no known next observation"):
-        TransitionDataset.load(tmp_path / "antmaze.hdf5")
+        datasets.read(tmp_path / "antmaze.hdf5")
 
 
 # ---- evaluation

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.precision import LostPrecision
 from mbo2o.doctor.audit import audit
-from mbo2o.store import hdf5
+from mbo2o.store import datasets
+from mbo2o.store.d4rl import read_dict
+from mbo2o.store.episodes import read_episodes
+from mbo2o.store.table import read_table
 
 N = 600
 
@@ -73,10 +76,10 @@ def episodes(x):
 
 LOADERS = {
     "arrays": lambda x, tmp: TransitionDataset.from_arrays(**x),
-    "dict": lambda x, tmp: TransitionDataset.from_dict(x),
-    "hdf5": lambda x, tmp: TransitionDataset.load(h5_file(tmp / "x.hdf5", x)),
-    "table": lambda x, tmp: TransitionDataset.from_table(*table(tmp / "x.csv", x)),
-    "episodes": lambda x, tmp: TransitionDataset.from_episodes(episodes(x)),
+    "dict": lambda x, tmp: read_dict(x),
+    "hdf5": lambda x, tmp: datasets.read(h5_file(tmp / "x.hdf5", x)),
+    "table": lambda x, tmp: read_table(*table(tmp / "x.csv", x)),
+    "episodes": lambda x, tmp: read_episodes(episodes(x)),
 }
 
 
@@ -105,7 +108,8 @@ def test_without_next_observations_rows_are_compared_with_those_below(monkeypatc
     x = without(walk(clock=1.76e9), "next_observations")
     whole = lost(TransitionDataset.from_arrays, **x)
     assert f"dimension 3 changes in {N - 1} rows, in float32 in 0" in whole[0]
-    monkeypatch.setattr(hdf5, "BLOCK", 40)  # ten rows at a time, as of a file that is larger than memory
+    # Ten rows at a time, as when a file is larger than memory.
+    monkeypatch.setattr("mbo2o.data.fields.BLOCK", 40)
     assert lost(TransitionDataset.from_arrays, **x) == whole
 
 
@@ -114,7 +118,7 @@ def test_a_map_says_it_each_time(tmp_path, monkeypatch):
     path = h5_file(tmp_path / "x.hdf5", walk(clock=1.76e9))
     for _ in range(2):
         with pytest.warns(UserWarning, match="float32 cannot tell observations apart: dimension 3"):
-            TransitionDataset.load(path, "memmap")
+            datasets.read(path, "memmap")
 
 
 def trembling():

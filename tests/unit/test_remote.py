@@ -19,9 +19,9 @@ import pytest
 
 import mbo2o
 from mbo2o.cli.main import main
-from mbo2o.data.dataset import TransitionDataset
-from mbo2o.store import minari, remote
-from mbo2o.train import find_dataset
+from mbo2o.data.dataset import fields_of
+from mbo2o.data.fields import check_fields
+from mbo2o.store import datasets, minari, remote
 from mbo2o.types import UserError
 
 RIGHT = np.random.default_rng(0).bytes(100_000)
@@ -110,17 +110,17 @@ def offer(server, tmp_path, monkeypatch):
             hashlib.sha256(content).hexdigest(),
             urls,
         ]
-        remote.folder().mkdir(parents=True, exist_ok=True)
-        (remote.folder() / "remote.tsv").write_text("# ours\n\n" + "\t".join(line) + "\n")
-        return remote.find(NAME)
+        remote.fetched_folder().mkdir(parents=True, exist_ok=True)
+        (remote.fetched_folder() / "remote.tsv").write_text("# ours\n\n" + "\t".join(line) + "\n")
+        return remote.find_remote(NAME)
 
     return offer
 
 
 def files():
     """All that is kept, the registry aside."""
-    found = (p for p in remote.folder().rglob("*") if p.is_file() and p.name != "remote.tsv")
-    return {p.relative_to(remote.folder()).as_posix(): p.read_bytes() for p in found}
+    found = (p for p in remote.fetched_folder().rglob("*") if p.is_file() and p.name != "remote.tsv")
+    return {p.relative_to(remote.fetched_folder()).as_posix(): p.read_bytes() for p in found}
 
 
 WHOLE = {"lab/tiny-v0.hdf5": RIGHT}
@@ -336,7 +336,7 @@ def test_what_was_damaged_since_is_fetched_anew(damage, server, offer):
     entry = offer()
     remote.fetch(entry)
     entry.path.write_bytes(damage)
-    with pytest.warns(UserWarning, match="fetched anew"):
+    with pytest.warns(UserWarning, match="fetched again"):
         assert remote.fetch(entry)
     assert files() == WHOLE
 
@@ -448,7 +448,7 @@ def test_who_waited_does_not_write_into_the_finished_file(server, offer, monkeyp
 
 
 def test_what_ships_is_well_formed():
-    known = remote.read(remote.SHIPPED)
+    known = remote.read_registry(remote.SHIPPED)
     assert len(known) == 35
     for entry in known.values():
         assert entry.name.startswith("d4rl/")
@@ -466,7 +466,7 @@ def test_what_ships_is_well_formed():
 
 def test_the_registry_is_in_the_wheel():
     project = Path(mbo2o.__file__).parents[1] / "pyproject.toml"
-    assert tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["mbo2o.data"] == [
+    assert tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["mbo2o.store"] == [
         remote.SHIPPED.name
     ]
 
@@ -496,32 +496,32 @@ def test_a_bad_line_is_named(column, value, tmp_path):
     path = tmp_path / "r.tsv"
     path.write_text("# one\n" + "\t".join(GOOD).replace("a/b", "fine") + "\n" + "\t".join(row) + "\n")
     with pytest.raises(UserError, match=f"r.tsv, line 3: {column} is {value!r}"):
-        remote.read(path)
+        remote.read_registry(path)
 
 
 def test_a_name_that_stands_there_twice(tmp_path):
     path = tmp_path / "r.tsv"
     path.write_text(("\t".join(GOOD) + "\n") * 2)
     with pytest.raises(UserError, match="line 2: a/b stands there twice"):
-        remote.read(path)
+        remote.read_registry(path)
 
 
 def test_own_lines_add_to_what_ships(server, offer):
     offer()
-    assert set(remote.registry()) == {*remote.read(remote.SHIPPED), NAME}
+    assert set(remote.registry()) == {*remote.read_registry(remote.SHIPPED), NAME}
 
 
 def test_an_own_name_needs_no_slash(server, offer):
     offer()
-    path = remote.folder() / "remote.tsv"
+    path = remote.fetched_folder() / "remote.tsv"
     path.write_text(path.read_text().replace(NAME, "tiny"))
     with pytest.raises(UserError, match=r"tiny: not fetched yet; `mbo2o data fetch tiny` gets it"):
-        find_dataset("tiny")
+        datasets.read("tiny")
 
 
 def test_an_own_registry_that_is_no_text_is_one_line(offer, capsys):
     offer()
-    (remote.folder() / "remote.tsv").write_bytes(b"# caf\xe9\n")
+    (remote.fetched_folder() / "remote.tsv").write_bytes(b"# caf\xe9\n")
     code, _, err = command(capsys, "list")
     assert code == 2
     assert err.count("\n") == 1
@@ -535,7 +535,7 @@ def test_offline_asks_nobody_for_minari_sets(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "download_dataset", lambda *args: pytest.fail("a request"))
     monkeypatch.setenv("MBO2O_OFFLINE", "1")
     with pytest.raises(UserError, match="MBO2O_OFFLINE is set"):
-        minari.read("D4RL/door/human-v2")
+        minari.read_minari("D4RL/door/human-v2")
 
 
 @pytest.mark.parametrize(
@@ -551,7 +551,9 @@ def test_where_files_are_kept(env, expected, monkeypatch):
         monkeypatch.delenv(key, raising=False)
     for key, value in env.items():
         monkeypatch.setenv(key, value)
-    assert remote.find("d4rl/hopper-medium-v2").path == Path(expected) / "d4rl" / "hopper-medium-v2.hdf5"
+    assert (
+        remote.find_remote("d4rl/hopper-medium-v2").path == Path(expected) / "d4rl" / "hopper-medium-v2.hdf5"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- commands, training
@@ -611,9 +613,9 @@ def bare(pendulum, tmp_path):
     """D4RL's layout, and no attribute: the bytes of such a file."""
     import h5py
 
-    data = TransitionDataset.load(pendulum)
+    data = datasets.read(pendulum)
     with h5py.File(tmp_path / "bare.hdf5", "w") as file:
-        for key, x in data._fields().items():
+        for key, x in fields_of(data).items():
             file[key] = x
     return (tmp_path / "bare.hdf5").read_bytes()
 
@@ -621,7 +623,7 @@ def bare(pendulum, tmp_path):
 def test_training_finds_what_was_fetched_and_its_environment(server, offer, bare, pendulum):
     entry = offer(content=bare, env_id="Pendulum-v1", collected_in="Pendulum-v0")
     with pytest.raises(UserError) as caught:
-        find_dataset(NAME)
+        datasets.read(NAME)
     message = str(caught.value)
     assert f"`mbo2o data fetch {NAME}` gets it (0 MB)" in message
     assert f"sha256 {entry.sha256}) at {entry.path}" in message
@@ -632,14 +634,14 @@ def test_training_finds_what_was_fetched_and_its_environment(server, offer, bare
     with pytest.warns(
         UserWarning, match="the data are of Pendulum-v0, and a run is in Pendulum-v1"
     ) as warned:
-        data = find_dataset(NAME)
+        data = datasets.read(NAME)
     assert len(warned) == 1
     assert data.attrs == {"env_id": "Pendulum-v1", "collected_in": "Pendulum-v0"}
-    assert data.packed.shape == TransitionDataset.load(pendulum).packed.shape
+    assert data.packed.shape == datasets.read(pendulum).packed.shape
 
     entry.path.write_bytes(bare[:-100] + bytes(100))
-    with pytest.raises(UserError, match=f"has sha256 .* `mbo2o data fetch {NAME}` gets it anew"):
-        find_dataset(NAME)
+    with pytest.raises(UserError, match=f"has sha256 .* `mbo2o data fetch {NAME}` gets it again"):
+        datasets.read(NAME)
 
 
 def test_a_run_by_a_remote_name(server, offer, bare, capsys):
@@ -667,7 +669,7 @@ def test_an_environment_that_is_not_known_has_to_be_named(server, offer, bare, c
     entry = offer(content=bare)
     server.answer = whole(bare)
     remote.fetch(entry)
-    assert "env_id" not in find_dataset(NAME).attrs
+    assert "env_id" not in datasets.read(NAME).attrs
     with pytest.raises(SystemExit) as e:
         main(["train", f"dataset={NAME}"])
     assert e.value.code == 2
@@ -695,21 +697,23 @@ def test_minari_ids_are_still_minari_s(name, offer, monkeypatch):
         "rewards": np.zeros(3),
         "terminals": np.zeros(3),
     }
-    monkeypatch.setattr(
-        minari, "read", lambda found, how: (remote.schema.check(fields, found, how=how), {"minari_id": found})
-    )
+
+    def read_minari(found, new, units):
+        return check_fields(fields, found, new, units=units), {"minari_id": found}
+
+    monkeypatch.setattr(datasets, "read_minari", read_minari)
     for asked in (name, f"minari:{name}", "minari:d4rl/hopper-medium-v2"):
-        assert find_dataset(asked).attrs == {"minari_id": asked.removeprefix("minari:")}
+        assert datasets.read(asked).attrs == {"minari_id": asked.removeprefix("minari:")}
 
 
 def test_near_misses_name_both_readings(offer):
     with pytest.raises(
         UserError, match=r"did you mean 'd4rl/hopper-medium-v2'\? \(a Minari set: minari:d4rl/hoper-medium-v2"
     ):
-        find_dataset("d4rl/hoper-medium-v2")
+        datasets.read("d4rl/hoper-medium-v2")
     with pytest.raises(UserError, match=r"did you mean 'd4rl/hopper-medium-v2'\?"):
-        find_dataset("hopper-medium-v2")
-    assert remote.lookup("d4rl/hopper-medium-v2").env_id == "Hopper-v5"
+        datasets.read("hopper-medium-v2")
+    assert remote.lookup_remote("d4rl/hopper-medium-v2").env_id == "Hopper-v5"
 
 
 def test_a_file_by_that_name_comes_first(offer, pendulum):
@@ -717,4 +721,4 @@ def test_a_file_by_that_name_comes_first(offer, pendulum):
     Path("lab").mkdir()
     shutil.copy(pendulum, NAME)
     offer()
-    assert find_dataset(NAME).attrs["env_id"] == "Pendulum-v1"
+    assert datasets.read(NAME).attrs["env_id"] == "Pendulum-v1"

@@ -14,6 +14,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run.run import RunConfig
+from mbo2o.store import datasets
 from mbo2o.train import Config, _with_reward_scale, read_config, restore, train
 from mbo2o.types import UserError
 
@@ -115,7 +116,7 @@ def test_the_number_is_stored_said_and_used_again(pendulum, tmp_path, capsys):
         return Config(recipe=recipe, **where, run=RunConfig(**settings), **more)
 
     train(small(tmp_path / "run"))
-    returns = TransitionDataset.load(pendulum).episode_returns()[0]
+    returns = datasets.read(pendulum).episode_returns()[0]
     scale = 1000 / (returns.max() - returns.min())
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["run"][
         "reward_scale"
@@ -123,7 +124,7 @@ def test_the_number_is_stored_said_and_used_again(pendulum, tmp_path, capsys):
     assert read_config(tmp_path / "run")[0].run.reward_scale == pytest.approx(scale)
     assert "run.reward_scale=auto is " in capsys.readouterr().err
     run, _ = restore(tmp_path / "run")
-    plain = TransitionDataset.load(pendulum)
+    plain = datasets.read(pendulum)
     np.testing.assert_allclose(run.dataset.rew.numpy(), scale * plain.rew.numpy(), rtol=1e-5)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     train(small(tmp_path / "run"))  # the same command finds its run, which is finished

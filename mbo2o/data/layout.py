@@ -1,0 +1,65 @@
+"""A transition as one row of float32 numbers, so that drawing a batch is a single gather.
+
+The columns are obs | act | rew | next_obs | done, then `truncated` and `mc_return` where a table keeps them.
+Checkpoints of buffers hold such rows, so the order is part of the format.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbo2o.types import Batch
+
+TRUNCATED, RETURN = "truncated", "mc_return"
+
+
+class RowLayout:
+    """Which columns of a row `(..., width)` hold which field of a transition."""
+
+    def __init__(self, obs_dim: int, act_dim: int, *more: str):
+        """more: `TRUNCATED`, `RETURN` or both, in this order, for tables that keep these, too."""
+        widths = {"obs": obs_dim, "act": act_dim, "rew": 1, "next_obs": obs_dim, "done": 1}
+        self.widths = widths | dict.fromkeys(more, 1)
+        self.width = sum(self.widths.values())
+        self._sizes = list(self.widths.values())
+        ends = np.cumsum(self._sizes)
+        starts = ends - self._sizes
+        self.columns = {
+            key: slice(int(a), int(b)) for key, a, b in zip(self.widths, starts, ends, strict=True)
+        }
+
+    def column(self, name: str) -> int:
+        """The column of a field that is one number: `rew`, `done`, `truncated`, `mc_return`."""
+        return self.columns[name].start
+
+    def pack(self, batch: Batch, truncated: Tensor | None = None) -> Tensor:
+        """Fields `(*S, B, ...)` → rows `(*S, B, width)`; a return that is missing becomes -inf (unknown)."""
+        scalars = {"rew": batch.rew, "done": batch.done}
+        if TRUNCATED in self.widths:
+            scalars[TRUNCATED] = torch.zeros_like(batch.rew) if truncated is None else truncated
+        if RETURN in self.widths:
+            known = batch.mc_return
+            scalars[RETURN] = torch.full_like(batch.rew, -torch.inf) if known is None else known
+        vectors = {"obs": batch.obs, "act": batch.act, "next_obs": batch.next_obs}
+        parts = vectors | {key: x.to(batch.rew.dtype).unsqueeze(-1) for key, x in scalars.items()}
+        return torch.cat([parts[key] for key in self.widths], -1)
+
+    def fill(self, out: np.ndarray, **fields: np.ndarray) -> None:
+        """Write fields `(n, d)` or `(n,)`, one for each column group, into rows `(n, width)` of an array."""
+        for key, columns in self.columns.items():
+            out[:, columns] = fields[key].reshape(len(out), -1)
+
+    def unpack(self, rows: Tensor) -> Batch:
+        """Rows `(*S, B, width)` → the fields, as views; `truncated` is no part of a batch."""
+        parts = dict(zip(self.widths, rows.split(self._sizes, -1), strict=True))
+        known = parts.get(RETURN)
+        return Batch(
+            parts["obs"],
+            parts["act"],
+            parts["rew"].squeeze(-1),
+            parts["next_obs"],
+            parts["done"].squeeze(-1),
+            None if known is None else known.squeeze(-1),
+        )
