@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.fields import Attrs
-from mbo2o.store.whole import file_sha256, one_line, take_lock, writing
+from mbo2o.store.whole import file_sha256, one_line, sync, take_lock, writing
 from mbo2o.types import UserError
 
 SHIPPED = Path(__file__).with_name("remote.tsv")
@@ -257,7 +257,7 @@ def _fill(file: BinaryIO, part: Path, entry: Remote) -> None:
         try:
             _append(file, url, entry)
             file.flush()
-            os.fsync(file.fileno())
+            sync(part)
             if (found := file_sha256(part)) == entry.sha256:
                 return
             file.truncate(0)

@@ -1,12 +1,16 @@
 """The dataset layer against a counter environment, whose observations say which episode and which step they are."""
 
+import dataclasses
 import re
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
+from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset, returns_to_go
 from mbo2o.data.fields import FIELDS
 from mbo2o.store import datasets
@@ -422,3 +426,55 @@ def test_bad_minari_sets_are_one_line(store, tmp_path, monkeypatch):
     assert "Minari's own storage" in refusal(load, storage)
     (tmp_path / "store/counter/wide-v0/data/metadata.json").write_text("{")
     assert "cannot be read" in refusal(load, "counter/wide-v0")
+
+
+# ---- one resolver, one opening
+
+
+@pytest.mark.parametrize("way", ["read", "check"])
+def test_a_file_is_opened_once_for_its_rows(tmp_path, monkeypatch, way):
+    """`firstlook` reads it in a process of its own before that."""
+    path = d4rl_file(tmp_path / "x.hdf5", counter(), {"env_id": "Counter-v0"})
+    opened, new = [], h5py.File
+    monkeypatch.setattr(h5py, "File", lambda name, *args, **kw: opened.append(name) or new(name, *args, **kw))
+    found = datasets.find(path)
+    rows = found.read() if way == "read" else found.read_stored()
+    assert opened == [path]
+    assert rows is not None
+
+
+@pytest.mark.parametrize("name", ["x.hdf5", "minari:counter/test-v0", "counter/test-v0"])
+def test_rows_and_attributes_and_sums_agree_on_what_a_name_means(tmp_path, store, monkeypatch, name):
+    minari_set("counter/test-v0")
+    monkeypatch.chdir(tmp_path)
+    d4rl_file(tmp_path / "x.hdf5", counter(), {"env_id": "Counter-v0"})
+    found = datasets.find(name)
+    made = datasets.read(name)
+    assert found.attrs().get("env_id") == made.attrs.get("env_id")
+    stored, attrs = found.read_stored()
+    np.testing.assert_array_equal(stored["observations"], made.obs)
+    assert attrs.get("minari_id") == made.attrs.get("minari_id")
+    again, sum_of_content = found.read_with_sha256("ram", Actions())
+    assert torch.equal(again.packed.nan_to_num(), made.packed.nan_to_num())
+    assert sum_of_content == found.sha256()
+
+
+def test_what_is_sampled_knows_no_files():
+    """Importing datasets and buffers loads neither HDF5 nor a reader of files."""
+    code = (
+        "import sys, mbo2o.data.dataset, mbo2o.data.buffer, mbo2o.data.sumtree;"
+        "print([x for x in sys.modules if x.startswith(('h5py', 'mbo2o.store', 'gymnasium', 'minari'))])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_a_dataset_has_at_most_fifteen_public_methods():
+    assert (
+        len([x for x in vars(TransitionDataset) if not x.startswith("_") and x not in fields_of_class()])
+        <= 15
+    )
+
+
+def fields_of_class():
+    return {x.name for x in dataclasses.fields(TransitionDataset)}
