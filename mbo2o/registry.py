@@ -1,6 +1,7 @@
-"""Names to classes: what a config may choose, where others' methods come in, and whose code may be imported.
+"""Names to classes: what a config may choose, how plugins come in, and whose code may be imported.
 
-A method is one Python file that registers itself and one YAML file. Both may lie in another package, a plugin.
+A method is one Python file that registers itself and one YAML file. Both may belong to another package,
+which is then a plugin.
 """
 
 from __future__ import annotations

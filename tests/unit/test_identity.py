@@ -1,15 +1,18 @@
 """A run knows its dataset by its content: another file of the same name is refused, a copy under another name is not."""
 
 import hashlib
+import json
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 import yaml
 
+from mbo2o import naming
 from mbo2o.agents.bc import BCConfig
 from mbo2o.cli.main import main as cli
 from mbo2o.data.dataset import TransitionDataset
@@ -184,7 +187,7 @@ def test_another_file_under_the_same_name_is_refused(state, storage, mine, tmp_p
     )
     assert refusal(restore, directory) == said
     with pytest.raises(SystemExit) as e:
-        cli.main(["eval", str(directory)])
+        cli(["eval", str(directory)])
     assert e.value.code == 2
     assert said in capsys.readouterr().err
     assert (directory / "config.yaml").read_bytes() == written
@@ -230,15 +233,24 @@ def test_start_from_asks_for_the_content_and_not_for_the_name(mine, tmp_path):
     )
 
 
-def test_names_of_run_directories_are_what_they_were(mine):
-    """The sum and the settings that came later do not enter."""
-    from mbo2o.train import _name, _resolve
-
-    resolved = _resolve(config(mine, None), "Pendulum-v1")
-    old = {k: v for k, v in resolved.items() if k != "dataset_actions"}
-    assert (
-        _name(resolved)
-        == _name(resolved | {"dataset_sha256": "0" * 64, "behaviour_return": 1.0})
-        == _name(old)
-    )
-    assert _name(resolved | {"dataset_actions": "env"}) != _name(old)
+def test_a_run_directory_is_named_by_what_was_chosen(mine):
+    """A setting at its default does not enter, so that a version with more settings finds the same names."""
+    cfg = config(mine, None)
+    assert naming.name(cfg, "Pendulum-v1") == naming.name(replace(cfg, threads=2), "Pendulum-v1")
+    assert naming.name(cfg, "Pendulum-v1") != naming.name(replace(cfg, dataset_actions="env"), "Pendulum-v1")
+    chosen = {
+        "recipe.name": "finetune",
+        "recipe.offline.name": "bc",
+        "recipe.offline.actor.hidden": [8],
+        "recipe.offline_steps": 20,
+        "recipe.online_steps": 0,
+        "recipe.batch": 8,
+        "recipe.probe_every": 10,
+        "dataset": str(mine),
+        "env": "Pendulum-v1",
+    }
+    chosen |= {f"run.{x}": 10 for x in ("log_every", "eval_every", "checkpoint_every")}
+    chosen |= {"run.eval_episodes": 1, "run.online_capacity": 50}
+    text = json.dumps({"version": naming.VERSION, "settings": chosen}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    assert naming.name(cfg, "Pendulum-v1") == f"finetune-mine-{digest}"

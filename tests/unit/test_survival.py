@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from mbo2o.agents.sac import SAC, SACConfig
-from mbo2o.cli.main import _guarded
+from mbo2o.cli.command import guarded as _guarded
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.envs.faults import EnvironmentFault, Faults
 from mbo2o.envs.lanes import Lane, Lanes
