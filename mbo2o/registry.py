@@ -7,6 +7,7 @@ which is then a plugin.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -14,7 +15,6 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ ENTRY_POINTS = "mbo2o.plugins"
 """Group of entry points: the module that each one names is imported before any name is looked up."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A registered class with the dataclass that configures it."""
 
@@ -55,6 +55,11 @@ def source(name: str, config: type) -> Callable[[T], T]:
 
 
 def _register(table: dict[str, Entry], name: str, config: type) -> Callable[[T], T]:
+    if not dataclasses.is_dataclass(config):
+        raise UserError(
+            f"{name!r}: its config {config.__name__} is no dataclass; decorate it with @dataclass"
+        )
+
     def add(cls: T) -> T:
         if name in table:
             check_same(name, table[name].cls, cls)
@@ -168,6 +173,6 @@ def check_trust(option: str, name: str, shown: str | None = None) -> None:
     allowed = _TRUSTED.get()
     if allowed is not None and name not in allowed:
         raise UserError(
-            f"{option}={shown or name} comes from a stored config and would import code; if you trust it, "
+            f"{option}={shown or name} is named by a config and would import code; if you trust it, "
             "give the same name on the command line, or --trust (in Python: trust=True)"
         )

@@ -36,7 +36,14 @@ def _dispatch(args: list[str]) -> int:
         return train.run(["experiment=hopper-small"])
     if args[0] == "train" and not {"-h", "--help"} & set(args):
         return train.run(args[1:])  # in Hydra's grammar
-    options = parser().parse_args(args)
+    options, left = parser().parse_known_args(args)
+    # argparse takes KEY=VALUE in one place alone, here it may stand anywhere
+    settings = [x for x in left if "=" in x and not x.startswith("-")]
+    if len(settings) < len(left) or (left and not hasattr(options, "settings")):
+        unknown = [x for x in left if x not in settings] or left
+        parser().error(f"unrecognized arguments: {' '.join(unknown)}")
+    if left:
+        options.settings = [*options.settings, *settings]
     return int(options.run(options) or 0)
 
 

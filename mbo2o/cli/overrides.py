@@ -167,8 +167,6 @@ def _check_one(parsed: Any, given: Sequence[str], tree: Tree) -> None:
     if one and tree.folders(key) and not isinstance(parsed.value(), str):
         choices = ", ".join(tree.choices(key))
         raise UserError(f"{parsed.input_line}: expected a name; choices: {choices}")
-    if one and key == "plugins" and not isinstance(parsed.value(), list):
-        raise UserError(f"{parsed.input_line}: expected a list of modules, as plugins=[my.module]")
     anything = key.startswith(("hydra.", "env_kwargs."))  # the environment says what it takes
     forced = (parsed.is_add() or parsed.is_force_add()) and "@" not in key and not anything
     if forced and (text := _no_setting(key.split("."), _chosen(given, tree))):

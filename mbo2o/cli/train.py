@@ -143,9 +143,13 @@ def _load(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
         UserError: A preset names a plugin that the overrides do not, and it is not trusted.
     """
     from mbo2o.registry import load_entry_points, load_plugins, trusting
+    from mbo2o.types import UserError
 
     load_entry_points()
     given = [o for o in overrides if re.match(r"\+*plugins=", o)]
+    for o in given:
+        if not re.fullmatch(r"\+*plugins=\[.*\]", o):
+            raise UserError(f"{o}: expected a list of modules, as plugins=[my.module]")
     if given:
         load_plugins(list(_texts(given)))
         return
