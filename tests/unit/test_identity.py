@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -231,6 +232,57 @@ def test_start_from_asks_for_the_content_and_not_for_the_name(mine, tmp_path):
         f"start_from={tmp_path / 'offline'}: was run with dataset={mine} (sha256 {then}), not {mine} (sha256 {sum_of(mine)}) "
         "(1 setting differs)"
     )
+
+
+def test_the_same_data_at_another_path_are_the_runs_own(mine, tmp_path, monkeypatch):
+    """In the same directory the content decides, and the config keeps the new path."""
+    directory = tmp_path / "run"
+    interrupted(mine, directory, monkeypatch)
+    moved = shutil.move(mine, tmp_path / "moved.hdf5")
+    train(config(moved, directory))
+    stored = yaml.safe_load((directory / "config.yaml").read_text())
+    assert stored["dataset"] == str(moved)
+    restore(directory)
+    rewrite(moved)
+    then = stored["dataset_sha256"]
+    said = refusal(train, config(moved, directory))
+    assert said == (
+        f"{directory}: the dataset at {moved} is not the one this run learned from "
+        f"(sha256 {then} then, {sum_of(moved)} now); choose another dir="
+    )
+
+
+def test_a_run_under_the_name_of_an_older_version_goes_on_there(mine, tmp_path, monkeypatch, capsys):
+    """The same command makes no second run, whatever rule named the first."""
+    unnamed = replace(config(mine, "unused"), dir=None)
+    here = train(unnamed)
+    assert here == Path("runs") / naming.name(unnamed, "Pendulum-v1")
+    old = here.rename(here.with_name("finetune-mine-00000000"))
+    stored = yaml.safe_load((old / "config.yaml").read_text())
+    for later in ("plugins", "env_kwargs", "env_layout"):
+        del stored[later]
+    (old / "config.yaml").write_text(yaml.safe_dump(stored))
+    lines = (old / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train(unnamed) == old
+    assert f"{old} holds this run, under another name than {here.name}: going on there" in capsys.readouterr().err
+    assert (old / "metrics.jsonl").read_bytes() == lines
+    assert os.listdir("runs") == [old.name]
+    assert "holds a run already" in refusal(train, replace(unnamed, resume=False))
+    # other settings, a directory that holds nothing, and a damaged one are passed by
+    (Path("runs") / "finetune-mine-11111111" / "checkpoints" / "000000001").mkdir(parents=True)
+    (Path("runs") / "finetune-mine-11111111" / "config.yaml").write_text("recipe: [")
+    other = train(replace(unnamed, seed=3))
+    assert other not in (old, here)
+
+
+def test_a_run_whose_dataset_has_moved_is_found_again(mine, tmp_path):
+    here = train(replace(config(mine, "unused"), dir=None))
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(mine, tmp_path / "elsewhere")
+    assert train(replace(config(moved, "unused"), dir=None)) == here
+    rewrite(moved)
+    assert train(replace(config(moved, "unused"), dir=None)) != here
 
 
 def test_a_run_directory_is_named_by_what_was_chosen(mine):
