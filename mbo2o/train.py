@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mbo2o import naming
+from mbo2o.agents import Agent
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.layouts import ANT, find_layout
@@ -28,7 +29,7 @@ from mbo2o.store import datasets, hdf5, whole
 from mbo2o.store.datasets import Named
 from mbo2o.types import UserError, at_least_one
 
-__all__ = ["Config", "find_dataset", "read_config", "restore", "train"]
+__all__ = ["Config", "find_dataset", "load", "read_config", "restore", "train"]
 
 
 def train(cfg: Config) -> Path:
@@ -296,6 +297,19 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
         with contextlib.suppress(Restored):
             recipe(run)
     return run, recipe
+
+
+def load(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
+    """The agent of a run as its last checkpoint has it; `trust` and the errors are those of `restore`.
+
+    `agent.act(obs)` takes observations `(S, B, D)` in raw units, with S seeds, and returns actions
+    `(S, B, A)` in [-1, 1].
+    """
+    _, recipe = restore(Path(directory), trust)
+    agent: Agent | None = getattr(recipe, "agent", None)
+    if agent is None:
+        raise UserError(f"{directory}: its recipe keeps no agent; `restore` gives the recipe itself")
+    return agent
 
 
 def find_dataset(

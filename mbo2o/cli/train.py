@@ -51,6 +51,15 @@ def run(args: list[str]) -> int:
     return max(codes, default=0)
 
 
+def config(*overrides: str) -> Config:
+    """The config that `mbo2o train` would run with these overrides, such as "experiment=hopper-small", "seed=3".
+
+    Raises:
+        UserError: There is a mistake in them.
+    """
+    return compose_config(list(overrides))
+
+
 def compose_config(overrides: list[str]) -> Config:
     """The config that `mbo2o train` would run with these overrides.
 
