@@ -8,7 +8,7 @@
     model = mbo2o.load_dynamics(directory)       # predicts: model.step(obs, act)
 
 `Dataset` reads data. `agent`, `recipe`, `source`, `penalty` and `termination` register methods of your own.
-`UserError` is the exception for a mistake in what was asked. All of these are imported when they are first used.
+`UserError` is the exception for a mistake in what was asked. Each name is imported when it is first used.
 """
 
 from __future__ import annotations

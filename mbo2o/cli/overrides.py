@@ -27,8 +27,9 @@ class Tree:
     extra: Path | None = None
 
     def __post_init__(self) -> None:
-        for path in sorted(self.extra.rglob("*.yaml")) if self.extra else ():
-            if (self.own / (name := path.relative_to(self.extra))).exists():
+        for path in self.extra.rglob("*.yaml") if self.extra else ():
+            name = path.relative_to(str(self.extra))
+            if (self.own / name).exists():
                 raise UserError(
                     f"--config-dir {self.extra}: {name} has the name of one of mbo2o's own; rename it"
                 )

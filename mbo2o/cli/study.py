@@ -120,7 +120,8 @@ def _presets(folder: Path) -> None:
     print(f"presets of {folder}:")
     for group in ("switch", "experiment"):
         for path in sorted((folder / group).glob("*.yaml")):
-            print(f"  {group}={path.stem:<16} {OmegaConf.load(path).get('provenance') or 'no provenance'}")
+            provenance = OmegaConf.select(OmegaConf.load(path), "provenance")
+            print(f"  {group}={path.stem:<16} {provenance or 'does not say where its numbers come from'}")
 
 
 def _measured() -> None:

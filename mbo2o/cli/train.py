@@ -52,7 +52,7 @@ def run(args: list[str]) -> int:
 
 
 def config(*overrides: str) -> Config:
-    """The config that `mbo2o train` would run with these overrides, such as "experiment=hopper-small", "seed=3".
+    """The config that `mbo2o train` would run with these overrides: "experiment=hopper-small", "seed=3".
 
     Raises:
         UserError: There is a mistake in them.
