@@ -143,7 +143,8 @@ def pendulum(path: Path) -> Path:
 
 def read(method: str, folder: Path, dataset: Path) -> dict[str, int]:
     """Train `method` in `folder` and count what was read."""
-    import mbo2o.train
+    import mbo2o
+    from mbo2o.train import train
 
     spec = importlib.util.spec_from_file_location("test_bits", ROOT / "tests" / "contract" / "test_bits.py")
     assert spec is not None
@@ -154,8 +155,8 @@ def read(method: str, folder: Path, dataset: Path) -> dict[str, int]:
     recipe, settings, _ = bits.CASES[case]
     bits.CASES[case] = recipe, settings, {}  # no settings of the run itself: older checkouts lack some
     cfg = bits.configured(case, dataset, folder / method)
-    with Reading(Path(mbo2o.train.__file__).parent) as reading:
-        mbo2o.train.train(cfg)
+    with Reading(Path(mbo2o.__file__).parent) as reading:
+        train(cfg)
     return counts(reading)
 
 

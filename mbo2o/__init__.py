@@ -1,3 +1,74 @@
-"""Model-based offline-to-online reinforcement learning: one probabilistic ensemble for dynamics and critics."""
+"""Model-based offline-to-online reinforcement learning: one probabilistic ensemble for dynamics and critics.
+
+    import mbo2o
+
+    cfg = mbo2o.config("experiment=hopper-small", "seeds=3")
+    directory = mbo2o.train(cfg)
+    agent = mbo2o.load(directory)                # acts: agent.act(obs)
+    model = mbo2o.load_dynamics(directory)       # predicts: model.step(obs, act)
+
+`Dataset` reads data. `agent`, `recipe`, `source`, `penalty` and `termination` register methods of your own.
+`UserError` is the exception for a mistake in what was asked. Each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mbo2o.cli.train import config as config
+    from mbo2o.data import dataset as _dataset
+    from mbo2o.dynamics import model as _model
+    from mbo2o.dynamics.model import load_dynamics as load_dynamics
+    from mbo2o.dynamics.termination import termination as termination
+    from mbo2o.ensemble.uncertainty import penalty as penalty
+    from mbo2o.registry import agent as agent
+    from mbo2o.registry import recipe as recipe
+    from mbo2o.registry import source as source
+    from mbo2o.settings import Config as Config
+    from mbo2o.train import load as load
+    from mbo2o.train import train as train
+    from mbo2o.types import Batch as Batch
+    from mbo2o.types import Source as Source
+    from mbo2o.types import Spec as Spec
+    from mbo2o.types import UserError as UserError
+
+    Dataset = _dataset.TransitionDataset
+    Dynamics = _model.GaussianDynamics
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "mbo2o.types:Batch",
+    "Config": "mbo2o.settings:Config",
+    "Dataset": "mbo2o.data.dataset:TransitionDataset",
+    "Dynamics": "mbo2o.dynamics.model:GaussianDynamics",
+    "Source": "mbo2o.types:Source",
+    "Spec": "mbo2o.types:Spec",
+    "UserError": "mbo2o.types:UserError",
+    "agent": "mbo2o.registry:agent",
+    "config": "mbo2o.cli.train:config",
+    "load": "mbo2o.train:load",
+    "load_dynamics": "mbo2o.dynamics.model:load_dynamics",
+    "penalty": "mbo2o.ensemble.uncertainty:penalty",
+    "recipe": "mbo2o.registry:recipe",
+    "source": "mbo2o.registry:source",
+    "termination": "mbo2o.dynamics.termination:termination",
+    "train": "mbo2o.train:train",
+}
+"""Where each name lives. No submodule has one of these names: to import it would hide the name here."""
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mbo2o' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    found = globals()[name] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

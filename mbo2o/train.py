@@ -3,131 +3,77 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import ctypes
 import gc
-import hashlib
-import json
 import math
-import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]  # what OmegaConf reads with
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
+from mbo2o import naming
+from mbo2o.agents import Agent
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.dynamics.termination import name_of
 from mbo2o.envs.layouts import ANT, find_layout
 from mbo2o.envs.make import EnvChoice
 from mbo2o.recipes import Recipe, make_recipe
-from mbo2o.registry import AGENTS, RECIPES, find
+from mbo2o.registry import AGENTS, check_trust, entry_of, load_entry_points, load_plugins, trusting
 from mbo2o.report.page import write_report
-from mbo2o.run.config import RunConfig
 from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
+from mbo2o.settings import Config, flat, kept, parts, plain, read_config, stored, stored_plugins, values_of
 from mbo2o.store import datasets, whole
 from mbo2o.store.datasets import Named, units_for
 from mbo2o.store.hdf5 import imports_module
-from mbo2o.types import UserError, at_least_one
+from mbo2o.types import UserError
 
-KINDS = {
-    "official": "the numbers of the authors' paper or code, or of the named reproduction",
-    "adapted": "those, except for what the source says beside them",
-    "small": "sized for a CPU",
-}
-"""What a preset's provenance begins with."""
-
-
-@dataclass
-class Config:
-    """A run. The dataclasses beside the classes hold all defaults; YAML chooses and overrides."""
-
-    recipe: Any = MISSING  # the config of one of `mbo2o methods`
-    dataset: str | None = None  # a file, a name of `mbo2o data list`, or minari:ID
-    storage: str = (
-        "ram"  # of the dataset; memmap: one larger than memory, converted once into files that runs share
-    )
-    dataset_actions: str | None = (
-        None  # its units; unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
-    )
-    # clip, env-clip: a policy's outputs in these units, clipped; None: unit, but refused if they look like the box's units
-    env: str | None = None  # gymnasium id; None: the dataset's
-    env_kwargs: Any = (
-        None  # a dict: what gymnasium.make is given beside the id, wherever the run makes its environment
-    )
-    env_layout: str | None = (
-        None  # how observations are laid out: None: the environment's own, or d4rl or d4rl-no-forces
-    )
-    # where the dataset's width says so (run/layouts.py)
-    seeds: int = 1  # trained side by side; each has its own initial networks and starts, and shares the stream of later draws
-    seed: int = 0  # of the first; the whole run follows from it
-    device: str = "cpu"
-    threads: int = 1  # torch threads: two on two busy cores can be far slower than one for nets this small
-    dir: str | None = None  # None: runs/RECIPE-DATASET-HASH, so that the same command finds its run again
-    start_from: str | None = (
-        None  # a run that ended after its offline phase (online_steps=0): go on from there
-    )
-    resume: bool = True  # go on where the directory's checkpoint is; false: refuse a directory that has one
-    report: bool = True  # write DIR/report at the end
-    provenance: str | None = (
-        None  # where the preset's numbers come from, KIND: SOURCE (see KINDS); None without a preset
-    )
-    run: RunConfig = field(default_factory=RunConfig)
+__all__ = ["Config", "load", "read_config", "restore", "train"]
 
 
 def train(cfg: Config) -> Path:
-    """Run, or go on with, the run that `cfg` names; returns its directory. UserError, Diverged or Stopped otherwise.
+    """Run the run that `cfg` names, or go on with it, and return its directory.
 
-    One process at a time may run in a directory; an `EnvironmentFault`, a kind of UserError, says that the environment kept
-    failing.
+    One process at a time may run in a directory. The same config goes on where its run stopped.
+
+    Raises:
+        UserError: There is a mistake in what was asked; or, as an `EnvironmentFault`, the environment
+            kept failing.
+        Diverged: Training left the realm of numbers.
+        Stopped: A signal asked the run to save and stop.
     """
     try:
         return _train(cfg)
     finally:
-        gc.collect()  # the parts of a run know each other, and its buffers may be gigabytes; others in this process need them
+        # the parts of a run refer to each other, and its buffers may take gigabytes that others need
+        gc.collect()
 
 
 def _train(cfg: Config) -> Path:
+    load_plugins(cfg.plugins)
     _check(cfg)
     torch.set_num_threads(cfg.threads)
     _keep_memory()
     recipe = make_recipe(cfg.recipe)
     found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
-    env_id = cfg.env or (found and found.attrs().get("env_id"))
-    if not env_id:
-        raise UserError(
-            "no environment is named: give env=ID (the dataset does not say which it was collected in)"
-        )
-    if not cfg.env and imports_module(env_id):
-        raise UserError(
-            f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it"
-        )
-    cfg, dataset, content, said = _loaded(cfg, found, str(env_id))
-    resolved = _resolve(cfg, str(env_id)) | ({} if content is None else {SUM: content})
+    env_id = _environment(cfg, found)
+    cfg, dataset, content, said = _loaded(cfg, found, env_id)
     if cfg.start_from:
-        _check_start(cfg, resolved)
-    directory = Path(cfg.dir) if cfg.dir else Path("runs") / _name(resolved)
+        naming.check_start(cfg, env_id, content)
+    directory, moved = naming.directory_of(cfg, env_id, content)
     with whole.writing(directory), whole.occupy(directory):
-        resumed = _claim(directory, resolved, cfg.resume)
-        if resumed:  # what was found out of its dataset when it began stays as it was
-            began = {k: resumed[k] for k in FACTS if k in resumed}
-            resolved = {k: v for k, v in resolved.items() if k not in FACTS} | began
-        elif dataset is not None:
-            returns = dataset.episode_returns()[0]
-            resolved["behaviour_return"] = (
-                float(returns.mean()) if len(returns) else None
-            )  # not one episode is whole
-        whole.write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-        run = _open(directory, cfg, recipe, str(env_id), dataset)
-        for line in said:
-            run.say(line)
-        run.say(f"{resolved['recipe']['name']} on {env_id}, {cfg.seeds} seed(s) → {directory}")
+        facts = _facts(naming.claim(directory, cfg, env_id, content), dataset, content)
+        text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
+        whole.write_whole(directory / "config.yaml", text)
+        run = _open(directory, cfg, recipe, env_id, dataset)
+        for line in [moved, *said]:
+            if line:
+                run.say(line)
+        run.say(f"{naming.method(cfg)} on {env_id}, {cfg.seeds} seed(s) → {directory}")
         try:
             with run.signals.handled(), run.divergence.explained():
                 recipe(run)
@@ -139,71 +85,95 @@ def _train(cfg: Config) -> Path:
     return directory
 
 
+def _environment(cfg: Config, found: Named | None) -> str:
+    """The environment that `cfg` names, or else the dataset; `UserError` for none, or an untrusted one."""
+    if cfg.env:
+        if imports_module(cfg.env):
+            check_trust("env", cfg.env)
+        return cfg.env
+    env_id = found and found.attrs().get("env_id")
+    if not env_id:
+        raise UserError(
+            "no environment is named: give env=ID (the dataset does not say which it was collected in)"
+        )
+    if imports_module(env_id):
+        raise UserError(
+            f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it"
+        )
+    return str(env_id)
+
+
+def _facts(
+    resumed: dict[str, Any], dataset: TransitionDataset | None, content: str | None
+) -> dict[str, str | float | None]:
+    """Entries of config.yaml that are no settings. A resumed run keeps those that it found when it began."""
+    if resumed:
+        return {key: resumed[key] for key in naming.FACTS if key in resumed}
+    if dataset is None:
+        return {}
+    returns = dataset.episode_returns()[0]
+    # None: no episode is whole
+    behaviour = float(returns.mean()) if len(returns) else None
+    return dict(zip(naming.FACTS, (content, behaviour), strict=True))
+
+
+# -------------------------------------------------------------------------------------- what the config needs
+
+
 def _loaded(
     cfg: Config, found: Named | None, env_id: str
 ) -> tuple[Config, TransitionDataset | None, str | None, list[str]]:
-    """`cfg` with what only the dataset and the environment tell; the dataset, the sum of its content, and lines to say."""
+    """The config with what only dataset and environment tell, the dataset, its sha256, and lines to say."""
     if not isinstance(cfg.env_kwargs, dict | None):
         raise UserError(
             f"env_kwargs={cfg.env_kwargs}: expected names and values, such as env_kwargs={{frame_skip: 4}}"
         )
-    cfg = replace(cfg, env_kwargs=_kept("env_kwargs", cfg.env_kwargs or None))
+    cfg = replace(cfg, env_kwargs=kept("env_kwargs", cfg.env_kwargs or None))
     if found is None:
         return _with_reward_scale(cfg, None)[0], None, None, []
     choice = EnvChoice(env_id, cfg.env_kwargs or {})
     dataset, content = found.read_with_sha256(cfg.storage, units_for(found, cfg.dataset_actions, choice))
     _check_returns(cfg, dataset)
     if cfg.env_layout is None:
-        has_forces = lambda: any(bool((b.obs[..., ANT:] != 0).any()) for b in dataset.blocks())  # noqa: E731
+
+        def has_forces() -> bool:
+            return any(bool((b.obs[..., ANT:] != 0).any()) for b in dataset.blocks())
+
         cfg = replace(cfg, env_layout=find_layout(env_id, dataset.obs_dim, has_forces))
     cfg, said = _with_reward_scale(cfg, dataset)
-    return cfg, dataset, content, [said] if said else []
-
-
-def _kept(name: str, x: Any) -> Any:
-    """`x` as config.yaml gives it back; UserError for what it cannot keep."""
-    if isinstance(x, dict):
-        if odd := [key for key in x if not isinstance(key, str)]:
-            raise UserError(f"{name} is a dict with the name {odd[0]!r}, which is not text; put it in quotes")
-        return {key: _kept(f"{name}.{key}", value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [_kept(f"{name}[{i}]", value) for i, value in enumerate(x)]
-    if x is None or type(x) in (bool, int, float, str):
-        return x
-    raise UserError(
-        f"{name} is a {type(x).__name__}; config.yaml keeps numbers, text, true, false, null, lists and dicts of them"
-    )
+    return cfg, dataset, content, [said]
 
 
 def _with_reward_scale(cfg: Config, dataset: TransitionDataset | None) -> tuple[Config, str]:
-    """The config with run.reward_scale=auto resolved to its number, and a line that says so ("" if it was a number).
+    """The config with run.reward_scale=auto as its number, and a line that says so ("" for a number).
 
     The number is stored with the run, so that a resumed run and `mbo2o eval` use the same one.
     """
     if cfg.run.reward_scale != "auto":
         return cfg, ""
+    auto = "run.reward_scale=auto"
     if dataset is None:
         raise UserError(
-            "run.reward_scale=auto needs a dataset, whose returns it looks at; give a number for this recipe"
+            f"{auto} needs a dataset, because it is taken from returns; give a number for this recipe"
         )
     returns = dataset.episode_returns()[0]
     if len(returns) == 0:
-        raise UserError(
-            "run.reward_scale=auto: the dataset holds no whole episode to take a return from; give a number"
-        )
+        raise UserError(f"{auto}: the dataset holds no whole episode to take a return from; give a number")
     worst, best = float(returns.min()), float(returns.max())
     if not best > worst:
         raise UserError(
-            f"run.reward_scale=auto: every whole episode of the dataset returns {best:g}, so there is no spread to divide by; "
-            "give a number"
+            f"{auto}: every whole episode of the dataset returns {best:g}, so there is no spread to divide "
+            "by; give a number"
         )
     scale = 1000 / (best - worst)
-    said = f"run.reward_scale=auto is {scale:.6g}: 1000 / ({best:.6g} - {worst:.6g}), the best and the worst return of the data"
+    said = (
+        f"{auto} is {scale:.6g}: 1000 / ({best:.6g} - {worst:.6g}), the best and the worst return of the data"
+    )
     return replace(cfg, run=replace(cfg.run, reward_scale=scale)), said
 
 
 def _keep_memory() -> None:
-    """Have glibc keep freed blocks: it would unmap large ones and fault them in again each update (CQL: 1.5 times the time)."""
+    """Make glibc keep freed memory for the next update; without it CQL takes half as long again."""
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -211,217 +181,100 @@ def _keep_memory() -> None:
             mallopt(option, value)
 
 
-MAX_THREADS = 1024
-WORDS = ("dataset", "dir", "start_from", "env")
-"""Settings whose values are names and paths of the user's."""
-AS_STORED = (*WORDS, "provenance", "env_kwargs")
-"""Settings that are read from config.yaml as they stand there: a `${KEY}` in them is text, and stands for no other setting."""
-
-
 def _check(cfg: Config) -> None:
-    """Refuse numbers and words that would fail only later, and a device that is not there."""
+    """Have every part of the config check itself, and refuse a device that is not there.
+
+    The parts check themselves when they are made; a program may have changed them since.
+    """
+    for _, part in parts(cfg):
+        if hasattr(part, "__post_init__"):
+            part.__post_init__()
     Actions(cfg.dataset_actions, option="dataset_actions=")
-    counts = {"seeds": cfg.seeds, "threads": cfg.threads}
-    of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
-    counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
-    of_recipe = [
-        "rollout_every",
-        "model_every",
-        "batch",
-        "epoch",
-        "rollouts",
-        "online_rollouts",
-        "utd",
-        "critics",
-    ]
-    of_recipe += ["probe_every"]
-    counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
-    at_least_one("settings", **counts)
-    if not 0 <= cfg.seed < 2**64 - cfg.seeds:
-        raise UserError(f"seed={cfg.seed} must lie in [0, 2^64 - seeds)")
-    for name in WORDS:
-        if "${" in str(getattr(cfg, name)):
-            raise UserError(
-                f"{name}={getattr(cfg, name)}: a name that holds ${{ cannot be kept in config.yaml; rename it"
-            )
-    if cfg.threads > MAX_THREADS:
-        raise UserError(f"threads={cfg.threads} must be at most {MAX_THREADS}")
-    for key, value in _flat(_plain(asdict(cfg))).items():
+    for key, value in flat(values_of(cfg)).items():
         if isinstance(value, float):
             _check_number(key, value)
-    for name in ("offline_steps", "online_steps", "start", "distill_rows", "anneal_steps"):
-        if getattr(cfg.recipe, name, 0) < 0:
-            raise UserError(f"recipe.{name}={getattr(cfg.recipe, name)} must not be negative")
-    fit, refit = (getattr(cfg.recipe, x, None) for x in ("fit", "refit"))
-    if fit and refit and fit.holdout != refit.holdout:
-        both = f"recipe.fit.holdout={fit.holdout} and recipe.refit.holdout={refit.holdout}"
-        raise UserError(f"{both} must be the same: what was held out once is never trained on")
-    for share in ("real", "offline_share", "distill_share"):
-        if not 0 <= getattr(cfg.recipe, share, 0) <= 1:
-            raise UserError(f"recipe.{share}={getattr(cfg.recipe, share)} is a share: it must lie in [0, 1]")
     try:
         torch.zeros(1, device=cfg.device).item()
     except (RuntimeError, AssertionError) as e:
-        raise UserError(f"device={cfg.device} is not to be had here ({str(e).splitlines()[0]})") from e
+        raise UserError(f"device={cfg.device} is not available here ({str(e).splitlines()[0]})") from e
 
 
 def _check_number(key: str, value: float) -> None:
-    """Refuse what is not a number, infinities that nothing could learn under, and rates and discounts out of their range."""
+    """Refuse NaN, infinite settings of `run`, and rates and discounts out of their range."""
     name = key.rpartition(".")[2]
     if math.isnan(value) or (math.isinf(value) and key.startswith("run.") and name != "q_limit"):
         raise UserError(f"{key}={value} is not a finite number")
+    # MERGE: the two checks below belong to the agents' configs
     if name in ("gamma", "tau") and not 0 <= value <= 1:
         raise UserError(f"{key}={value} must lie in [0, 1]")
     if (name == "lr" or name.endswith("_lr")) and value < 0:
         raise UserError(f"{key}={value} must not be negative")
 
 
-SUM = "dataset_sha256"
-FACTS = (SUM, "behaviour_return")
-"""Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
-
-
 def _check_returns(cfg: Config, dataset: TransitionDataset) -> None:
-    """Refuse what bounds values by returns where none is known."""
-    if not dataset.ends_known and any(getattr(x, "calibrate", False) for x in vars(cfg.recipe).values()):
-        raise UserError(
-            f"{cfg.dataset}: no return is known, because nobody says where episodes were cut, and calql bounds values by them; "
-            "store timeouts, or the attribute max_episode_steps, or take cql"
-        )
+    """Refuse an agent that needs the returns of the data where no return is known."""
+    if dataset.ends_known:
+        return
+    for part in vars(cfg.recipe).values():
+        if getattr(part, "needs_returns", False):
+            entry = entry_of(part, AGENTS)
+            raise UserError(
+                f"{cfg.dataset}: no return is known, because the file does not say where episodes were cut, "
+                f"and {entry.name if entry else 'the agent'} needs returns; store timeouts, or the attribute "
+                "max_episode_steps, or take an agent that does not need them"
+            )
 
 
-OFFLINE = [
-    *("agent", "dynamics", "offline", "offline_steps", "batch", "critics", "offline_target"),
-    *(
-        "fit",
-        "penalty",
-        "coef",
-        "horizon",
-        "rollouts",
-        "rollout_every",
-        "retain",
-        "real",
-        "termination",
-        "reward",
-    ),
-]
-"""Settings of recipes that an offline phase was learned with."""
+# ------------------------------------------------------------------------------------------- runs to look at
 
 
-def _check_start(cfg: Config, resolved: dict[str, Any]) -> None:
-    """An offline phase is taken over whole: task, data, seeds, networks and what it was learned with have to be the same.
+def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, Recipe]:
+    """A run as its last checkpoint has it, and its recipe, to be looked at: networks restored, no turn taken.
 
-    The data are the same if their content is, whatever the files are called; older runs know nothing but the name.
+    Args:
+        directory: The run's.
+        trust: The names in the run's config whose code may be imported: plugins, functions as
+            `package.module:function`, environments as `module:ID`. True: all of them. Modules that this
+            process has imported already need no trust.
+
+    Raises:
+        UserError: It is no run, has no checkpoint, names code that is not trusted, or its dataset has
+            changed since.
     """
-    other, other_env = read_config(Path(str(cfg.start_from)))
-    start = Path(str(cfg.start_from))
-    other, other_env = read_config(start)
-    theirs, ours = _offline_part(other, other_env), _offline_part(cfg, resolved["env"])
-    then, now = _stored(start).get(SUM), resolved.get(SUM)
-    if then and now:
-        same = then == now
-        theirs["dataset"] = "" if same else f"{other.dataset} (sha256 {then})"
-        ours["dataset"] = "" if same else f"{cfg.dataset} (sha256 {now})"
-    if theirs != ours:
-        raise UserError(f"start_from={cfg.start_from}: was run with {_differences(theirs, ours)}")
-
-
-def _offline_part(cfg: Config, env_id: str) -> dict[str, Any]:
-    """The settings that decide what an offline phase learns, by dotted name."""
-    plain = _resolve(cfg, env_id)
-    rewards = {x: plain["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
-    recipe = {x: plain["recipe"].get(x) for x in OFFLINE}
-    task = {x: plain[x] for x in ("seed", "seeds", "env", "dataset_actions", "env_kwargs", "env_layout")}
-    return _flat(task | {"dataset": Path(str(cfg.dataset)).stem, "run": rewards, "recipe": recipe})
-
-
-def restore(directory: Path) -> tuple[Run, Any]:
-    """A run as its last checkpoint has it, and its recipe, to be looked at: networks restored, no turn taken."""
-    cfg, env_id = read_config(directory)
-    cfg.device = "cpu"
-    recipe = make_recipe(cfg.recipe)
-    dataset = None
-    if recipe.needs_dataset:
-        found = datasets.find(cfg.dataset)
-        how = Actions(cfg.dataset_actions)  # without a box: what was trained on is no longer doubted
-        how = (
-            units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
-            if how.maps
-            else how
-        )
-        dataset, content = found.read_with_sha256(cfg.storage, how)
-        _check_content(directory, cfg.dataset, _stored(directory).get(SUM), content)
-    run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
-    with contextlib.suppress(Restored):
-        recipe(run)
+    with trusting(trust):
+        load_entry_points()
+        load_plugins(stored_plugins(directory))
+        cfg, env_id = read_config(directory)
+        if imports_module(env_id):
+            check_trust("env", env_id)
+        cfg.device = "cpu"
+        recipe = make_recipe(cfg.recipe)
+        dataset = None
+        if recipe.needs_dataset:
+            found = datasets.find(cfg.dataset)
+            # without a box: the units that were trained on are no longer in doubt
+            how = Actions(cfg.dataset_actions)
+            if how.maps:
+                how = units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
+            dataset, content = found.read_with_sha256(cfg.storage, how)
+            naming.check_content(directory, cfg.dataset, stored(directory).get(naming.SUM), content)
+        run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
+        with contextlib.suppress(Restored):
+            recipe(run)
     return run, recipe
 
 
-def read_config(directory: Path) -> tuple[Config, str]:
-    """The config that `directory` was run with, and its environment."""
-    stored = _stored(directory)
-    recipe, settings = (
-        _modern(stored.pop("recipe")),
-        {"allow_mismatch": True} | stored.pop("run"),
-    )  # older runs were allowed it
-    entry = find(RECIPES, recipe.pop("name"), "recipe")
-    for key, value in recipe.items():
-        if isinstance(value, dict) and (agent := AGENTS.get(value.get("name", ""))):
-            recipe[key] = _typed(agent.config, {k: v for k, v in value.items() if k != "name"})
-    known = {f.name for f in fields(Config)}
-    plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
-    try:
-        as_stored = {k: v for k, v in plain.items() if k in AS_STORED}
-        typed = _typed(Config, {k: v for k, v in plain.items() if k not in AS_STORED} | {"recipe": {}})
-        cfg = replace(
-            typed, **as_stored, recipe=_typed(entry.config, recipe), run=_typed(RunConfig, settings)
-        )
-    except OmegaConfBaseException as e:
-        path = directory / "config.yaml"
-        raise UserError(
-            f"{path}: does not fit this version, or was changed by hand ({' '.join(str(e).split())})"
-        ) from e
-    return cfg, str(cfg.env)
+def load(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
+    """The agent of a run as its last checkpoint has it; `trust` and the errors are those of `restore`.
 
-
-REMOVED = {"finetune": {"carry_rates": True}, "enoto": {"carry_rates": True}}
-"""Settings that recipes no longer have, by recipe, with the value that directories are still named by."""
-
-
-def _modern(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A stored recipe without the settings that no longer exist, which says in today's words what they meant.
-
-    With carry_rates a named online agent learned at the offline agent's rates, whatever its own config said.
+    `agent.act(obs)` takes observations `(S, B, D)` in raw units, with S seeds, and returns actions
+    `(S, B, A)` in [-1, 1].
     """
-    offline, online = recipe.get("offline"), recipe.get("online")
-    if recipe.pop("carry_rates", False) and isinstance(offline, dict) and isinstance(online, dict):
-        online |= {key: offline[key] for key in online if key.endswith("_lr") and key in offline}
-    return recipe
-
-
-def _stored(directory: Path) -> dict[str, Any]:
-    """What the config.yaml of a run holds."""
-    path = directory / "config.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"{directory}: not a run (it has no config.yaml); give a directory that `mbo2o train` wrote"
-        )
-    try:
-        stored = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
-    parts = [stored.get(x) for x in ("recipe", "run")] if isinstance(stored, dict) else []
-    if (
-        not isinstance(stored, dict)
-        or not all(isinstance(x, dict) for x in parts)
-        or "name" not in stored["recipe"]
-    ):
-        raise UserError(f"{path}: is not the config of a run; give a directory that `mbo2o train` wrote")
-    return {str(k): v for k, v in stored.items()}
-
-
-def _typed(schema: type, values: dict[str, Any]) -> Any:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    _, recipe = restore(Path(directory), trust)
+    agent: Agent | None = getattr(recipe, "agent", None)
+    if agent is None:
+        raise UserError(f"{directory}: its recipe keeps no agent; `restore` gives the recipe itself")
+    return agent
 
 
 def _open(
@@ -435,113 +288,3 @@ def _open(
     task = Task(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout)
     start_from = Path(cfg.start_from) if cfg.start_from else None
     return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)
-
-
-def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
-    """The config as plain values; the recipe with its name, and the environment that was found."""
-    plain = _plain(asdict(cfg))
-    if cfg.dataset and os.path.exists(cfg.dataset):
-        plain["dataset"] = os.path.abspath(
-            cfg.dataset
-        )  # still there when the report or `eval` is called from elsewhere
-    name = next(entry.name for entry in RECIPES.values() if entry.config is type(cfg.recipe))
-    agents = {entry.config: entry.name for entry in AGENTS.values()}
-    for key, value in plain["recipe"].items():
-        if kind := agents.get(type(getattr(cfg.recipe, key))):
-            plain["recipe"][key] = {"name": kind, **value}
-    return {**plain, "env": env_id, "recipe": {"name": name, **plain["recipe"]}}
-
-
-def _plain(x: Any, option: str = "") -> Any:
-    """Callables by the dotted path that finds them again; UserError for one that nothing finds."""
-    if isinstance(x, dict):
-        return {k: _plain(v, k) for k, v in x.items()}
-    return name_of(x, option) if callable(x) else x
-
-
-ADDED: dict[str, Any] = {
-    "dataset_actions": None,
-    "env_kwargs": None,
-    "env_layout": None,
-    "recipe.online_horizon": None,
-    "run.max_episode_steps": 1000,
-}
-"""Settings that came after directories had been named, and the value that all older runs have: with it they are left out."""
-
-
-def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same run."""
-    leave = {"dir", "resume", "report", "threads", "storage", "provenance", *FACTS}
-    names = {x["name"] for x in resolved["recipe"].values() if isinstance(x, dict) and "name" in x}
-    run = {
-        k: v for k, v in resolved["run"].items() if k not in ("env_faults", "env_seconds", "allow_mismatch")
-    }
-    if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
-        run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
-    recipe = resolved["recipe"] | REMOVED.get(resolved["recipe"]["name"], {})
-    out = copy.deepcopy(
-        {k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run}
-    )
-    for name, default in ADDED.items():
-        *path, leaf = name.split(".")
-        node = out
-        for key in path:
-            node = node.get(key, {})
-        if leaf in node and node[leaf] == default:
-            del node[leaf]
-    return out
-
-
-def _name(resolved: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(_relevant(resolved), sort_keys=True).encode()).hexdigest()[:8]
-    data = Path(resolved["dataset"]).stem if resolved["dataset"] else resolved["env"]
-    return f"{resolved['recipe']['name']}-{data.replace('/', '-').replace(':', '-')}-{digest}"
-
-
-def _claim(directory: Path, resolved: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Refuse a directory that holds another run; what the config.yaml of this run holds, empty if it begins now."""
-    path = directory / "config.yaml"
-    if not path.is_file() or not any((directory / "checkpoints").glob("[0-9]*")):
-        return {}  # nothing there, or a run that failed before it got anywhere
-    if not resume:
-        raise UserError(
-            f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it"
-        )
-    # read as a config: settings that an older version did not have yet are as they were then, at their defaults
-    old, new = _flat(_relevant(_resolve(*read_config(directory)))), _flat(_relevant(resolved))
-    if changed := _changed(old, new):
-        back = f"give run.reference={old.get('run.reference')} run.allow_mismatch=true to go on with it, or "
-        same = back if changed == ["run.reference"] else ""
-        raise UserError(f"{directory}: holds a run with {_differences(old, new)}; {same}choose another dir=")
-    stored = _stored(directory)
-    _check_content(directory, resolved["dataset"], stored.get(SUM), resolved.get(SUM))
-    return stored
-
-
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys of the settings that differ, sorted; one that is missing counts as null."""
-    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What differs between two sets of settings: the first five, and how many there are."""
-    changed = _changed(old, new)
-    shown = "; ".join(f"{key}={old.get(key)}, not {new.get(key)}" for key in changed[:5])
-    rest = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
-    return f"{shown}{rest} ({len(changed)} setting{'s' if len(changed) > 1 else ''} differ{'' if len(changed) > 1 else 's'})"
-
-
-def _check_content(directory: Path, path: object, then: str | None, now: str | None) -> None:
-    """Refuse a dataset that is another one than the run's, though it has its name; runs before this was stored do not know."""
-    if then and now and then != now:
-        sums = f"sha256 {then} then, {now} now"
-        raise UserError(
-            f"{directory}: the dataset at {path} is not the one this run learned from ({sums}); choose another dir="
-        )
-
-
-def _flat(x: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in x.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out

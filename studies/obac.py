@@ -30,6 +30,8 @@ DISTURBED = {
 WATCHER = "iql-watching"
 
 EXPERIMENT, CONFIG = "obac-small", ScratchConfig
+SUBJECT = "env"
+"""The setting that `mbo2o study` sets to what is studied."""
 SMALLEST = [*QUICK, "recipe.batch=16", "recipe.start=20"]
 
 

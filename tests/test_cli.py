@@ -14,9 +14,9 @@ import torch
 from omegaconf import OmegaConf
 
 import mbo2o
-from mbo2o.cli.main import compose_config, conf_folder, main
+from mbo2o.cli.main import compose_config, main
 from mbo2o.envs.lanes import Lane
-from mbo2o.registry import RECIPES
+from mbo2o.registry import RECIPES, conf_folder
 from mbo2o.store import datasets
 from mbo2o.train import Config
 

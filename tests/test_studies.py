@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mbo2o.cli.main import STUDIES, _parser, compose_config, conf_folder, main
+from mbo2o.cli.main import compose_config, main, parser
+from mbo2o.cli.study import studies as known_studies
+from mbo2o.registry import conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile, unpaired_difference
 from mbo2o.store.datasets import data_folders
@@ -446,9 +448,9 @@ def test_the_paper_s_command_and_the_study_that_measured_are_two_things():
 
 
 @pytest.mark.parametrize("stem", sorted(p.stem for p in (data_folders()[0] / "results").glob("*-*.csv")
-                                        if p.stem.split("-")[0] in STUDIES and not p.stem.endswith("-curves")))  # fmt: skip
+                                        if p.stem.split("-")[0] in known_studies() and not p.stem.endswith("-curves")))  # fmt: skip
 def test_each_measured_file_has_a_command_that_can_be_given(stem):
-    options = _parser().parse_args(["study", *methods.MEASURED_BY[stem].split()])
+    options = parser().parse_args(["study", *methods.MEASURED_BY[stem].split()])
     assert f"{options.what}-{options.name or Path(options.on).stem}" == stem
     study = importlib.import_module(f"studies.{options.what}")
     subject = f"env={options.on}" if options.what == "obac" else f"dataset={options.on}"

@@ -30,6 +30,11 @@ class AdaptiveBCConfig(TD3BCConfig):
     score_decay: float = 0.95  # of the running mean, per episode
     adapt: bool = False  # b moves; offline it stays
 
+    @property
+    def acts_on_scores(self) -> bool:
+        """The reference of scores decides what is learned: after the switch the scores move b."""
+        return True
+
     def online(self) -> AdaptiveBCConfig:
         """The same with b set free."""
         return replace(self, adapt=True)

@@ -26,6 +26,11 @@ class CalQLConfig(CQLConfig):
     backup: str = "max"
     actor_lr: float = 1e-4
 
+    @property
+    def needs_returns(self) -> bool:
+        """Values are bounded by the returns of the data."""
+        return self.calibrate
+
     def online(self) -> CalQLConfig:
         """All stays, the term and its bound."""
         return self.kept()

@@ -1,30 +1,88 @@
-"""KEY=VALUE on the command line: paths are taken as they were typed, and a mistake is one line that says what would work."""
+"""KEY=VALUE on the command line: paths are taken as typed, and a mistake is one line that says what works."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from mbo2o.registry import conf_folder
+from mbo2o.registry import conf_folder, did_you_mean
+from mbo2o.settings import WORDS
 from mbo2o.types import UserError
 
-WORDS = ("dataset", "dir", "start_from", "env")
-"""Settings whose values are names and paths of the user's."""
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The YAML that configs are composed from: mbo2o's own, and a folder of the user's beside it."""
+
+    extra: Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in self.extra.rglob("*.yaml") if self.extra else ():
+            name = path.relative_to(str(self.extra))
+            if (self.own / name).exists():
+                raise UserError(
+                    f"--config-dir {self.extra}: {name} has the name of one of mbo2o's own; rename it"
+                )
+
+    @property
+    def own(self) -> Path:
+        """The folder that comes with mbo2o."""
+        return conf_folder()
+
+    @property
+    def search(self) -> list[str]:
+        """The override that tells Hydra of the user's folder."""
+        return [f"hydra.searchpath=[{_quoted(f'file://{self.extra.resolve()}')}]"] if self.extra else []
+
+    def compose(self, overrides: Sequence[str], **more: Any) -> Any:
+        """What Hydra makes of the overrides; its errors for a mistake in them."""
+        from hydra import compose, initialize_config_dir
+
+        with initialize_config_dir(str(self.own), version_base="1.3"):
+            return compose("config", overrides=[*overrides, *self.search], **more)
+
+    def folders(self, group: str) -> list[Path]:
+        """The folders that hold choices of a group; none if there is no such group."""
+        return [x / group for x in (self.own, self.extra) if x and (x / group).is_dir()]
+
+    def choices(self, group: str) -> list[str]:
+        """The names that a group may be set to."""
+        return sorted(path.stem for folder in self.folders(group) for path in folder.glob("*.yaml"))
+
+    def plugins(self, overrides: Sequence[str]) -> list[str]:
+        """The plugins that presets name which the overrides choose, as switch=NAME or experiment=NAME."""
+        return list(dict.fromkeys(self._plugins(overrides)))
+
+    def _plugins(self, overrides: Sequence[str]) -> Iterator[str]:
+        for group, _, name in (o.lstrip("+").partition("=") for o in overrides):
+            for folder in self.folders(group) if re.fullmatch(r"\w+", group) else ():
+                if (path := folder / f"{name}.yaml").is_file():
+                    yield from self._named(path)
+
+    def _named(self, path: Path) -> list[str]:
+        try:
+            names = OmegaConf.select(OmegaConf.load(path), "plugins") or []
+            return [str(x) for x in names]
+        except (OSError, ValueError, TypeError, OmegaConfBaseException) as e:
+            raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())})") from e
 
 
 def literal(override: str, sweep: bool = False) -> str:
     """The override in Hydra's grammar that has the meaning of this one as it was typed.
 
-    Values of `WORDS` are quoted, so that commas, blanks, brackets and backslashes in a path are characters like others; a
-    leading `~/` is the home directory. What is quoted already, `null`, and with `sweep` what Hydra reads as several values stay
-    as they are, and `${...}` is an interpolation.
+    Values of `WORDS` are quoted, so that commas, blanks, brackets and backslashes in a path are characters
+    like others; a leading `~/` is the home directory. A value that is quoted already stays as it is, as do
+    `null` and, with `sweep`, a value that Hydra reads as several ones. `${...}` is an interpolation.
     """
     m = re.fullmatch(rf"(\+{{0,2}}({'|'.join(WORDS)})=)(.+)", override, re.DOTALL)
     if not m or m[3].lower() == "null" or _stays(override, sweep):
@@ -54,11 +112,13 @@ def literals(args: Sequence[str]) -> list[str]:
     return [a if a.startswith("-") else literal(a, sweep) for a in args]
 
 
-def check_overrides(args: Sequence[str]) -> None:
-    """Compose once, so that a mistake is a `UserError` of one line that names the nearest key, instead of Hydra's page."""
-    from hydra import compose, initialize_config_dir
+def check_overrides(args: Sequence[str], tree: Tree) -> None:
+    """Compose once, so that a mistake becomes one line that names the nearest key, instead of Hydra's page.
+
+    Raises:
+        UserError: There is a mistake in the arguments.
+    """
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     for a in args:
         if a.startswith("-") and a not in HYDRA_FLAGS.split():
@@ -69,13 +129,12 @@ def check_overrides(args: Sequence[str]) -> None:
         a for i, a in enumerate(args) if not a.startswith("-") and (i == 0 or args[i - 1] not in WITH_VALUE)
     ]
     parsed = [_parse(a) for a in given]
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        for p in parsed:
-            _check_one(p, given)
-        try:
-            compose("config", overrides=[_first(p) for p in parsed])
-        except (HydraException, OmegaConfBaseException) as e:
-            raise UserError(_explain(e, given)) from e
+    for p in parsed:
+        _check_one(p, given, tree)
+    try:
+        tree.compose([_first(p) for p in parsed])
+    except (HydraException, OmegaConfBaseException) as e:
+        raise UserError(_explain(e, given, tree)) from e
 
 
 def _parse(override: str) -> Any:
@@ -95,7 +154,7 @@ def _parse(override: str) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """The text between quotes in Hydra's grammar, where backslashes count as such in front of a quote alone."""
+    """The text between quotes in Hydra's grammar, where a backslash is special only in front of a quote."""
 
     def escape(m: re.Match[str]) -> str:
         return m[1] + m[1] + ("\\'" if m[2] else "")
@@ -103,111 +162,97 @@ def _quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", escape, text) + "'"
 
 
-def _check_one(parsed: Any, given: Sequence[str]) -> None:
-    """Refuse a choice by what is not a name, and a setting that is added by force and that nothing reads."""
+def _check_one(parsed: Any, given: Sequence[str], tree: Tree) -> None:
+    """Refuse a choice that is not a name, and a setting that is added by force though nothing reads it."""
     key, one = parsed.key_or_group, not parsed.is_delete() and not parsed.is_sweep_override()
-    if one and (conf_folder() / key).is_dir() and not isinstance(parsed.value(), str):
-        raise UserError(f"{parsed.input_line}: expected a name; choices: {', '.join(_choices(key))}")
+    if one and tree.folders(key) and not isinstance(parsed.value(), str):
+        choices = ", ".join(tree.choices(key))
+        raise UserError(f"{parsed.input_line}: expected a name; choices: {choices}")
     anything = key.startswith(("hydra.", "env_kwargs."))  # the environment says what it takes
     forced = (parsed.is_add() or parsed.is_force_add()) and "@" not in key and not anything
-    if forced and (text := _no_setting(key.split("."), _chosen(given))):
+    if forced and (text := _no_setting(key.split("."), _chosen(given, tree))):
         raise UserError(text)
 
 
-def _choices(group: str) -> list[str]:
-    return sorted(p.stem for p in (conf_folder() / group).glob("*.yaml"))
-
-
 def _first(override: Any) -> str:
-    """An override as it was given; of a sweep a=1,2 the first choice stands for all."""
+    """An override as it was given; the first choice of a sweep a=1,2 stands for all of them."""
     line = str(override.input_line)
-    return (
-        f"{line.split('=')[0]}={next(iter(override.sweep_string_iterator()))}"
-        if override.is_sweep_override()
-        else line
-    )
+    if not override.is_sweep_override():
+        return line
+    return f"{line.split('=')[0]}={next(iter(override.sweep_string_iterator()))}"
 
 
-def _explain(error: Exception, given: Sequence[str]) -> str:
+def _explain(error: Exception, given: Sequence[str], tree: Tree) -> str:
     """A mistake that Hydra or OmegaConf found, as one line that says what there is instead."""
-    causes = [str(e) for e in (error, error.__cause__, error.__cause__ and error.__cause__.__cause__) if e]
-    text = " ".join(causes)
+    causes = [error, error.__cause__, error.__cause__ and error.__cause__.__cause__]
+    texts = [str(e) for e in causes if e]
+    text = " ".join(texts)
     if m := re.search(r"Could not find '([\w-]+)/([\w-]+)'", text):
-        choices = _choices(m[1])
-        near = difflib.get_close_matches(m[2], choices, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"no {m[1]} is called {m[2]!r}; {hint}choices: {', '.join(choices)}"
+        choices = tree.choices(m[1])
+        return f"no {m[1]} is called {m[2]!r}; {did_you_mean(m[2], choices)}choices: {', '.join(choices)}"
     if m := re.search(r"(\w+)Config is not a subclass of (\w+)Config", text):
         return f"{m[1].lower()} does not fit there: this recipe takes {m[2].lower()} and its variants"
     if m := re.search(r"(?:In '([\w/-]+)': )?Could not override '([\w.@/]+)'", text):
         if m[2].startswith("env_kwargs."):
             return f"{m[2]!r} is an argument that is not there yet: add it with a plus, +{m[2]}=VALUE"
-        base = _chosen(given)
-        if "@" in m[2] or (conf_folder() / m[2]).is_dir():
+        base = _chosen(given, tree)
+        if "@" in m[2] or tree.folders(m[2]):
             return _no_place(m[2], m[1], base)
-        return _no_setting(m[2].split("."), base) or one_line(causes[-1])
-    return one_line(causes[-1])
+        return _no_setting(m[2].split("."), base) or one_line(texts[-1])
+    return one_line(texts[-1])
 
 
 def one_line(text: str) -> str:
-    """What OmegaConf says over several lines, the setting first."""
+    """A message of OmegaConf's, which has several lines, as one that begins with the setting."""
     line = " ".join(text.split())
     if m := re.fullmatch(r"(.*?) full_key: (\S+)( reference_type=\S+)?( object_type=\S+)?", line):
         line = f"{m[2]}: {m[1]}"
-    return (
-        f"{line}; ${{KEY}} stands for another setting's value"
-        if "${" in line or "nterpolation" in line
-        else line
-    )
+    interpolated = "${" in line or "nterpolation" in line
+    return f"{line}; ${{KEY}} stands for another setting's value" if interpolated else line
 
 
-def _chosen(given: Sequence[str]) -> Any:
-    """The config with as much of what was chosen by name as goes together, and Hydra's record of the choices."""
-    from hydra import compose
+def _chosen(given: Sequence[str], tree: Tree) -> Any:
+    """The config with as many of the choices by name as fit together, and Hydra's record of the choices."""
     from hydra.errors import HydraException
 
-    names = [o for o in given if re.fullmatch(r"(recipe|agent@[\w.]+|switch|experiment)=[\w-]+", o)]
+    names = [o for o in given if re.fullmatch(r"(recipe|\w+@[\w.]+|switch|experiment)=[\w-]+", o)]
     for kept in (names, [o for o in names if "@" not in o], [o for o in names if o.startswith("recipe=")]):
         try:
-            return compose("config", overrides=kept, return_hydra_config=True)
+            return tree.compose(kept, return_hydra_config=True)
         except HydraException:
             continue
-    return compose("config", return_hydra_config=True)
+    return tree.compose([], return_hydra_config=True)
 
 
 def _no_place(key: str, chosen_in: str | None, base: Any) -> str:
-    """Why there is no such place for an agent: the recipe has others, or none."""
-    recipe = base.hydra.runtime.choices["recipe"]
-    places = sorted(k for k in base.hydra.runtime.choices if "@" in k and not k.startswith("hydra"))
+    """Why the recipe has no such place for an agent or a source, and which places it has."""
+    choices, group = base.hydra.runtime.choices, key.partition("@")[0]
+    recipe, places = choices["recipe"], sorted(k for k in choices if k.startswith(f"{group}@"))
     if chosen_in and chosen_in != "config":
-        return f"{chosen_in.replace('/', '=')} sets {key}, for which recipe={recipe} has no place; leave one of the two out"
-    if key in ("agent", "agent@") and places:
-        return (
-            f"{key!r} does not say which agent; recipe={recipe} has {', '.join(f'{p}=NAME' for p in places)}"
-        )
-    has = (
-        f"has {', '.join(f'{p}=NAME' for p in places)}"
-        if places
-        else "chooses no agent by name; set recipe.agent.KEY=VALUE"
-    )
+        preset = chosen_in.replace("/", "=")
+        return f"{preset} sets {key}, for which recipe={recipe} has no place; leave one of the two out"
+    named = ", ".join(f"{p}=NAME" for p in places)
+    if key in (group, f"{group}@") and places:
+        return f"{key!r} does not say which {group}; recipe={recipe} has {named}"
+    has = f"has {named}" if places else f"chooses no {group} by name"
     return f"recipe={recipe} has no place {key!r}; it {has}"
 
 
 def _no_setting(path: Sequence[str], base: Any) -> str:
-    """The first part of a dotted key that is not there, and what is there instead; empty if all of it is there."""
+    """Which part of a dotted key is not there, and what is there instead; empty if all of it is there."""
     node: Any = base
     for i, part in enumerate(path):
         here, full = ".".join(path[:i]), ".".join(path)
         if not OmegaConf.is_dict(node):
-            place = f"agent@{here}"
-            if node is None and place in base.hydra.runtime.choices:
-                origin = ": the agent there is derived from recipe.offline" if here == "recipe.online" else ""
-                return f"{here} is null{origin}; choose one by name, as {place}=sac, before you set {full!r}"
-            return f"{full!r} is not a setting: {here} is {'null' if node is None else f'the value {node}'}, not a group"
+            places = [k for k in base.hydra.runtime.choices if k.endswith(f"@{here}")]
+            if node is None and places:
+                text = f"{here} is null, as long as none is chosen by name"
+                return f"{text}; give {places[0]}=NAME before you set {full!r}"
+            value = "null" if node is None else f"the value {node}"
+            return f"{full!r} is not a setting: {here} is {value}, not a group"
         if part not in node:
             known = [str(k) for k in node if i or k != "hydra"]
-            near = difflib.get_close_matches(part, known, 1, 0.5)
-            hint = f"did you mean {'.'.join([*path[:i], near[0]])!r}? " if near else ""
+            hint = did_you_mean(part, known, 0.5, before=f"{here}." if here else "")
             has = f"{here or 'the config'} has: {', '.join(known)}" if known else f"{here} has no settings"
             return f"{'.'.join(path[: i + 1])!r} is not a setting; {hint}{has}"
         node = None if OmegaConf.is_missing(node, part) else node[part]

@@ -57,6 +57,7 @@ class GaussianDynamics(nn.Module):
                 f"recipe.dynamics.elites={cfg.elites} must lie between 1 and recipe.dynamics.members={cfg.members}"
             )
         self.spec, self.cfg = spec, cfg
+        self.info: dict[str, Any] = {}  # as `save` was given it
         n_in, n_out = spec.obs_dim + spec.act_dim, spec.obs_dim + 1
         with torch.device(spec.device):
             self.inputs = Normalizer(spec.seeds, n_in)
@@ -146,6 +147,7 @@ class GaussianDynamics(nn.Module):
             model = cls(replace(spec, device="meta"), DynamicsConfig(**cfg))
             model.load_state_dict(load_file(path / "model.safetensors", device=device), assign=True)
             model.spec = spec
+            model.info = dict(about["info"])
         except (
             OSError,
             ValueError,
@@ -160,6 +162,25 @@ class GaussianDynamics(nn.Module):
                 f"{path}: no dynamics model can be read from it ({reason}); expected a folder of `save`"
             ) from e
         return model
+
+
+def load_dynamics(path: str | Path, device: str = "cpu") -> GaussianDynamics:
+    """The dynamics model of a run, or of a folder that `GaussianDynamics.save` wrote.
+
+    Of a run it is the model of the last phase that kept one. `info` of the model says which environment, which
+    rule of termination and which phase it is from.
+
+    Raises:
+        UserError: There is no model, or it cannot be read.
+    """
+    path = Path(path)
+    phases = [path / "dynamics" / phase for phase in ("online", "offline")]
+    for folder in (path, *phases):
+        if (folder / "model.json").is_file():
+            return GaussianDynamics.load(folder, device)
+    raise UserError(
+        f"{path}: holds no dynamics model; give a run of mopo, moore or mbpo, or a folder of `save`"
+    )
 
 
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:

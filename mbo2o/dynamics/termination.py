@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from mbo2o.registry import check_same, check_trust, did_you_mean
 from mbo2o.types import RewardFn, TerminationFn, UserError
+
+F = TypeVar("F", bound=TerminationFn)
 
 EXPLODED = 100.0
 """Bound of the guard, raw units: hopper's `healthy_state_range`, far beyond the others' reach."""
@@ -95,7 +99,7 @@ def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 def maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
     """PointMaze and AntMaze with `continuing_task=False`, observed as (x, y, ..., goal x, goal y): within 0.45 m of the goal.
 
-    That is how `run.make.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
+    That is how `envs.make.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
     """
     return ((next_obs[..., :2] - next_obs[..., -2:]).norm(dim=-1) <= 0.45) | non_finite(obs, act, next_obs)
 
@@ -132,8 +136,28 @@ TERMINATIONS: dict[str, TerminationFn] = {
     "maze_goal": maze_goal,
 }
 
-# As `run.make.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`, the default of
-# gymnasium-robotics; for sparse ones made that way choose `point_maze` or `non_finite` by name).
+
+def termination(name: str) -> Callable[[F], F]:
+    """Function decorator: register a rule under `name`, which settings called `termination` then take."""
+
+    def add(rule: F) -> F:
+        if name in RESERVED:
+            raise UserError(
+                f"a termination rule cannot be called {name!r}, which has a meaning of its own; rename it"
+            )
+        if name in TERMINATIONS:
+            check_same(name, TERMINATIONS[name], rule)
+        TERMINATIONS[name] = rule
+        return rule
+
+    return add
+
+
+RESERVED = ("auto", "learned")
+"""Values of `termination` that are no rule's name: the environment's own rule, and one fitted to data."""
+
+# As `envs.make.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`,
+# the default of gymnasium-robotics; for sparse ones made that way choose `point_maze` or `non_finite` by name).
 _MAZES = [
     "UMaze",
     *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in ("", "_Diverse_G", "_Diverse_GR")),
@@ -205,15 +229,17 @@ def resolve(
     """Turn a config's `termination` into a function.
 
     Args:
-        name: `auto` (by `env_id`), a key of `TERMINATIONS`, `package.module:function`, or a callable, returned as is.
-        env_id: Gymnasium id; `auto` compares its base name exactly, so that `AntMaze_UMaze-v5` is not an ant.
-        env_kwargs: Arguments that the environment is made with. `auto` knows tasks with their default arguments, and refuses
-            all that are not in `HARMLESS`.
+        name: `auto` (by `env_id`), a key of `TERMINATIONS`, `package.module:function`, or a callable,
+            which is returned as it is.
+        env_id: Gymnasium id. `auto` compares its base name exactly, so that `AntMaze_UMaze-v5` is not an ant.
+        env_kwargs: Arguments that the environment is made with. `auto` knows tasks with their default
+            arguments, and refuses all arguments that are not in `HARMLESS`.
         env_layout: The layout of observations, if it is not the environment's own.
 
     Raises:
-        UserError: No such name, no rule for this environment as it is made, or nothing callable at the dotted path.
-        ValueError: `learned`, which needs data: call `LearnedTermination.fit` instead.
+        UserError: There is no such name, no rule for this environment as it is made, or nothing callable at
+            the dotted path, or the path is not trusted (see `registry.trusting`).
+        ValueError: The name is `learned`, which needs data: call `LearnedTermination.fit` instead.
     """
     if not isinstance(name, str):
         return name
@@ -222,39 +248,48 @@ def resolve(
             "termination 'learned' is fitted, not resolved: use LearnedTermination.fit(obs, act, ...)"
         )
     if name == "auto":
-        # A version is all that may follow the base name, a module to import all that may precede it.
-        base = re.fullmatch(r"(?:[\w.]+:)?(\w+?)(?:-v\d+)?", env_id or "")
-        if base is None or base[1] not in _BY_ENV:
-            raise UserError(f"termination=auto: no rule known for environment {env_id!r}; {_choices()}")
-        name = _BY_ENV[base[1]]
-        if changed := sorted(set(env_kwargs or ()) - HARMLESS):
-            text = f"the rule known for {env_id} is for its default arguments, and env_kwargs gives {', '.join(changed)}"
-            raise UserError(f"termination=auto: {text}; {_choices()}")
-        if env_layout and name == "maze_goal":
-            text = f"{env_id} ends at the goal, which observations do not show with env_layout={env_layout}"
-            raise UserError(f"termination=auto: {text}; {_choices()}")
+        name = _by_environment(env_id, env_kwargs, env_layout)
     if name in TERMINATIONS:
         return TERMINATIONS[name]
     if ":" in name:
         return load_callable(name, "termination")
-    raise UserError(f"termination={name}: no such rule; {_choices()}")
+    raise UserError(f"termination={name}: no such rule; {did_you_mean(name, TERMINATIONS)}{_choices()}")
+
+
+def _by_environment(env_id: str | None, env_kwargs: Mapping[str, Any] | None, env_layout: str | None) -> str:
+    """The name of the rule that is known for an environment; `UserError` if none is, as it is made."""
+    # A version is all that may follow the base name, a module to import all that may precede it.
+    base = re.fullmatch(r"(?:[\w.]+:)?(\w+?)(?:-v\d+)?", env_id or "")
+    if base is None or base[1] not in _BY_ENV:
+        raise UserError(f"termination=auto: no rule known for environment {env_id!r}; {_choices()}")
+    name = _BY_ENV[base[1]]
+    if changed := sorted(set(env_kwargs or ()) - HARMLESS):
+        given = ", ".join(changed)
+        text = f"the rule known for {env_id} is for its default arguments, and env_kwargs gives {given}"
+        raise UserError(f"termination=auto: {text}; {_choices()}")
+    if env_layout and name == "maze_goal":
+        text = f"{env_id} ends at the goal, which observations do not show with env_layout={env_layout}"
+        raise UserError(f"termination=auto: {text}; {_choices()}")
+    return name
 
 
 def resolve_reward(name: str | RewardFn | None) -> RewardFn | None:
-    """Turn a config's `reward` into a function: `package.module:function`, a callable, or None (the model predicts it).
+    """Turn a config's `reward` into a function: `package.module:function`, a callable, or None.
+
+    None means that the model predicts the reward.
 
     Raises:
-        UserError: The path does not lead to a callable.
+        UserError: The path does not lead to a callable, or is not trusted (see `registry.trusting`).
     """
     return load_callable(name, "reward") if isinstance(name, str) else name
 
 
 def name_of(rule: str | TerminationFn | RewardFn, option: str = "termination") -> str:
-    """What `resolve` finds the rule by again, in another process: its name, or a function's dotted path.
+    """The name or the dotted path by which `resolve` finds the rule again in another process.
 
     Raises:
-        UserError: The rule, given as `option`, is a lambda, a local function, one of the main script or notebook, or an
-            object: no path leads to it.
+        UserError: No path leads to the rule, which is given as `option`: it is a lambda, a local function, an
+            object, or a function of the main script or of a notebook.
     """
     if isinstance(rule, str):
         return rule
@@ -266,7 +301,7 @@ def name_of(rule: str | TerminationFn | RewardFn, option: str = "termination") -
 
 
 def _at(path: str) -> Any:
-    """What is at `package.module:function`; None if nothing is."""
+    """The object at `package.module:function`; None if there is none."""
     module, _, attribute = path.partition(":")
     try:
         return attrgetter(attribute)(importlib.import_module(module))
@@ -275,14 +310,17 @@ def _at(path: str) -> Any:
 
 
 def load_callable(path: str, option: str) -> Callable[..., Any]:
-    """Import `package.module:function`, named in the config by `option`.
+    """Import `package.module:function`, which the config's setting `option` names.
 
     Raises:
-        UserError: Not such a path, a module that cannot be imported, a missing attribute, or one that is not callable.
+        UserError: It is not such a path, its module is not imported yet and the path is not trusted (see
+            `registry.trusting`), the module cannot be imported, or the attribute is missing or not callable.
     """
     module, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
         raise UserError(f"{option}={path}: expected package.module:function")
+    if module not in sys.modules:
+        check_trust(option, path)
     try:
         found = attrgetter(attribute)(importlib.import_module(module))
     except ImportError as e:

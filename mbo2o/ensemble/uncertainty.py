@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mbo2o.types import UserError
+
 Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -54,3 +56,23 @@ def aleatoric_std(mean: Tensor, std: Tensor) -> Tensor:
 PENALTIES: dict[str, Penalty] = {
     f.__name__: f for f in (max_aleatoric, max_deviation, max_pairwise, epistemic_std, mixture_std)
 }
+
+
+def penalty(name: str) -> Callable[[Penalty], Penalty]:
+    """Function decorator: register an uncertainty under `name`, as settings called `penalty` take it.
+
+    The function takes means and standard deviations `(*S, M, B, D+1)` and returns `(*S, B)`. A second definition
+    of the same function replaces the first, as when a notebook's cell runs again.
+
+    Raises:
+        UserError: The name is taken by another function.
+    """
+
+    def add(f: Penalty) -> Penalty:
+        old = PENALTIES.get(name, f)
+        if (old.__module__, old.__qualname__) != (f.__module__, f.__qualname__):
+            raise UserError(f"a penalty is called {name!r} already; rename the one of {f.__module__}")
+        PENALTIES[name] = f
+        return f
+
+    return add

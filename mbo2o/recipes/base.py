@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from mbo2o.agents.base import Agent
 from mbo2o.registry import RECIPES
 from mbo2o.run.run import Run
 
@@ -14,6 +15,8 @@ class Recipe:
     needs_dataset: ClassVar[bool] = True
     paper: ClassVar[str]
     """Where the method comes from."""
+    agent: Agent
+    """The learner that acts and is evaluated, from the phase on that makes it."""
 
     def __init__(self, cfg: Any):
         self.cfg = cfg

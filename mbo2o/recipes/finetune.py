@@ -60,6 +60,19 @@ class FinetuneConfig:
         True  # and so does the entropy temperature (balanced replay starts it at 1 again)
     )
 
+    @classmethod
+    def modern(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Stored settings in the words of this version.
+
+        With carry_rates, which no longer exists, a named online agent learned at the offline agent's rates,
+        whatever its own config said.
+        """
+        offline, online = stored.get("offline"), stored.get("online")
+        if stored.pop("carry_rates", False) and isinstance(offline, dict) and isinstance(online, dict):
+            rates = {key: offline[key] for key in online if key.endswith("_lr") and key in offline}
+            return stored | {"online": online | rates}
+        return stored
+
 
 @recipe("finetune", FinetuneConfig)
 class Finetune(Recipe):

@@ -10,11 +10,10 @@ import torch
 from mbo2o import agents  # noqa: F401  registers
 from mbo2o.agents import make_agent
 from mbo2o.agents.qensemble import QConfig
-from mbo2o.cli.main import conf_folder
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig
-from mbo2o.registry import AGENTS
+from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.types import Batch, Spec
 
 OBS, ACT = 3, 2

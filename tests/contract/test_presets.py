@@ -9,10 +9,12 @@ import torch
 import yaml
 
 import mbo2o.agents  # noqa: F401  registers
+from mbo2o import naming
 from mbo2o.agents import make_agent
-from mbo2o.cli.main import compose_config, conf_folder, main
+from mbo2o.cli.main import compose_config, main
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.train import KINDS, _name, _resolve, read_config
+from mbo2o.registry import conf_folder
+from mbo2o.settings import KINDS, read_config
 from mbo2o.types import Batch, Spec
 
 PRESETS = [
@@ -75,7 +77,7 @@ def test_provenance_is_stored_and_is_no_part_of_a_run_s_identity(pendulum, tmp_p
     cfg = read_config(directory)[0]
     assert cfg.provenance == said
     by_hand = replace(cfg, provenance=None, dir=None)
-    assert _name(_resolve(by_hand, "Pendulum-v1")) == directory.name
+    assert naming.name(by_hand, "Pendulum-v1") == directory.name
     shutil.rmtree(directory)
 
 

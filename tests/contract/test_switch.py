@@ -1,6 +1,5 @@
 """The switch: each published pair is a preset whose table is what its row says, and which changes nothing by itself."""
 
-import hashlib
 import json
 from dataclasses import fields, replace
 
@@ -11,19 +10,20 @@ import yaml
 from mbo2o.agents import make_agent
 from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.iql import IQLConfig
-from mbo2o.cli.main import compose_config, conf_folder
+from mbo2o.cli.main import compose_config
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.sources import Aged, Mix
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam
 from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
+from mbo2o.registry import conf_folder
 from mbo2o.report.read import read_run
 from mbo2o.run.config import RunConfig
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
 from mbo2o.store import datasets
-from mbo2o.train import Config, _name, read_config, restore, train
+from mbo2o.train import Config, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])
@@ -317,15 +317,6 @@ def test_a_run_from_when_rates_were_carried_goes_on_or_is_refused(pendulum, tmp_
     )  # as it learned
     with pytest.raises(UserError, match=r"recipe\.online\.alpha_lr=0\.0001, not 0\.5 \(1 setting differs\)"):
         train(other)
-
-
-def test_directories_keep_the_names_they_had_with_carry_rates(monkeypatch):
-    resolved = {"recipe": {"name": "finetune", "utd": 1}, "run": {}, "dataset": "a.hdf5", "env": "E"}
-    old = {"recipe": {"name": "finetune", "utd": 1, "carry_rates": True}, "run": {"reference": "d4rl-v2"}}
-    digest = hashlib.sha256(
-        json.dumps(old | {"dataset": "a.hdf5", "env": "E"}, sort_keys=True).encode()
-    ).hexdigest()[:8]
-    assert _name(resolved) == f"finetune-a-{digest}"
 
 
 def test_rewards_are_shaped_alike_and_evaluated_raw(pendulum, tmp_path):

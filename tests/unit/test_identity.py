@@ -1,15 +1,19 @@
 """A run knows its dataset by content: another file of that name is refused, a renamed copy is not."""
 
 import hashlib
+import json
 import os
 import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import yaml
 
+from mbo2o import naming
 from mbo2o.agents.bc import BCConfig
 from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
@@ -184,7 +188,7 @@ def test_another_file_under_the_same_name_is_refused(state, storage, mine, tmp_p
     )
     assert refusal(restore, directory) == said
     with pytest.raises(SystemExit) as e:
-        cli.main(["eval", str(directory)])
+        cli(["eval", str(directory)])
     assert e.value.code == 2
     assert said in capsys.readouterr().err
     assert (directory / "config.yaml").read_bytes() == written
@@ -230,15 +234,78 @@ def test_start_from_compares_content_and_not_names(mine, tmp_path):
     )
 
 
-def test_names_of_run_directories_have_not_changed(mine):
-    """The sum and settings that were added later do not count."""
-    from mbo2o.train import _name, _resolve
-
-    resolved = _resolve(config(mine, None), "Pendulum-v1")
-    old = {k: v for k, v in resolved.items() if k != "dataset_actions"}
-    assert (
-        _name(resolved)
-        == _name(resolved | {"dataset_sha256": "0" * 64, "behaviour_return": 1.0})
-        == _name(old)
+def test_the_same_data_at_another_path_are_the_runs_own(mine, tmp_path, monkeypatch):
+    """In the same directory the content decides, and the config keeps the new path."""
+    directory = tmp_path / "run"
+    interrupted(mine, directory, monkeypatch)
+    moved = shutil.move(mine, tmp_path / "moved.hdf5")
+    train(config(moved, directory))
+    stored = yaml.safe_load((directory / "config.yaml").read_text())
+    assert stored["dataset"] == str(moved)
+    restore(directory)
+    rewrite(moved)
+    then = stored["dataset_sha256"]
+    said = refusal(train, config(moved, directory))
+    assert said == (
+        f"{directory}: the dataset at {moved} is not the one this run learned from "
+        f"(sha256 {then} then, {sum_of(moved)} now); choose another dir="
     )
-    assert _name(resolved | {"dataset_actions": "env"}) != _name(old)
+
+
+def test_a_run_under_the_name_of_an_older_version_goes_on_there(mine, tmp_path, monkeypatch, capsys):
+    """The same command makes no second run, whatever rule named the first."""
+    unnamed = replace(config(mine, "unused"), dir=None)
+    here = train(unnamed)
+    assert here == Path("runs") / naming.name(unnamed, "Pendulum-v1")
+    old = here.rename(here.with_name("finetune-mine-00000000"))
+    stored = yaml.safe_load((old / "config.yaml").read_text())
+    for later in ("plugins", "env_kwargs", "env_layout"):
+        del stored[later]
+    (old / "config.yaml").write_text(yaml.safe_dump(stored))
+    lines = (old / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert train(unnamed) == old
+    assert (
+        f"{old} holds this run, under another name than {here.name}: going on there"
+        in capsys.readouterr().err
+    )
+    assert (old / "metrics.jsonl").read_bytes() == lines
+    assert os.listdir("runs") == [old.name]
+    assert "holds a run already" in refusal(train, replace(unnamed, resume=False))
+    # other settings, a directory that holds nothing, and a damaged one are passed by
+    (Path("runs") / "finetune-mine-11111111" / "checkpoints" / "000000001").mkdir(parents=True)
+    (Path("runs") / "finetune-mine-11111111" / "config.yaml").write_text("recipe: [")
+    other = train(replace(unnamed, seed=3))
+    assert other not in (old, here)
+
+
+def test_a_run_whose_dataset_has_moved_is_found_again(mine, tmp_path):
+    here = train(replace(config(mine, "unused"), dir=None))
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(mine, tmp_path / "elsewhere")
+    assert train(replace(config(moved, "unused"), dir=None)) == here
+    rewrite(moved)
+    assert train(replace(config(moved, "unused"), dir=None)) != here
+
+
+def test_a_run_directory_is_named_by_what_was_chosen(mine):
+    """A setting at its default does not enter, so that a version with more settings finds the same names."""
+    cfg = config(mine, None)
+    assert naming.name(cfg, "Pendulum-v1") == naming.name(replace(cfg, threads=2), "Pendulum-v1")
+    assert naming.name(cfg, "Pendulum-v1") != naming.name(replace(cfg, dataset_actions="env"), "Pendulum-v1")
+    chosen = {
+        "recipe.name": "finetune",
+        "recipe.offline.name": "bc",
+        "recipe.offline.actor.hidden": [8],
+        "recipe.offline_steps": 20,
+        "recipe.online_steps": 0,
+        "recipe.batch": 8,
+        "recipe.probe_every": 10,
+        "dataset": str(mine),
+        "env": "Pendulum-v1",
+    }
+    chosen |= {f"run.{x}": 10 for x in ("log_every", "eval_every", "checkpoint_every")}
+    chosen |= {"run.eval_episodes": 1, "run.online_capacity": 50}
+    text = json.dumps({"version": naming.VERSION, "settings": chosen}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    assert naming.name(cfg, "Pendulum-v1") == f"finetune-mine-{digest}"

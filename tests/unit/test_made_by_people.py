@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from mbo2o import naming
 from mbo2o.agents.sac import SACConfig
 from mbo2o.cli.main import compose_config, main
 from mbo2o.dynamics.termination import HARMLESS, TERMINATIONS, resolve
@@ -29,7 +30,8 @@ from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.turns import Run
 from mbo2o.run.watch import Stopped
 from mbo2o.run.world import Task
-from mbo2o.train import Config, _kept, _name, _resolve, read_config, restore, train
+from mbo2o.settings import kept, plain
+from mbo2o.train import Config, read_config, restore, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])
@@ -555,15 +557,12 @@ def test_arguments_are_part_of_a_runs_identity(tmp_path):
     train(pendulum(directory, "+env_kwargs.g=5.0"))
 
 
-def test_names_of_directories_are_what_they_were_and_differ_by_arguments(tmp_path, monkeypatch):
+def test_directories_of_runs_with_other_arguments_have_other_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain, changed = (train(replace(pendulum("x", *more), dir=None)) for more in ([], ["+env_kwargs.g=5.0"]))
-    assert plain != changed
-    stored = _resolve(*read_config(plain))
-    stored["dir"] = None
-    older = {k: v for k, v in stored.items() if k not in ("env_kwargs", "env_layout")}
-    older["run"] = {k: v for k, v in stored["run"].items() if k != "max_episode_steps"}
-    assert _name(older) == _name(stored) == plain.name
+    usual, changed = (train(replace(pendulum("x", *more), dir=None)) for more in ([], ["+env_kwargs.g=5.0"]))
+    assert usual != changed
+    assert naming.name(*read_config(usual)) == usual.name
+    assert naming.name(*read_config(changed)) == changed.name
 
 
 @pytest.mark.parametrize(
@@ -672,7 +671,7 @@ def test_a_setting_given_as_another_one_is_read_back_from_the_config(tmp_path):
         ["switch=td3bc", "dataset=x.hdf5", "env=Pendulum-v1", "run.log_every=${recipe.batch}"]
     )
     cfg.env_kwargs = {"text": "${recipe.batch}"}
-    stored = OmegaConf.create(_resolve(cfg, "Pendulum-v1"))
+    stored = OmegaConf.create(plain(cfg, "Pendulum-v1"))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(stored))
     found, _ = read_config(tmp_path)
     assert "run.log_every=${recipe.batch}" in str(found.provenance)
@@ -681,4 +680,4 @@ def test_a_setting_given_as_another_one_is_read_back_from_the_config(tmp_path):
 
 def test_an_argument_whose_name_is_no_text_is_named():
     with pytest.raises(UserError, match="env_kwargs is a dict with the name 1, which is not text"):
-        _kept("env_kwargs", {1: 2})
+        kept("env_kwargs", {1: 2})

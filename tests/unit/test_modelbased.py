@@ -1,12 +1,13 @@
 """Settings of the model-based recipes: growing branches, the agents they take, and when learning begins online."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mbo2o import naming
 from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.cli.main import compose_config
@@ -19,9 +20,10 @@ from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.modelbased import branch_length, longest
 from mbo2o.recipes.moore import MOORe, MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
+from mbo2o.registry import RECIPES
 from mbo2o.report.read import read_run
 from mbo2o.run.run import RunConfig
-from mbo2o.train import Config, _name, _resolve, restore, train
+from mbo2o.train import Config, restore, train
 from mbo2o.types import Batch, Spec, UserError
 
 NET = MLPConfig(hidden=[8])
@@ -133,12 +135,17 @@ def test_moores_branches_may_grow_online_alone():
 
 
 def test_a_new_setting_at_its_default_names_no_directory():
-    resolved = _resolve(Config(recipe=MOOReConfig(), env="E", dataset="d"), "E")
-    old = {**resolved, "recipe": {k: v for k, v in resolved["recipe"].items() if k != "online_horizon"}}
-    assert _name(resolved) == _name(old)
-    assert _name(resolved) != _name(
-        _resolve(Config(recipe=MOOReConfig(online_horizon=2), env="E", dataset="d"), "E")
-    )
+    @dataclass
+    class Later(MOOReConfig):
+        invented: int = 3
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(RECIPES, "moore", replace(RECIPES["moore"], config=Later))
+        later = [naming.name(Config(recipe=Later(**x), dataset="d"), "E") for x in ({}, {"invented": 4})]
+    cfg = Config(recipe=MOOReConfig(), dataset="d")
+    assert naming.name(cfg, "E") == later[0] != later[1]
+    grown = Config(recipe=MOOReConfig(online_horizon=2), dataset="d")
+    assert naming.name(cfg, "E") != naming.name(grown, "E")
 
 
 # ---------------------------------------------------------------------- agents

@@ -113,7 +113,7 @@ def test_a_path_to_nothing_is_no_such_file(name, capsys):
         ),
         (
             ["switch=cql-sac", "recipe.online.actor.hidden=[16]"],
-            "recipe.online is null: the agent there is derived from recipe.offline; choose one by name, as agent@recipe.",
+            "recipe.online is null, as long as none is chosen by name; give agent@recipe.online=NAME before you set",
         ),
         (["recipe.foo.bar=1"], "'recipe.foo' is not a setting; recipe has: agent, "),
         (["recipe.agnt.gamma=1"], "did you mean 'recipe.agent'?"),

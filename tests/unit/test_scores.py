@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import mbo2o
+from mbo2o import naming
 from mbo2o.cli.main import compose_config, main
 from mbo2o.envs.scores import find_reference, sets
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.train import _name, _resolve, read_config, train
+from mbo2o.train import read_config, train
 from mbo2o.types import UserError
 
 ACTOR = Path(mbo2o.__file__).parent.parent / "data" / "actors" / "hopper-medium-v5.safetensors"
@@ -162,7 +163,7 @@ def test_another_reference_does_not_make_another_run(tmp_path):
         cfg = compose_config(
             [*SMALL, f"agent@recipe.offline={agent}", "recipe.offline.actor.hidden=[8]", *more]
         )
-        return _name(_resolve(cfg, "Hopper-v5"))
+        return naming.name(cfg, "Hopper-v5")
 
     assert name("td3bc") == name("td3bc", "run.reference=[0,50]", "storage=memmap")
     assert name("td3bc") != name("td3bc", "run.eval_every=7")

@@ -1,0 +1,211 @@
+"""The commands of a checkout: `study` and `bench`; and `methods`, which lists what there is to run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from mbo2o.cli.command import add
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def studies() -> dict[str, str]:
+    """The studies of this checkout with what each asks, by name; empty for an installed package.
+
+    A study is a module of the folder `studies` that declares the EXPERIMENT whose settings it measures with.
+    """
+    found = {path.stem: path.read_text() for path in sorted((ROOT / "studies").glob("*.py"))}
+    return {
+        name: m[1].strip() if (m := re.match(r'"""(.*?)(\n|""")', text)) else ""
+        for name, text in found.items()
+        if re.search(r"^EXPERIMENT\b", text, re.MULTILINE)
+    }
+
+
+def _of_checkout(module: str) -> Any:
+    """A module of the folders `studies` and `bench`, which the installed package does not contain."""
+    from mbo2o.types import UserError
+
+    folder = module.split(".")[0]
+    if not (ROOT / folder / "__init__.py").is_file():
+        raise UserError(f"{folder} is part of the repository and is not installed; run this in a checkout")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(module)
+
+
+def _study(options: argparse.Namespace) -> None:
+    from mbo2o.cli.train import compose_config
+    from mbo2o.registry import RECIPES, find
+    from mbo2o.store.whole import writing
+    from mbo2o.types import UserError
+
+    find(studies() or {options.what: ""}, options.what, "study")
+    what, results = options.what, Path(options.results)
+    study = _of_checkout(f"studies.{what}")
+    experiment = options.experiment or study.EXPERIMENT
+    subject = getattr(study, "SUBJECT", "dataset")
+    chosen = [f"experiment={experiment}", f"{subject}={options.on}", f"seeds={options.seeds}"]
+    if not isinstance(compose_config(chosen).recipe, study.CONFIG):
+        entry = next(x.name for x in RECIPES.values() if x.config is study.CONFIG)
+        raise UserError(
+            f"study {what}: experiment {experiment!r} is of another kind; {what} wants one of recipe={entry}"
+        )
+    base: Any = compose_config([*chosen, *(study.SMALLEST if options.quick else []), *options.overrides])
+    name = f"{what}-{options.name or Path(options.on).stem}"
+    out, arms = Path(options.out) / name, study.arms(base)
+    for arm in options.arms or ():
+        find(arms, arm, "arm")
+    study.run(base, out, options.arms or getattr(study, "DEFAULT", list(arms)))
+    with writing(results):
+        study.collect(base, out, results, name)
+    print(results / f"{name}.csv")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from mbo2o.types import at_least_one
+
+    at_least_one("bench", rounds=options.rounds)
+    if options.what == "dynamics":
+        _of_checkout("bench.dynamics").print_bench(rounds=options.rounds, out=options.out)
+    else:
+        _of_checkout("bench.agents").print_agents(rounds=options.rounds, out=options.out)
+
+
+def _methods(options: argparse.Namespace) -> None:
+    from mbo2o import recipes  # noqa: F401  registers
+    from mbo2o.cli.overrides import Tree
+    from mbo2o.registry import AGENTS, RECIPES, SOURCES, load_entry_points, load_plugins
+
+    load_entry_points()
+    for setting in options.settings:
+        _plugins_only(setting)
+        load_plugins([x.strip() for x in setting.partition("=")[2].strip("[]").split(",")])
+    tree = Tree(options.config_dir)
+    if (ROOT / "studies" / "__init__.py").is_file():
+        _measured()
+    if tree.extra:
+        _presets(tree.extra)
+    print("recipes (recipe=NAME):")
+    _entries(RECIPES)
+    print("agents (agent@recipe.offline=NAME, agent@recipe.online=NAME, or agent@recipe.agent=NAME):")
+    _entries(AGENTS)
+    if SOURCES:
+        print("sources of batches (source@recipe.source=NAME):")
+        _entries(SOURCES)
+
+
+def _plugins_only(setting: str) -> None:
+    from mbo2o.types import UserError
+
+    if not setting.startswith("plugins="):
+        raise UserError(f"methods: {setting!r} has no use here; give plugins=[my.module]")
+
+
+def _entries(table: dict[str, Any]) -> None:
+    for entry in table.values():
+        idea = (entry.cls.__doc__ or "").split("\n\n")[0]
+        print(f"  {entry.name:<16} {' '.join(idea.split())}")
+
+
+def _presets(folder: Path) -> None:
+    from omegaconf import OmegaConf
+
+    print(f"presets of {folder}:")
+    for group in ("switch", "experiment"):
+        for path in sorted((folder / group).glob("*.yaml")):
+            provenance = OmegaConf.select(OmegaConf.load(path), "provenance")
+            print(f"  {group}={path.stem:<16} {provenance or 'does not say where its numbers come from'}")
+
+
+def _measured() -> None:
+    from mbo2o.report.statistics import FEWEST, KIND
+    from mbo2o.store.datasets import data_folders
+
+    m = _of_checkout("studies.methods")
+    results = data_folders()[0] / "results" if data_folders() else Path("data/results")
+    indent = " " * 19
+    print(
+        "methods: the command with the paper's numbers, where these are from, and what studies at small "
+        "sizes measured:"
+    )
+    print(
+        f"return at the switch → final, mean and {KIND} over seeds (–: fewer than {FEWEST} seeds, no "
+        f"interval)"
+    )
+    for method in m.METHODS:
+        about = f"{method.paper}; needs: {method.needs}"
+        print(f"  {method.name:<16} {about}\n{indent}mbo2o train {method.command}")
+        lines = [m.declared(method.command), f"measured: {m.measured(method, results) or 'not yet'}"]
+        if by := m.measured_by(method, results):
+            lines.append(f"by: {by}")
+        for line in lines:
+            print(textwrap.fill(line, 120, initial_indent=indent, subsequent_indent=f"{indent}  "))
+
+
+def add_to(commands: Any) -> None:
+    """Declare `methods`, `study` and `bench`."""
+    p = add(
+        commands,
+        "methods",
+        _methods,
+        "List methods with what they were measured at, and recipes, agents and sources, also those of "
+        "plugins.",
+        "mbo2o methods\n  mbo2o methods plugins=[my.module] --config-dir my/conf",
+    )
+    p.add_argument("settings", nargs="*", metavar="plugins=[MODULE]")
+    p.add_argument(
+        "--config-dir", type=_folder, metavar="DIR", help="a folder of YAML whose presets are listed"
+    )
+
+    p = add(
+        commands,
+        "study",
+        _study,
+        "Run a study; finished parts are not run again.",
+        "mbo2o study moore hopper-medium-replay-v5 --seeds 3\n"
+        "  mbo2o study enoto hopper-medium-replay-v5 --seeds 5\n"
+        "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --experiment td3bc-small --name my-td3bc\n"
+        "  mbo2o study obac Hopper-v5 --seeds 5",
+        more=" ".join(f"{name}: {question}" for name, question in studies().items()),
+    )
+    p.add_argument("what", metavar="STUDY", help=", ".join(studies()))
+    p.add_argument("on", metavar="DATASET", help="what to study it on; an environment for some studies")
+    p.add_argument(
+        "--arms", nargs="+", metavar="ARM", help="only these; if not given, the study's own choice"
+    )
+    p.add_argument(
+        "--set", nargs="*", default=[], dest="overrides", metavar="KEY=VALUE", help="settings of the runs"
+    )
+    p.add_argument("--experiment", help="settings by name; if not given, those that README measures with")
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--name", help="of the results; the dataset's if not given")
+    p.add_argument("--out", default="runs/studies")
+    p.add_argument("--results", default="data/results")
+    p.add_argument(
+        "--quick", action="store_true", help="sizes that take a minute and show nothing but that it runs"
+    )
+
+    p = add(
+        commands,
+        "bench",
+        _bench,
+        "Measure speed. dynamics: against mbrl, as ratios in one run. agents: critic updates at 1, 4 and 20 "
+        "per step.",
+        "mbo2o bench dynamics\n  mbo2o bench agents",
+    )
+    p.add_argument("what", choices=["dynamics", "agents"])
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--out", type=Path, help="also write the results here, a line of JSON each")
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder")
+    return Path(text)

@@ -1,0 +1,300 @@
+"""The commands about runs: `train`, which Hydra composes, `eval` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbo2o.cli.command import INTERRUPTED, STOPPED, add, guarded
+
+if TYPE_CHECKING:
+    from mbo2o.cli.overrides import Tree
+    from mbo2o.settings import Config
+
+TRUST = "import the code that the config names: plugins, functions, environments"
+
+
+def run(args: list[str]) -> int:
+    """`mbo2o train` with these arguments."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from mbo2o.cli.overrides import Tree, check_overrides, literals
+    from mbo2o.registry import trusting
+    from mbo2o.train import train
+
+    args, trust, folder = _own_options(args)
+    tree, args = Tree(folder), literals(args)
+    _load(args, tree, trust)
+    store_schemas()
+    check_overrides(args, tree)
+    codes: list[int] = []
+
+    def job(node: Any) -> None:
+        def work() -> int:
+            given = HydraConfig.get().overrides.task
+            with trusting(trust or set(_texts(given))):
+                train(_declare(to_config(node), given))
+            return 0
+
+        codes.append(guarded(work))
+        if codes[-1] in (INTERRUPTED, STOPPED):
+            sys.exit(codes[-1])  # a sweep ends here, too
+
+    sys.argv = ["mbo2o train", *args, *tree.search]
+    hydra.main(config_path=str(tree.own), config_name="config", version_base="1.3")(job)()
+    return max(codes, default=0)
+
+
+def config(*overrides: str) -> Config:
+    """The config that `mbo2o train` would run with these overrides: "experiment=hopper-small", "seed=3".
+
+    Raises:
+        UserError: There is a mistake in them.
+    """
+    return compose_config(list(overrides))
+
+
+def compose_config(overrides: list[str]) -> Config:
+    """The config that `mbo2o train` would run with these overrides.
+
+    Raises:
+        UserError: There is a mistake in them.
+    """
+    from mbo2o.cli.overrides import Tree, check_overrides, literal
+
+    tree, overrides = Tree(), [literal(x) for x in overrides]
+    _load(overrides, tree, trust=False)
+    store_schemas()
+    check_overrides(overrides, tree)
+    return _declare(to_config(tree.compose(overrides)), overrides)
+
+
+def store_schemas() -> None:
+    """Tell Hydra which dataclasses stand behind the YAML."""
+    from hydra.core.config_store import ConfigStore
+
+    from mbo2o import recipes  # noqa: F401  registers
+    from mbo2o.registry import AGENTS, RECIPES, SOURCES
+    from mbo2o.settings import Config
+
+    store = ConfigStore.instance()
+    store.store(name="config_base", node=Config)
+    for group, table in (("recipe", RECIPES), ("agent", AGENTS), ("source", SOURCES)):
+        for entry in table.values():
+            store.store(group=group, name=f"{entry.name}_base", node=entry.config)
+
+
+def to_config(node: Any) -> Any:
+    """A composed tree as dataclasses. `UserError` for a missing or ill-typed value."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from mbo2o.cli.overrides import one_line
+    from mbo2o.types import UserError
+
+    try:
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as e:
+        raise UserError(one_line(str(e))) from e
+
+
+def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
+    """The config whose provenance names the preset, and the settings that were given on top of it.
+
+    Where a run happens and on what (dataset, seed, device, dir) is no setting of the method.
+    """
+    presets = {o.split("=")[0]: o for o in overrides if o.startswith(("switch=", "experiment="))}
+    preset = presets.get("experiment") or presets.get("switch")
+    if preset is None or ": " not in (cfg.provenance or ""):
+        return cfg
+    others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|switch)\b", o) and o != preset]
+    kind, _, source = str(cfg.provenance).partition(": ")
+    settings = f"{len(others)} setting{'s' * (len(others) > 1)}"
+    count = f", with {settings} overridden ({', '.join(others)})" if others else ""
+    cfg.provenance = f"{preset}: {kind}{count}: {source}"
+    return cfg
+
+
+# ------------------------------------------------------------------------------------------ plugins and trust
+
+
+def _own_options(args: Sequence[str]) -> tuple[list[str], bool, Path | None]:
+    """The arguments that are for Hydra, whether there is --trust, and the folder of --config-dir."""
+    from mbo2o.types import UserError
+
+    left: list[str] = []
+    trust, folder, rest = False, None, iter(args)
+    for a in rest:
+        option, equals, value = a.partition("=")
+        if a == "--trust":
+            trust = True
+        elif option == "--config-dir":
+            folder = Path(value if equals else next(rest, ""))
+            if not str(value or folder).strip(".") or not folder.is_dir():
+                raise UserError(
+                    f"--config-dir {folder}: no such folder; give one that holds groups of YAML files"
+                )
+        else:
+            left.append(a)
+    return left, trust, folder
+
+
+def _load(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
+    """Import the plugins: of installed packages, of the overrides, or else of the presets that these choose.
+
+    Raises:
+        UserError: A preset names a plugin that the overrides do not, and it is not trusted.
+    """
+    from mbo2o.registry import load_entry_points, load_plugins, trusting
+    from mbo2o.types import UserError
+
+    load_entry_points()
+    given = [o for o in overrides if re.match(r"\+*plugins=", o)]
+    for o in given:
+        if not re.fullmatch(r"\+*plugins=\[.*\]", o):
+            raise UserError(f"{o}: expected a list of modules, as plugins=[my.module]")
+    if given:
+        load_plugins(list(_texts(given)))
+        return
+    with trusting(trust):
+        load_plugins(tree.plugins(overrides))
+
+
+def _texts(overrides: Sequence[str]) -> Iterator[str]:
+    """The texts among the values of overrides, also those in lists and dicts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    def walk(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list):
+            for x in value:
+                yield from walk(x)
+        elif value is not None:
+            yield str(getattr(value, "text", value))
+
+    for o in overrides:
+        if not o.startswith(("-", "~")):
+            try:
+                parsed = OverridesParser.create().parse_override(o)
+            except HydraException:
+                continue  # `check_overrides` says what is wrong with it
+            if not parsed.is_sweep_override():
+                yield from walk(parsed.value())
+
+
+def repeated(settings: Sequence[str], run_dir: Path) -> set[str]:
+    """The names that the user repeats from a run's config, as KEY=VALUE, and so trusts; plugins may be added.
+
+    Raises:
+        UserError: One of them is not KEY=VALUE, or the run's config has another value.
+    """
+    from mbo2o.registry import load_plugins
+    from mbo2o.settings import flat, stored
+    from mbo2o.types import UserError
+
+    names: set[str] = set()
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{setting!r} is not a setting; give KEY=VALUE as the run's config has it")
+        if key == "plugins":
+            plugins = [x.strip() for x in value.strip("[]").split(",")]
+            load_plugins(plugins)
+            names |= {*plugins}
+            continue
+        found = flat(stored(run_dir)).get(key)
+        if str(found) != value:
+            raise UserError(
+                f"{setting}: {key} is {found} in {run_dir}/config.yaml; give that if you trust it"
+            )
+        names.add(value)
+    return names
+
+
+# -------------------------------------------------------------------------------------------- eval and report
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from mbo2o.train import restore
+    from mbo2o.types import UserError, at_least_one
+
+    episodes, seed, run_dir = options.episodes, options.seed, Path(options.run_dir)
+    at_least_one("eval", episodes=episodes)
+    if seed < 0:
+        raise UserError(f"eval: --seed {seed} must not be negative")
+    run, recipe = restore(run_dir, options.trust or repeated(options.settings, run_dir))
+    result = run.evaluate(evaluator=run.world.evaluator(episodes, seed, recipe.gamma))
+    rows = {name: x.tolist() for name, x in result.items()}
+    if options.json:
+        print(json.dumps(rows))
+        return
+    print(f"{run.env_id}, {episodes} episodes per seed, deterministic policy, starts drawn from seed {seed}")
+    metric = run.reference.metric
+    for k in range(len(rows["return"])):
+        ret, std, length = rows["return"][k], rows["return_std"][k], rows["length"][k]
+        shown = ""
+        if metric in rows:
+            shown += f"  score {rows[metric][k]:6.1f} ± {rows[f'{metric}_std'][k]:.1f} ({run.reference.name})"
+        if "success" in rows:
+            shown += f"  success {rows['success'][k]:.2f}"
+        print(f"  seed {k}: return {ret:8.1f} ± {std:.1f}{shown}  length {length:.0f}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from mbo2o.report.page import write_report
+    from mbo2o.store.whole import writing
+
+    with writing(Path(options.run_dir)):
+        print(write_report(Path(options.run_dir)))
+
+
+def add_to(commands: Any) -> None:
+    """Declare `train`, `eval` and `report`."""
+    p = add(
+        commands,
+        "train",
+        lambda options: None,
+        "Train a recipe; the same command again goes on where it stopped. KEY=VALUE override settings "
+        "(--cfg job shows them). plugins=[MODULE] imports a module that registers methods of your own.",
+        "mbo2o train recipe=moore dataset=hopper-medium-replay-v5 seeds=3 recipe.sampling=half\n"
+        "  mbo2o train experiment=hopper-small --cfg job\n"
+        "  mbo2o train -m experiment=hopper-small seed=0,10,20\n"
+        "  mbo2o train plugins=[my.module] --config-dir my/conf recipe=mine dataset=my.hdf5",
+    )
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    p.add_argument(
+        "--config-dir", metavar="DIR", help="a folder of YAML beside mbo2o's own: DIR/recipe/mine.yaml"
+    )
+    p.add_argument("--trust", action="store_true", help=TRUST)
+
+    p = add(
+        commands,
+        "eval",
+        _eval,
+        "Evaluate a run's policy on new episodes. A run whose config names code (plugins, functions, "
+        "environments) needs the same KEY=VALUE here, or --trust.",
+        "mbo2o eval runs/moore-... --episodes 20\n  mbo2o eval runs/mine-... plugins=[my.module]",
+    )
+    p.add_argument("run_dir", metavar="RUN")
+    p.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="what its config names and you trust")
+    p.add_argument("--episodes", type=int, default=10)
+    p.add_argument("--seed", type=int, default=12345, help="of the episodes' starts")
+    p.add_argument("--json", action="store_true")
+    p.add_argument("--trust", action="store_true", help=TRUST)
+
+    p = add(
+        commands,
+        "report",
+        _report,
+        "Draw a run: RUN/report/index.html and PNGs.",
+        "mbo2o report runs/moore-...",
+    )
+    p.add_argument("run_dir", metavar="RUN")
