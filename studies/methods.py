@@ -21,7 +21,7 @@ from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import interval
-from mbo2o.train import Config, find_dataset
+from mbo2o.training import Config, find_dataset
 from mbo2o.types import UserError
 from studies import moore as moore_study
 from studies.arms import (

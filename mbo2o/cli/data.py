@@ -50,7 +50,7 @@ def _where(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from mbo2o.train import find_dataset
+    from mbo2o.training import find_dataset
 
     summary = find_dataset(
         options.dataset, actions=options.actions, env_id=options.env, option="--actions "

@@ -20,7 +20,7 @@ from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
 from mbo2o.registry import conf_folder
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
-from mbo2o.train import Config, find_dataset, read_config, restore, train
+from mbo2o.training import Config, find_dataset, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])

@@ -20,7 +20,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
 from mbo2o.store import hdf5
-from mbo2o.train import Config, find_dataset, restore, train
+from mbo2o.training import Config, find_dataset, restore, train
 from mbo2o.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")

@@ -19,7 +19,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.envs import goals
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 from mbo2o.types import UserError
 
 LENGTHS = [4, 2, 5, 4]
@@ -156,7 +156,8 @@ def test_calql_refuses_data_without_returns_and_cloning_does_not(pendulum, tmp_p
     net = MLPConfig(hidden=[8])
     calql = CalQLConfig(actor=net, critic=net)
     with pytest.raises(
-        UserError, match=r"blind.hdf5: no return is known, .*; store timeouts, .*, or take an agent that does not need them$"
+        UserError,
+        match=r"blind.hdf5: no return is known, .*; store timeouts, .*, or take an agent that does not need them$",
     ):
         train(config(calql, tmp_path / "blind.hdf5", tmp_path / "calql"))
     assert not (tmp_path / "calql").exists()

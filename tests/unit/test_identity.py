@@ -22,7 +22,7 @@ from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.page import write_report
 from mbo2o.run.run import RunConfig
 from mbo2o.store import content
-from mbo2o.train import Config, restore, train
+from mbo2o.training import Config, restore, train
 from mbo2o.types import UserError
 
 
@@ -265,7 +265,10 @@ def test_a_run_under_the_name_of_an_older_version_goes_on_there(mine, tmp_path, 
     lines = (old / "metrics.jsonl").read_bytes()
     capsys.readouterr()
     assert train(unnamed) == old
-    assert f"{old} holds this run, under another name than {here.name}: going on there" in capsys.readouterr().err
+    assert (
+        f"{old} holds this run, under another name than {here.name}: going on there"
+        in capsys.readouterr().err
+    )
     assert (old / "metrics.jsonl").read_bytes() == lines
     assert os.listdir("runs") == [old.name]
     assert "holds a run already" in refusal(train, replace(unnamed, resume=False))

@@ -28,7 +28,7 @@ from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.run import Run, RunConfig, Stopped
 from mbo2o.settings import kept, plain
-from mbo2o.train import Config, read_config, restore, train
+from mbo2o.training import Config, read_config, restore, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])

@@ -21,7 +21,7 @@ import mbo2o
 from mbo2o.cli.main import main
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.store import minari, remote
-from mbo2o.train import find_dataset
+from mbo2o.training import find_dataset
 from mbo2o.types import UserError
 
 RIGHT = np.random.default_rng(0).bytes(100_000)

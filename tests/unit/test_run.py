@@ -17,7 +17,7 @@ from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run.log import Means, Progress, describe
 from mbo2o.run.run import Run, RunConfig
 from mbo2o.store import checkpoint
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 from mbo2o.types import Diverged, UserError, duration
 
 NET = MLPConfig(hidden=[8])

@@ -34,7 +34,7 @@ from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import MetricsFile
 from mbo2o.run.run import Run, RunConfig, Stopped
 from mbo2o.store import checkpoint, whole
-from mbo2o.train import Config, restore, train
+from mbo2o.training import Config, restore, train
 from mbo2o.types import Diverged, UserError
 
 NET = MLPConfig(hidden=[8])
