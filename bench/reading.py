@@ -144,7 +144,7 @@ def pendulum(path: Path) -> Path:
 def read(method: str, folder: Path, dataset: Path) -> dict[str, int]:
     """Train `method` in `folder` and count what was read."""
     import mbo2o
-    from mbo2o.train import train
+    from mbo2o.training import train
 
     spec = importlib.util.spec_from_file_location("test_bits", ROOT / "tests" / "contract" / "test_bits.py")
     assert spec is not None

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
-    from mbo2o.train import load as load
-    from mbo2o.train import train as train
+    from mbo2o.training import load as load
+    from mbo2o.training import train as train
     from mbo2o.types import Batch as Batch
     from mbo2o.types import Source as Source
     from mbo2o.types import Spec as Spec
@@ -49,13 +49,13 @@ _HOMES = {
     "UserError": "mbo2o.types:UserError",
     "agent": "mbo2o.registry:agent",
     "config": "mbo2o.cli.train:config",
-    "load": "mbo2o.train:load",
+    "load": "mbo2o.training:load",
     "load_dynamics": "mbo2o.dynamics.model:load_dynamics",
     "penalty": "mbo2o.ensemble.uncertainty:penalty",
     "recipe": "mbo2o.registry:recipe",
     "source": "mbo2o.registry:source",
     "termination": "mbo2o.dynamics.termination:termination",
-    "train": "mbo2o.train:train",
+    "train": "mbo2o.training:train",
 }
 """Where each name lives. No submodule has one of these names: to import it would hide the name here."""
 

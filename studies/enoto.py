@@ -16,7 +16,7 @@ from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.store import datasets
-from mbo2o.train import Config, restore
+from mbo2o.training import Config, restore
 from studies.arms import QUICK_Q, Row, draw, online_rows, publish, read, read_arms, run_arm, run_offline
 from studies.claims import Apart, Claim, apart, difference
 

@@ -22,7 +22,7 @@ from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import interval
 from mbo2o.store import datasets
-from mbo2o.train import Config
+from mbo2o.training import Config
 from mbo2o.types import UserError
 from studies import moore as moore_study
 from studies.arms import (

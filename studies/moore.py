@@ -14,7 +14,7 @@ from mbo2o.recipes.moore import MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
-from mbo2o.train import Config, read_config, train
+from mbo2o.training import Config, read_config, train
 from studies.arms import QUICK_OFFLINE, Row, draw, online_rows, publish, read_arms, run_arm
 from studies.claims import Claim, Measured, apart, difference
 

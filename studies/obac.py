@@ -14,7 +14,7 @@ from mbo2o.agents.sac import SACConfig
 from mbo2o.envs.disturb import DisturbConfig
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.report.read import RunLog
-from mbo2o.train import Config
+from mbo2o.training import Config
 from studies.arms import QUICK, Row, draw, online_rows, publish, read_arms, run_arm
 from studies.claims import Apart, Claim, Measured, apart, difference
 from studies.offline import sized

@@ -11,7 +11,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.registry import AGENTS, find
 from mbo2o.report.statistics import late_evaluations
-from mbo2o.train import Config
+from mbo2o.training import Config
 from studies.arms import QUICK_Q, Row, draw, offline_alone, publish, read_arms, run_offline
 
 SHARED = ("gamma", "tau", "critic_lr", "alpha_lr", "samples", "clone_steps")

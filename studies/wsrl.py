@@ -11,7 +11,7 @@ import numpy as np
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.plots import CRITICS, Curve, compare_critics, save
 from mbo2o.report.read import RunLog
-from mbo2o.train import Config
+from mbo2o.training import Config
 from studies import methods
 from studies.arms import (
     QUICK_Q,

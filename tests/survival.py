@@ -20,7 +20,7 @@ from mbo2o.run.config import RunConfig
 from mbo2o.run.turns import Run
 from mbo2o.run.watch import Stopped
 from mbo2o.store import checkpoint
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 
 NET = MLPConfig(hidden=[8])
 

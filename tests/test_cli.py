@@ -18,7 +18,7 @@ from mbo2o.cli.main import compose_config, main
 from mbo2o.envs.lanes import Lane
 from mbo2o.registry import RECIPES, conf_folder
 from mbo2o.store import datasets
-from mbo2o.train import Config
+from mbo2o.training import Config
 
 REPO = Path(__file__).parent.parent
 

@@ -16,7 +16,7 @@ from mbo2o.registry import conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile, unpaired_difference
 from mbo2o.store.datasets import data_folders
-from mbo2o.train import read_config, train
+from mbo2o.training import read_config, train
 from mbo2o.types import Diverged
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
 from studies.arms import read, recompute, run_arm

@@ -26,7 +26,7 @@ def run(args: list[str]) -> int:
 
     from mbo2o.cli.overrides import Tree, check_overrides, literals
     from mbo2o.registry import trusting
-    from mbo2o.train import train
+    from mbo2o.training import train
 
     args, trust, folder = _own_options(args)
     tree, args = Tree(folder), literals(args)
@@ -223,7 +223,7 @@ def repeated(settings: Sequence[str], run_dir: Path) -> set[str]:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from mbo2o.train import restore
+    from mbo2o.training import restore
     from mbo2o.types import UserError, at_least_one
 
     episodes, seed, run_dir = options.episodes, options.seed, Path(options.run_dir)

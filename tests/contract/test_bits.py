@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from mbo2o.registry import AGENTS, RECIPES
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bits.json"
 RECORD = "MBO2O_RECORD_BITS"

@@ -32,7 +32,7 @@ from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig, Stopped
 from mbo2o.store import checkpoint
-from mbo2o.train import Config, restore, train
+from mbo2o.training import Config, restore, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])

@@ -23,7 +23,7 @@ from mbo2o.run.config import RunConfig
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
 from mbo2o.store import datasets
-from mbo2o.train import Config, read_config, restore, train
+from mbo2o.training import Config, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
 NET = MLPConfig(hidden=[8])

@@ -2,7 +2,7 @@ import gymnasium
 import pytest
 from survival import COUNTER, Counter, small
 
-from mbo2o.train import train
+from mbo2o.training import train
 
 
 @pytest.fixture(scope="session")

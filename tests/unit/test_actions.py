@@ -25,7 +25,7 @@ from mbo2o.store.d4rl import read_dict
 from mbo2o.store.episodes import read_episodes
 from mbo2o.store.sb3 import read_sb3
 from mbo2o.store.table import read_table
-from mbo2o.train import Config, restore, train
+from mbo2o.training import Config, restore, train
 from mbo2o.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")

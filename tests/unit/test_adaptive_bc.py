@@ -8,7 +8,7 @@ import torch
 from mbo2o.agents.adaptive_bc import AdaptiveBC, AdaptiveBCConfig
 from mbo2o.cli.main import compose_config
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.train import train
+from mbo2o.training import train
 from mbo2o.types import Batch, Spec, UserError
 
 SMALL = MLPConfig(hidden=[16])

@@ -16,7 +16,7 @@ import torch
 from survival import files, small
 
 from mbo2o.store import checkpoint
-from mbo2o.train import restore, train
+from mbo2o.training import restore, train
 from mbo2o.types import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"

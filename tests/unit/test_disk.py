@@ -16,7 +16,7 @@ from mbo2o.cli.main import _guarded
 from mbo2o.run import log
 from mbo2o.run.log import MetricsFile
 from mbo2o.store import checkpoint
-from mbo2o.train import train
+from mbo2o.training import train
 from mbo2o.types import UserError
 
 

@@ -7,7 +7,7 @@ from survival import COUNTER, small
 from mbo2o.agents.sac import SAC
 from mbo2o.report.read import read_run
 from mbo2o.store import checkpoint
-from mbo2o.train import train
+from mbo2o.training import train
 from mbo2o.types import Diverged
 
 

@@ -21,7 +21,7 @@ from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
 from mbo2o.store import datasets
 from mbo2o.store.episodes import read_episodes
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 from mbo2o.types import UserError
 
 LENGTHS = [4, 2, 5, 4]

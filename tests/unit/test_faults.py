@@ -28,7 +28,7 @@ from mbo2o.run.config import RunConfig
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.turns import Run
 from mbo2o.store import checkpoint
-from mbo2o.train import train
+from mbo2o.training import train
 from mbo2o.types import UserError
 
 

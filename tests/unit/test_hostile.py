@@ -336,7 +336,7 @@ def test_a_hostile_file_is_refused_and_nothing_runs(tmp_path, marker, name, prom
 @pytest.mark.parametrize("text", YAML)
 def test_a_config_cannot_make_objects(tmp_path, marker, text, promise):
     """`report` and `train.read_config`, behind `eval` and `resume`, both read it."""
-    from mbo2o.train import read_config
+    from mbo2o.training import read_config
 
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -369,7 +369,7 @@ def test_a_good_safetensors_file_loads(tmp_path):
 WATCH = """
 import importlib, json, os, sys
 from pathlib import Path
-import mbo2o.cli.main, mbo2o.train, mbo2o.report.page
+import mbo2o.cli.main, mbo2o.training, mbo2o.report.page
 from mbo2o.store import datasets, firstlook, hdf5
 from mbo2o.dynamics.model import GaussianDynamics
 from mbo2o.store import checkpoint
@@ -406,8 +406,8 @@ watch("control", lambda: exec("1"))
 watch("dataset", lambda: datasets.read(folder / "x.hdf5"))
 watch("model", lambda: GaussianDynamics.load(folder / "model"))
 watch("checkpoint", lambda: checkpoint.latest(run / "checkpoints", "cpu"))
-watch("config", lambda: mbo2o.train.read_config(run))
-watch("run", lambda: mbo2o.train.restore(run))
+watch("config", lambda: mbo2o.training.read_config(run))
+watch("run", lambda: mbo2o.training.restore(run))
 """
 """Loads each thing twice; prints what the first imports from elsewhere and starts, and all that the second does."""
 
@@ -417,7 +417,7 @@ def loadable(tmp_path, pendulum):
     from mbo2o.agents.cql import CQLConfig
     from mbo2o.recipes.finetune import FinetuneConfig
     from mbo2o.run.config import RunConfig
-    from mbo2o.train import Config, train
+    from mbo2o.training import Config, train
 
     net = MLPConfig(hidden=[4])
     GaussianDynamics(Spec(3, 1), DynamicsConfig(members=2, elites=1, net=net)).save(tmp_path / "model")
@@ -458,7 +458,7 @@ def test_an_environment_that_a_file_names_imports_no_module(tmp_path, marker, mo
     from mbo2o.agents.bc import BCConfig
     from mbo2o.doctor.check import check
     from mbo2o.recipes.finetune import FinetuneConfig
-    from mbo2o.train import Config, train
+    from mbo2o.training import Config, train
 
     (tmp_path / "lurking.py").write_text(f"open({str(marker)!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)

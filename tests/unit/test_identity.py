@@ -22,7 +22,7 @@ from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.report.page import write_report
 from mbo2o.run.config import RunConfig
 from mbo2o.store import content, datasets
-from mbo2o.train import Config, restore, train
+from mbo2o.training import Config, restore, train
 from mbo2o.types import UserError
 
 

@@ -22,7 +22,7 @@ from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run.config import RunConfig
-from mbo2o.train import Config, read_config, restore, train
+from mbo2o.training import Config, read_config, restore, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])

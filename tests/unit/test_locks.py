@@ -12,7 +12,7 @@ from survival import ended, files, fork, small
 
 from mbo2o.report.page import write_report
 from mbo2o.store import checkpoint, whole
-from mbo2o.train import restore, train
+from mbo2o.training import restore, train
 from mbo2o.types import UserError
 
 

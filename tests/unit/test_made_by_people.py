@@ -31,7 +31,7 @@ from mbo2o.run.turns import Run
 from mbo2o.run.watch import Stopped
 from mbo2o.run.world import Task
 from mbo2o.settings import kept, plain
-from mbo2o.train import Config, read_config, restore, train
+from mbo2o.training import Config, read_config, restore, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])

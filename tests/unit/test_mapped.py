@@ -26,7 +26,7 @@ from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.run import RunConfig
 from mbo2o.store import checkpoint, datasets, hdf5, mapped, whole
 from mbo2o.store.hdf5 import read_hdf5
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 from mbo2o.types import UserError
 
 NET = MLPConfig(hidden=[8])

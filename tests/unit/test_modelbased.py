@@ -23,7 +23,7 @@ from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.registry import RECIPES
 from mbo2o.report.read import read_run
 from mbo2o.run.run import RunConfig
-from mbo2o.train import Config, restore, train
+from mbo2o.training import Config, restore, train
 from mbo2o.types import Batch, Spec, UserError
 
 NET = MLPConfig(hidden=[8])

@@ -291,7 +291,7 @@ def ends(obs, act, next_obs):
 
 @pytest.mark.parametrize("option", ["termination", "reward"])
 def test_a_function_that_eval_cannot_find_is_refused_at_the_start(option, pendulum):
-    from mbo2o.train import train
+    from mbo2o.training import train
 
     def local(obs, act, next_obs):
         return ends(obs, act, next_obs)

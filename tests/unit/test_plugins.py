@@ -21,7 +21,7 @@ from mbo2o.dynamics import termination
 from mbo2o.dynamics.termination import TERMINATIONS, load_callable
 from mbo2o.ensemble import uncertainty
 from mbo2o.registry import AGENTS, did_you_mean, find, load_entry_points, load_plugins, trusting
-from mbo2o.train import restore
+from mbo2o.training import restore
 from mbo2o.types import UserError
 
 METHOD = '''

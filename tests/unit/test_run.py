@@ -27,7 +27,7 @@ from mbo2o.run.turns import Run
 from mbo2o.run.watch import Divergence, Signals
 from mbo2o.run.world import Task, World
 from mbo2o.store import checkpoint
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 from mbo2o.types import Diverged, RewardView, UserError, duration
 
 NET = MLPConfig(hidden=[8])

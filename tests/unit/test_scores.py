@@ -17,7 +17,7 @@ from mbo2o.cli.main import compose_config, main
 from mbo2o.envs.scores import find_reference, sets
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.train import read_config, train
+from mbo2o.training import read_config, train
 from mbo2o.types import UserError
 
 ACTOR = Path(mbo2o.__file__).parent.parent / "data" / "actors" / "hopper-medium-v5.safetensors"

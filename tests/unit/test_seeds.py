@@ -17,7 +17,7 @@ from mbo2o.nn.init import per_seed
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.registry import AGENTS
 from mbo2o.run.config import RunConfig
-from mbo2o.train import Config, train
+from mbo2o.training import Config, train
 from mbo2o.types import Spec
 
 

@@ -13,7 +13,7 @@ from mbo2o.run import watch
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.watch import Stopped
 from mbo2o.store import checkpoint
-from mbo2o.train import train
+from mbo2o.training import train
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
