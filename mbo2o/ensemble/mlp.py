@@ -21,7 +21,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
 }
-# the same without gradients: a layer's output is overwritten, which saves its memory and 3 % of a rollout's time
+# the forms for passes without gradients overwrite a layer's output, which saves its memory and 3 % of a
+# rollout's time
 OVERWRITING = ACTIVATIONS | {
     "relu": torch.relu_,
     "silu": partial(F.silu, inplace=True),
@@ -54,9 +55,7 @@ class EnsembleLinear(nn.Module):
         w, b = self.weight, self.bias
         if w.dim() == 2:
             return torch.addmm(b, x, w)
-        if (
-            x.dim() < w.dim()
-        ):  # one wide product for members that share an input was tried: 0.8 to 1.0 times this speed
+        if x.dim() < w.dim():  # one wide product for a shared input was tried: 0.8 to 1.0 times this speed
             x = x.unsqueeze(-3).expand(*w.shape[:-2], *x.shape[-2:])
         if w.dim() == 3:
             return torch.baddbmm(b, x, w)
@@ -82,7 +81,7 @@ class EnsembleMLP(nn.Module):
         self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(*members, 1, n)) for n in norms)
 
     def forward(self, *xs: Tensor) -> Tensor:
-        """Inputs `(*S, B, n_i)`, shared by members, or with their axis; joined along the features → `(*members, B, n_out)`."""
+        """Inputs `(*S, B, n_i)` that members share, or with a member axis, joined along features → `(*members, B, n_out)`."""
         x = torch.cat(xs, -1) if len(xs) > 1 else xs[0]
         activation = self.activation if torch.is_grad_enabled() else self._overwriting
         for i, layer in enumerate(self.layers[:-1]):
@@ -96,7 +95,7 @@ class EnsembleMLP(nn.Module):
 
 
 def members(net: EnsembleMLP, index: Tensor) -> dict[str, Tensor]:
-    """Parameters of some members alone, for `torch.func.functional_call`: `index` `(*S, K)` counts the last member axis."""
+    """Parameters of some members alone, for `torch.func.functional_call`; `index` `(*S, K)` is into the last member axis."""
 
     def take(p: Tensor) -> Tensor:
         k = index.reshape(*index.shape, *[1] * (p.dim() - index.dim()))

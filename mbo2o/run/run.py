@@ -26,11 +26,11 @@ from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import CAP, EnvChoice
 from mbo2o.envs.scores import Reference, find_reference
-from mbo2o.run import engine
+from mbo2o.run.engine import Engine
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import Means, MetricsFile, Progress, describe, tell
 from mbo2o.store import checkpoint
-from mbo2o.types import Diverged, Metrics, Source, Spec, UserError, at_least_one
+from mbo2o.types import Diverged, Metrics, Source, Spec, UserError, at_least_one, uniform_actions
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a run to save and stop: a scheduler's, Ctrl-C, and the one that SLURM sends some time before (--signal=USR1@60)."""
@@ -195,6 +195,7 @@ class Run:
         self._tracked: dict[str, tuple[str, Stateful]] = {"online": ("online", self.online)}
         self._done: dict[str, int] = {}  # turns done of each loop, in the order they began
         self._means = Means()
+        self.engine = Engine()
         self._elapsed, self._since = 0.0, time.monotonic()
         self._bar: Progress | None = None
         self._stop = self._in_stage = self._may_leave = False
@@ -284,7 +285,7 @@ class Run:
         """What to do now: `(*S, 1, A)`, uniform without an agent."""
         obs = self._lanes.obs().to(self.spec.device)
         if agent is None:
-            return torch.rand(*self.spec.seeds, 1, self.spec.act_dim, device=self.spec.device) * 2 - 1
+            return uniform_actions(*self.spec.seeds, 1, self.spec.act_dim, device=self.spec.device)
         return self._finite(agent.act(obs, explore=True), "an action")
 
     def _finite(self, x: Tensor, name: str) -> Tensor:
@@ -309,7 +310,7 @@ class Run:
 
         others: agents that learn from the same batches; their name stands before the names of their metrics.
         """
-        self.log(*engine.learn(source, batch, updates, {"": agent, **others}))
+        self.log(*self.engine.learn(source, batch, updates, {"": agent, **others}))
 
     def log(self, *metrics: Metrics) -> None:
         """Count metrics into the next line; they stay on their device until it is due."""

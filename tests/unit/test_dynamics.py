@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.dynamics.fit import FitConfig, _adam, _Best, _hash, fit, nll
+from mbo2o.dynamics.fit import FitConfig, _adam, _Best, fit, nll
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
+from mbo2o.ensemble.hash import row_hash
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.types import Batch, Diverged, Spec, UserError
 
@@ -233,14 +234,14 @@ def test_scored_rows_come_from_all_over_the_data():
     assert (np.histogram(rows, 4, (0, 2000))[0] > 5).all()
     assert spies[0].held_out() == spies[1].held_out()
     assert not set.union(*spies[0].trained()) & set(range(2000)) - set(
-        np.flatnonzero(_hash(torch.arange(2000), 0) >= 0.1)
+        np.flatnonzero(row_hash(torch.arange(2000), 0) >= 0.1)
     )
 
 
 def test_hash_looks_uniform_and_independent():
     n = torch.arange(200_000)
     salts = torch.randint(1 << 31, (4, 1))
-    u = torch.cat([_hash(n, 0).unsqueeze(0), _hash(n, salts)])
+    u = torch.cat([row_hash(n, 0).unsqueeze(0), row_hash(n, salts)])
     assert ((u >= 0) & (u < 1)).all()
     counts = torch.stack([torch.histc(x, 20, 0, 1) for x in u])
     assert ((counts - 10_000).abs() < 500).all()  # 5 s.e.
@@ -412,7 +413,7 @@ def test_non_finite_data_is_divergence(fitted):
     model = make()
     if fitted:
         fit(model, [(buffer, 1.0)], quick())
-    b.rew[_hash(torch.arange(300, 600), 0) >= 0.1] = (
+    b.rew[row_hash(torch.arange(300, 600), 0) >= 0.1] = (
         math.nan
     )  # of those that go to positions 300 on, none that is scored
     b.rew[200:] = 0.0  # these go to positions 0 on
