@@ -32,10 +32,9 @@ def make(name: str, seeds=(), obs_dim=OBS, act_dim=ACT, **change) -> Agent:
 def batch(seeds=(), n=8, obs_dim=OBS, act_dim=ACT, done=None, mc_return=None) -> Batch:
     """Random transitions, half of which end the task unless `done` says which do."""
     obs, next_obs = torch.randn(2, *seeds, n, obs_dim)
+    ended = torch.full((*seeds, n), 0.0 if done is None else float(done))
     if done is None:
         ended = (torch.rand(*seeds, n) < 0.5).float()
-    else:
-        ended = torch.full((*seeds, n), float(done))
     act = uniform_actions(*seeds, n, act_dim)
     rew = torch.randn(*seeds, n)
     known = None if mc_return is None else torch.as_tensor(mc_return).expand(*seeds, n)

@@ -241,10 +241,9 @@ def slow(directory):
     """A run whose turns take some time, in a process of its own; it is told to stop at a turn that is no multiple of 15."""
     update = SAC.update
 
-    def slowly(self, batch):
-        result = update(self, batch)
-        count = int(self.updates)
-        for _ in range(2000 if count == 7 else 0):
+    def slowly(self, batch, step):
+        result = update(self, batch, step)
+        for _ in range(2000 if step.count == 7 else 0):
             time.sleep(0.005)
             if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # the signal has come
                 break
@@ -256,7 +255,7 @@ def slow(directory):
 
 def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
     directory = tmp_path / "run"
-    monkeypatch.setattr(SAC, "update", lambda self, batch: time.sleep(60))
+    monkeypatch.setattr(SAC, "update", lambda self, batch, step: time.sleep(60))
     pid = fork(lambda: _guarded(lambda: train(small(directory)) and 0))
     eventually(
         lambda: (
@@ -297,11 +296,11 @@ def test_a_signal_does_not_wait_for_an_evaluation(evaluation, finished, tmp_path
 def test_a_turn_that_takes_too_long_is_left(finished, tmp_path, monkeypatch):
     update = SAC.update
 
-    def endless(self, batch):
-        if self.updates == 50:
+    def endless(self, batch, step):
+        if step.count == 51:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(20)
-        return update(self, batch)
+        return update(self, batch, step)
 
     monkeypatch.setattr(SAC, "update", endless)
     monkeypatch.setattr(run_module, "PATIENCE", 0.2)
@@ -829,9 +828,9 @@ def poison(part, turn):
     def sabotage(monkeypatch):
         update = SAC.update
 
-        def poisoned(self, batch):
-            metrics = update(self, batch)
-            if self.updates == turn:
+        def poisoned(self, batch, step):
+            metrics = update(self, batch, step)
+            if step.count == turn:
                 with torch.no_grad():
                     next(getattr(self, part).parameters()).view(-1)[0] = torch.nan
             return metrics
@@ -844,9 +843,9 @@ def poison(part, turn):
 def bad_loss(monkeypatch):
     update = SAC.update
 
-    def poisoned(self, b):
-        worse = {"critic_loss": torch.tensor([1.0, torch.inf])} if self.updates == 33 else {}
-        return update(self, b) | worse
+    def poisoned(self, b, step):
+        worse = {"critic_loss": torch.tensor([1.0, torch.inf])} if step.count == 34 else {}
+        return update(self, b, step) | worse
 
     monkeypatch.setattr(SAC, "update", poisoned)
 
@@ -855,10 +854,10 @@ def error_that_comes_of_nan(monkeypatch):
     poison("critic", 33)(monkeypatch)
     update = SAC.update
 
-    def fails(self, batch):
-        if self.updates == 33:
+    def fails(self, batch, step):
+        if step.count == 34:
             raise ValueError("probabilities must be finite")
-        return update(self, batch)
+        return update(self, batch, step)
 
     monkeypatch.setattr(SAC, "update", fails)
 
