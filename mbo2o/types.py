@@ -2,8 +2,7 @@
 
 Axes are counted from the right. Scalars end in the batch axis `(*S, B)`, vectors in batch and feature
 `(*S, B, D)`. Ensemble members stand left of the batch: `(*S, M, B)`, `(*S, M, B, D)`. What is left of that
-are seeds: `*S` is empty for one model alone, as planning uses it, and `(S,)` for S seeds that train side by
-side.
+are seeds: `*S` is empty for one model alone, as planning uses it, and `(S,)` for S seeds in one process.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
-"""Measurements by name, one number per seed: `(*S,)` or `(*S, K)`. They stay on their device until a log line is due."""
+"""Measurements by name, per seed: `(*S,)` or `(*S, K)`. They stay on their device until a log line is due."""
 
 TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(obs (*S, B, D), act (*S, B, A), next_obs (*S, B, D)), all in raw units → bool (*S, B): the episode ends here."""
+"""(obs (*S, B, D), act (*S, B, A), next_obs (*S, B, D)) in raw units → bool (*S, B): the episode ends."""
 
 RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(obs, act, next_obs) in raw units → reward (*S, B)."""
 
 
 class UserError(Exception):
-    """A mistake that the user can correct. It is shown as one line (what, where, what to do), with exit code 2."""
+    """A mistake that the user can correct: shown as one line (what, where, what to do), with exit code 2."""
 
 
 class Diverged(Exception):
-    """Training produced numbers that are not finite. It is shown as one line, with exit code 3; the last checkpoint stays."""
+    """Training produced numbers that are not finite: one line, exit code 3; the last checkpoint stays."""
 
 
 def at_least_one(where: str, **counts: float) -> None:
@@ -74,7 +73,7 @@ class Batch:
         yield self
 
     def deal(self, n: int) -> list[Batch]:
-        """Deal the rows out to `n` batches in turn: row i goes to batch i mod n, so shares of the whole stay exact."""
+        """Deal the rows out to `n` batches, row i to batch i mod n: exact shares stay exact in each."""
         if n == 1:
             return [self]
         axis = self.rew.dim() - 1
@@ -87,7 +86,7 @@ class Batch:
 
 
 def combine(f: Callable[..., Tensor], batches: Sequence[Batch]) -> Batch:
-    """Apply `f` to the batches' tensors of each name. The result has returns only if all batches have them."""
+    """Apply `f` to the batches' tensors of each name; it has returns only if all batches have them."""
 
     def column(name: str) -> Tensor | None:
         found = [getattr(b, name) for b in batches]
@@ -119,7 +118,7 @@ class Spec:
     """Leading axes of everything: `()` for one model alone, `(S,)` for S seeds in one process."""
     device: str = "cpu"
     inits: tuple[torch.Generator, ...] = field(default=(), compare=False, repr=False)
-    """A generator per seed, from which its initial networks are drawn. Without them, torch's own stream is used."""
+    """A generator per seed, from which its networks are drawn; without one, torch's own stream is used."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""REDQ with adaptive behaviour cloning (Zhao et al. 2022, arXiv 2210.13846): TD3+BC with a controller of its imitation."""
+"""TD3+BC with a controller of its imitation (REDQ+AdaptiveBC, Zhao et al. 2022, arXiv 2210.13846)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AdaptiveBCConfig(TD3BCConfig):
 
 @agent("adaptive_bc", AdaptiveBCConfig)
 class AdaptiveBC(TD3BC):
-    """TD3+BC on ten critics whose weight of imitation falls while returns are below the target, and rises when they drop."""
+    """TD3+BC whose weight of imitation falls while returns are below a target, and rises when they drop."""
 
     cfg: AdaptiveBCConfig
     b: Tensor
@@ -57,7 +57,7 @@ class AdaptiveBC(TD3BC):
         return self.b
 
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
-        """Move b by the episode's score: b ← clip(b + L [-K_P (target - mean) + K_D max(0, mean - score)], 0, b_max)."""
+        """Set b to clip(b + L [-K_P (target - mean) + K_D max(0, mean - score)], 0, b_max), L = `length`."""
         super().on_episode(ended, score, length)
         cfg = self.cfg
         if not cfg.adapt:

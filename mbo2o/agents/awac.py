@@ -32,11 +32,10 @@ class AWACConfig(QConfig):
 
 @agent("awac", AWACConfig)
 class AWAC(QEnsemble):
-    """Critics as SAC's without entropy; the actor imitates the data, more where its actions beat the actor's own.
+    """Critics as SAC's without entropy; the actor imitates the data, more where they beat its own actions.
 
     In CORL the Gaussian's mean has no bounds. Here a tanh bounds it: outside the box actions are clamped, so
-    critics could not distinguish means there. The policy is also that of IQL and BC, so it can be taken over
-    from either.
+    critics could not distinguish means there. IQL and BC have the same policy, which can be taken over.
     """
 
     cfg: AWACConfig
@@ -89,8 +88,7 @@ class AWAC(QEnsemble):
     def advantage(self, b: Batch) -> Tensor:
         """A = R Q(s, a) - R Q(s, ã), ã ~ π(·|s), `(*S, B)`."""
         with torch.no_grad():
-            # one call for both: a reduction that draws once per batch then asks the same critics about a and
-            # ã
+            # one call for both: a reduction that draws once per batch asks the same critics about a and ã
             q = self.value_for_actor(repeat(b.obs, 2), torch.cat([b.act, self.sample(b.obs)], -2))
             of_data, of_policy = q.chunk(2, -1)
             return of_data - of_policy

@@ -1,4 +1,4 @@
-"""What every learner offers: `update`, `act`, a state that is complete, and a way to take over another learner's parts."""
+"""What every learner offers: `update`, `act`, a complete state, and a way to take over another's parts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ class AgentConfig:
     """What the config of every agent holds."""
 
     gamma: float = 0.99
-    normalize: bool = (
-        False  # scale observations by the dataset's mean and deviation, which then stay as they are
-    )
+    # scale observations by the dataset's mean and deviation, which then stay as they are
+    normalize: bool = False
 
     def online(self) -> AgentConfig:
-        """The config of the agent that goes on in the environment, without what only offline learning needs."""
+        """The config that goes on in the environment, without what only offline learning needs."""
         return self.kept()
 
     def kept(self) -> AgentConfig:
@@ -41,8 +40,8 @@ class Change:
 
     part: str
     what: str
-    """kept: taken over; reset: both have it, but it starts from its initial state; new: only the online agent has it;
-    dropped: only the offline agent had it; changed: a setting whose value differs."""
+    """kept: taken over; reset: both have it, but it starts from its initial state; new: only the online agent
+    has it; dropped: only the offline agent had it; changed: a setting whose value differs."""
     note: str = ""
 
 
@@ -54,14 +53,14 @@ class Agent(nn.Module, ABC):
     """
 
     clones = False
-    """Whether it learns from observations and actions alone, so that offline it can use rows without a next observation."""
+    """Whether it learns from observations and actions alone, and can use rows without next observations."""
     cycle = 1
     """Updates whose indices differ by a multiple of this do the same (see `Step`)."""
     needs_scores = False
     """Whether `on_episode` uses scores, so that the agent cannot learn a task without reference returns."""
 
     updates: Tensor
-    """How many updates have begun since the agent was made, `()` int64. The engine that runs the updates writes it."""
+    """How many updates have begun since the agent was made, `()` int64; the engine writes it."""
 
     def __init__(self, spec: Spec, cfg: AgentConfig):
         super().__init__()
@@ -72,7 +71,7 @@ class Agent(nn.Module, ABC):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def prepare(self, data: Blocks) -> None:
-        """Set what the networks have to know of the scale of `data`, all of it, before anything is learned from it."""
+        """Set the statistics of all of `data` that the networks need, before anything is learned from it."""
         if self.cfg.normalize:
             mean, std = block_statistics(lambda: (b.obs for b in data.blocks()))
             self.observe.mean.copy_(mean)
@@ -88,7 +87,7 @@ class Agent(nn.Module, ABC):
 
     @abstractmethod
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """Observations `(*S, B, D)` → actions `(*S, B, A)` in [-1, 1]: exploring ones, or the best that it knows."""
+        """Observations `(*S, B, D)` → actions `(*S, B, A)` in [-1, 1], deterministic unless it explores."""
 
     @abstractmethod
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
@@ -97,15 +96,14 @@ class Agent(nn.Module, ABC):
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
         """Called after every step of exploring: the seeds `ended` `(*S,)` have finished an episode.
 
-        score: the episode's return, scaled so that random play has 0 and an expert 1; NaN where no reference
-        is known.
+        score: the episode's return, 0 for random play and 1 for an expert; NaN where no reference is known.
         length: its steps. Both are `(*S,)` and are NaN for seeds whose episode goes on.
         """
 
     def adopt(
         self, other: Agent, *, moments: bool = True, only: Collection[str] | None = None
     ) -> list[Change]:
-        """Take over what both agents have (networks, targets, temperature, scales, optimisers), and say what became of it.
+        """Take over the parts that both agents have, networks and optimisers; says what became of each.
 
         A part is taken over if it has the same name and shapes. Learning rates are those of this agent's own
         config, and a rate that differs from the other agent's is a changed setting. Schedules and delays
@@ -137,7 +135,7 @@ class Agent(nn.Module, ABC):
         return table + _settings(other.cfg, self.cfg)
 
     def inner(self, kind: str) -> set[str]:
-        """Names of parts: "all", the "policy" (with the temperature), the "critics", or "none"; each holds the scales."""
+        """Names of parts: "all", "policy" (with the temperature), "critics", or "none"; all hold the scales."""
         names = {name.removesuffix("_optim") for name in _parts(self)}
         scales = {name for name, part in _parts(self).items() if isinstance(part, Normalizer)}
         critics = names & {"critic", "target", "value_net"}
@@ -190,7 +188,7 @@ def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def make_agent(cfg: AgentConfig, spec: Spec) -> Agent:
-    """The agent that is registered with the class of `cfg`, on `spec.device`; its networks start as `per_seed` says.
+    """The agent registered with the class of `cfg`, on `spec.device`; its networks start as `per_seed` says.
 
     Raises:
         TypeError: No agent is registered with this class.

@@ -30,7 +30,7 @@ class BCConfig(AgentConfig):
 
 @agent("bc", BCConfig)
 class BC(Agent):
-    """Imitate the data, whatever its actions earned: the baseline of offline methods, and a start for their actors."""
+    """Imitate the data, whatever its actions earned: a baseline, and a first actor for other agents."""
 
     cfg: BCConfig
     clones = True

@@ -1,4 +1,4 @@
-"""Cal-QL: conservative values that stay above what the data earned (Nakamoto et al. 2023, arXiv 2303.05479)."""
+"""Cal-QL: conservative values, calibrated by the data's returns (Nakamoto et al. 2023, arXiv 2303.05479)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mbo2o.types import Batch, Metrics, UserError
 
 @dataclass
 class CalQLConfig(CQLConfig):
-    """Defaults: the authors' code and its script for antmaze, whose rewards are 10 r - 5. Its critics have four layers.
+    """Defaults: the authors' code and its script for antmaze, whose rewards are 10 r - 5.
 
-    On adroit they use weight 1.
+    Their critics have four layers. On adroit they use weight 1.
     """
 
     calibrate: bool = True  # bound values by returns
@@ -39,8 +39,7 @@ class CalQLConfig(CQLConfig):
 class CalQL(CQL):
     """CQL that pushes values of the policy's actions no lower than the return that followed in the data.
 
-    So values have the right scale when learning goes on in the environment, and the policy is not forgotten
-    at first.
+    So values have the right scale when learning goes on online, and the policy is not forgotten at first.
     """
 
     cfg: CalQLConfig

@@ -20,7 +20,7 @@ LARGEST = 1e6
 
 @dataclass
 class CQLConfig(SACConfig):
-    """Defaults: what ENOTO's released code pre-trains with (d3rlpy v1's CQL), unless said; its nets are 3x256."""
+    """Defaults: the CQL of ENOTO's released code (d3rlpy v1's), unless said; its nets are 3x256."""
 
     weight: float = 5.0  # c of the conservative term (CORL 10 on MuJoCo, 5 on antmaze)
     samples: int = 10  # K uniform, K from π(·|s), K from π(·|s')
@@ -72,7 +72,7 @@ class CQL(SAC):
         return q, {}
 
     def log_sum_exp(self, b: Batch) -> tuple[Tensor, Metrics]:
-        """T log Σ_k exp(q_k / T), `(*S, N, B)`: q_k = Q(s, a_k) - log density(a_k) over 3K actions, all valued at s."""
+        """T log Σ_k exp(q_k / T), `(*S, N, B)`; q_k = Q(s, a_k) - log density(a_k) of 3K actions at s."""
         k, n = self.cfg.samples, b.rew.shape[-1]
         with torch.no_grad():  # otherwise the critics' loss would train the actor
             uniform = uniform_actions(*b.act.shape[:-2], k * n, b.act.shape[-1], device=b.act.device)

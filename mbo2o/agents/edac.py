@@ -1,4 +1,4 @@
-"""SAC-N and EDAC: pessimism by many critics, and by critics that differ (An et al. 2021, arXiv 2110.01548)."""
+"""SAC-N and EDAC: pessimism by many critics, or by critics that differ (An et al. 2021, arXiv 2110.01548)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SACNConfig(SACConfig):
 
 @agent("sacn", SACNConfig)
 class SACN(SAC):
-    """SAC whose target and actor take the smallest of N critics: where data are few, critics differ and the smallest is low."""
+    """SAC with the smallest of N critics: where data are few, critics differ, and the smallest is low."""
 
     cfg: SACNConfig
 
@@ -56,10 +56,10 @@ class EDAC(SACN):
         super().__init__(spec, cfg)
 
     def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor, Metrics]:
-        """The alignment mean_b 1/(N-1) Σ_{i≠j} <g_i, g_j>, times η; g_i is the direction of ∇_a Q_i(s, a) at the data.
+        """η times the alignment mean_b 1/(N-1) Σ_{i≠j} <g_i, g_j>; g_i is the direction of ∇_a Q_i(s, a).
 
-        It is N where all critics agree and 0 where they are orthogonal. The sum over pairs is computed as
-        |Σ_i g_i|² - Σ_i |g_i|².
+        The alignment is N where all critics agree and 0 where they are orthogonal. The sum over pairs is
+        computed as |Σ_i g_i|² - Σ_i |g_i|².
         """
         n = self.cfg.critics
         obs, act = (x.unsqueeze(-3).expand(*q.shape[:-1], *x.shape[-2:]) for x in (b.obs, b.act))

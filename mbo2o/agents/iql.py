@@ -46,13 +46,13 @@ class IQLConfig(QConfig):
     actor: MLPConfig = field(default_factory=MLPConfig)  # adroit: dropout 0.1
 
     def online(self) -> IQLConfig:
-        """The same with a constant rate: in CORL the cosine goes on, so the rate starts at 0 and rises to the full one."""
+        """The same with a constant rate; in CORL the cosine goes on, so the rate starts at 0 and rises."""
         return replace(self, actor_decay_steps=None)
 
 
 @agent("iql", IQLConfig)
 class IQL(QEnsemble):
-    """V is an upper expectile of Q over the data's actions, Q looks ahead by V, the actor imitates what beats V.
+    """V is an upper expectile of Q over the data's actions, Q learns from V, the actor imitates what beats V.
 
     The critics are never evaluated at actions that are not in the data.
     """
@@ -91,7 +91,7 @@ class IQL(QEnsemble):
             return y, self.q_target(b.obs, b.act)
 
     def update(self, batch: Batch, step: Step) -> Metrics:
-        """One step of V, the critics, their targets and the actor, in this order; all learn towards values from before it."""
+        """One step of V, the critics, their targets and the actor, towards values from before the update."""
         b = self.scaled(batch)
         y, q_target = self.backup(b)
         v = self.v(b.obs)
@@ -99,9 +99,8 @@ class IQL(QEnsemble):
         value_loss = expectile_loss(advantage, self.cfg.expectile).mean(-1)
         self.value_net_optim.step(value_loss)
         q = self.q(b.obs, b.act)
-        # y comes from one V, which has no spread: SUNRISE weighs by the spread of the target critics that V
-        # learns from. CORL averages over critics where td_loss sums: Adam divides the factor out, except for
-        # its ε
+        # y comes from one V, which has no spread: SUNRISE weighs by the target critics that V learns from.
+        # CORL averages over critics where td_loss sums: Adam divides the factor out, except for its ε.
         critic_loss = self.td_loss(b, q, y, q_target)
         self.critic_optim.step(critic_loss)
         polyak(self.target, self.critic, self.cfg.tau)
@@ -114,7 +113,7 @@ class IQL(QEnsemble):
         return {name: x.detach() for name, x in metrics.items()} | self.improve(b, advantage.detach(), step)
 
     def improve(self, b: Batch, advantage: Tensor, step: Step) -> Metrics:
-        """One step of the actor: min(exp(βA), clip) weighs how well it imitates each of the data's actions."""
+        """One step of the actor, which imitates each of the data's actions with weight min(exp(βA), clip)."""
         cfg = self.cfg
         weight = (cfg.beta * advantage).exp().clamp(max=cfg.weight_clip)
         actor_loss = (weight * self.imitation(b)).mean(-1)
@@ -130,7 +129,7 @@ class IQL(QEnsemble):
 
 
 def expectile_loss(x: Tensor, expectile: float) -> Tensor:
-    """|κ - 1(x < 0)| x², elementwise: half the square for κ = ½; for larger κ, x > 0 costs more, so V rises to the best Q."""
+    """|κ - 1(x < 0)| x², elementwise; for κ above ½, x > 0 costs more, so that V rises towards the best Q."""
     return (expectile - (x < 0).to(x.dtype)).abs() * x.square()
 
 

@@ -32,7 +32,7 @@ def _three_layers() -> MLPConfig:
 
 @dataclass
 class LAPOConfig(QConfig):
-    """Defaults: the authors' code, unless said. That code divides rewards by their maximum, and has batches of 512."""
+    """Defaults: the authors' code, unless said. It divides rewards by their maximum; batches are of 512."""
 
     # the target is ρ min + (1 - ρ) max over critics (antmaze 0.7); other targets than min_q need 1
     rho: float = 1.0
@@ -57,7 +57,7 @@ class LAPOConfig(QConfig):
 
 
 class CVAE(nn.Module):
-    """Actions from a latent variable: q(z|s, a) and the mean of p(a|s, z), one pair per seed; actions are standardised."""
+    """Standardised actions from a latent variable: q(z|s, a) and the mean of p(a|s, z), one pair per seed."""
 
     def __init__(self, seeds: tuple[int, ...], obs_dim: int, act_dim: int, latent_dim: int, cfg: MLPConfig):
         super().__init__()
@@ -78,7 +78,7 @@ class CVAE(nn.Module):
 
 
 class ValueRange(nn.Module):
-    """Bounds of V, per seed `(*S,)`: infinite until `measure` has seen rewards; `v_min` and `v_max` replace them if given."""
+    """Bounds of V, per seed `(*S,)`: `v_min` and `v_max` if given, else those that `measure` finds."""
 
     low: Tensor
     high: Tensor
@@ -96,7 +96,7 @@ class ValueRange(nn.Module):
         self.high.copy_(torch.stack(highs).amax(0))
 
     def widen(self, rew: Tensor, gamma: float) -> None:
-        """Widen the bounds for rewards `(*S, B)` that the dataset did not have (as the authors' fine-tuning does)."""
+        """Widen the bounds for rewards `(*S, B)` that the dataset did not have (the authors' fine-tuning)."""
         low, high = _discounted_sums(rew, gamma)
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
@@ -108,7 +108,7 @@ class ValueRange(nn.Module):
 
 
 def _discounted_sums(rew: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """The least and the largest discounted sum of rewards such as these, in an episode that may end at any time.
+    """The least and the largest discounted sum of such rewards, in an episode that may end at any time.
 
     The authors' r_min / (1 - γ) and r_max / (1 - γ) leave 0 out where all rewards have one sign. But if all
     rewards are positive, an episode that ends early is worth less than r_min / (1 - γ).
@@ -118,7 +118,7 @@ def _discounted_sums(rew: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
 @agent("lapo", LAPOConfig)
 class LAPO(QEnsemble):
-    """Q learns from V(s'), V from Q at the latent policy's action, the CVAE from what had an advantage, the policy from Q."""
+    """Q learns from V, V from Q at the policy's action, the CVAE from actions with an advantage."""
 
     cfg: LAPOConfig
 
@@ -155,15 +155,14 @@ class LAPO(QEnsemble):
         return self.cfg.max_latent * torch.tanh(net(obs))
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent action and a constant deviation; noise before the tanh would be lost where the policy saturates."""
+        """The latent action and a constant deviation; noise before the tanh vanishes where it saturates."""
         z = self.latent_action(self.latent, obs)
         return z, torch.full_like(z, self.cfg.latent_noise)
 
     def decode(self, obs: Tensor, u: Tensor) -> Tensor:
-        """The action that the decoder's copy makes of a latent one: clipped to the policy's box before, to [-1, 1] after.
+        """The action in [-1, 1] that the decoder's copy makes of a latent one, clipped to the policy's box.
 
-        Gradients pass through the second clip unchanged: a linear output may overshoot, and has to be able to
-        come back.
+        Gradients pass the clip to [-1, 1] unchanged, so that a linear output that overshoots can come back.
         """
         z = u.clamp(-self.cfg.max_latent, self.cfg.max_latent)
         act = self.action_scale.inverse(self.decoder_target(obs, z))

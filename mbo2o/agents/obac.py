@@ -23,15 +23,13 @@ DENSITIES = ("tanh", "released")
 
 @dataclass
 class OBACConfig(SACConfig):
-    """Defaults: the authors' code, except for the gate and the density, see `OBAC`. Its nets are 2x512, its batches 512."""
+    """Defaults: the authors' code, but for gate and density, see `OBAC`. Nets are 2x512, batches 512."""
 
     expectile: float = 0.9  # κ of the offline value
     # adaptive: while the offline learner is ahead; fixed: always; none: SAC (the paper's ablation)
     constraint: str = "adaptive"
     constraint_weight: float = 0.001  # w
-    gate: str = (
-        "state"  # where it is decided which learner is ahead: at each state, or once for the batch (the code)
-    )
+    gate: str = "state"  # which learner is ahead is decided at each state, or once per batch (the code)
     density: str = "tanh"  # of the data's actions: the policy's own, or the code's (released)
     # actions are imitated with weight exp(β (Q^μ - V^μ)), at most 100; None: with weight 1 (the code)
     beta: float | None = None
@@ -39,7 +37,7 @@ class OBACConfig(SACConfig):
 
 @agent("obac", OBACConfig)
 class OBAC(SAC):
-    """SAC, and on the same batches an IQL without an actor: where its value is ahead, the policy imitates the batch's actions.
+    """SAC that imitates the batch's actions where an IQL without an actor, on the same batches, is ahead.
 
     The released code differs from the paper, and its update does not run on current torch. Here the offline
     value V^μ(s) is compared with the policy's, min_i Q_i(s, ã), at each state, as the paper's rule does; the
@@ -76,7 +74,7 @@ class OBAC(SAC):
         return self.learn_offline(self.scaled(batch)) | super().update(batch, step)
 
     def learn_offline(self, b: Batch) -> Metrics:
-        """One step of Q^μ towards r + γ (1 - d) V^μ(s'), and of V^μ towards the upper expectile of Q̄^μ over the batch."""
+        """One step of Q^μ towards r + γ (1 - d) V^μ(s'), and of V^μ towards the upper expectile of Q̄^μ."""
         with torch.no_grad():
             y = b.rew + self.cfg.gamma * (1 - b.done) * self.v_offline(b.next_obs)
             best = self.q_offline(b.obs, b.act)
@@ -106,7 +104,7 @@ class OBAC(SAC):
 
     @torch.no_grad()
     def ahead(self, b: Batch, policy_value: Tensor) -> Tensor:
-        """1 where V^μ(s) exceeds the policy's value `policy_value` `(*S, B)`, else 0, `(*S, B)`; see `gate`."""
+        """1 where V^μ(s) exceeds the policy's value `policy_value`, else 0, both `(*S, B)`; see `gate`."""
         if self.cfg.gate == "state":
             return (self.v_offline(b.obs) > policy_value).to(policy_value.dtype)
         offline = self.offline_critic(b.obs, b.act).squeeze(-1).amin(-2)

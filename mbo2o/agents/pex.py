@@ -17,7 +17,7 @@ from mbo2o.types import Batch, Metrics, Spec, Step, UserError
 
 @dataclass
 class PEXConfig(IQLConfig):
-    """Defaults: the authors' code; observations are scaled as the offline agent's, whose scale is taken over at the switch."""
+    """Defaults: the authors' code; the offline agent's scale of observations is taken over at the switch."""
 
     beta: float = 10.0
     # h of the choice: with Q in the hundreds it almost always takes the better action
@@ -28,11 +28,10 @@ class PEXConfig(IQLConfig):
 
 @agent("pex", PEXConfig)
 class PEX(IQL):
-    """The offline actor stays as it is, a second one learns beside it, and the critics choose between their actions.
+    """The offline actor stays as it is, a second one learns, and the critics choose between their actions.
 
-    V and Q learn as IQL's. The second actor imitates what both actors together would do at the batch's
-    states, more where that beats V. Evaluations take the better of both modes (the authors: with probability
-    0.9).
+    V and Q learn as IQL's. The second actor imitates what both together would do at the batch's states, more
+    where that beats V. Evaluations take the better mode (the authors: with probability 0.9).
     """
 
     cfg: PEXConfig
@@ -63,8 +62,7 @@ class PEX(IQL):
     def choose(self, obs: Tensor, second: Tensor, chance: Tensor | None) -> Tensor:
         """The offline actor's mode or `second` `(*S, B, A)`, by the softmax of h min Q.
 
-        chance: uniform numbers in [0, 1) that draw from the softmax, `(*S, B)`; None takes the action of
-        larger value.
+        chance: uniform in [0, 1), `(*S, B)`, to draw from the softmax; None takes the better action.
         """
         first = self.actor(obs)[0]
         q = torch.stack([self.value_for_actor(obs, act) for act in (first, second)], -1)
@@ -76,7 +74,7 @@ class PEX(IQL):
         return torch.where(takes.unsqueeze(-1), second, first)
 
     def improve(self, b: Batch, advantage: Tensor, step: Step) -> Metrics:
-        """One step of the second actor, on actions of both actors at the batch's states; the data's actions have no part."""
+        """One step of the second actor, on actions of both actors; the data's actions have no part in it."""
         cfg = self.cfg
         with torch.no_grad():
             mean, std = self.proposal(b.obs)

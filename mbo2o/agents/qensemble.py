@@ -1,4 +1,4 @@
-"""What agents with an ensemble of critics share: reductions, weights, masks, the critics' step, and exploration."""
+"""What agents with an ensemble of critics share: reductions, weights, masks, a critic step, exploration."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ class QConfig(AgentConfig):
 class QEnsemble(Agent):
     """An agent with N critics per seed.
 
-    `act`, `value`, `td_error` and `update` take raw observations; every other method takes scaled ones (see
-    `scaled`).
+    `act`, `value`, `td_error` and `update` take raw observations; all other methods take scaled ones.
     """
 
     cfg: QConfig
@@ -67,8 +66,7 @@ class QEnsemble(Agent):
         find(REDUCTIONS, cfg.actor_reduction, "actor_reduction")
         self._reduce_target = reduction(cfg.target, cfg.granularity)
         self._reduce_for_actor = reduction(cfg.actor_reduction, cfg.granularity)
-        # a pair that is drawn once per batch needs two target critics only, unless the spread of all weighs
-        # the loss
+        # a pair drawn once per batch needs two target critics only, unless all of them weigh the loss
         how = (cfg.target, cfg.granularity, cfg.sunrise.weight)
         self._only_a_pair = how == ("random_min_pair", "batch", "none")
         self.critic = EnsembleMLP((*spec.seeds, cfg.critics), spec.obs_dim + spec.act_dim, 1, cfg.critic)
@@ -89,7 +87,7 @@ class QEnsemble(Agent):
         return explore(self, obs, self.cfg.explore)
 
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
-        """Put another critic in charge of the next episode; one is drawn in every call, so that seeds stay independent."""
+        """Put another critic in charge of the next episode; every call draws for all seeds."""
         self.head.copy_(torch.where(ended, torch.randint_like(self.head, self.cfg.critics), self.head))
 
     @abstractmethod
@@ -119,7 +117,7 @@ class QEnsemble(Agent):
         return self.target(obs, act).squeeze(-1)
 
     def q_next(self, obs: Tensor, act: Tensor) -> Tensor:
-        """The target critics' values that `reduce` looks at: `q_target`, or `(*S, 2, B)` of a pair drawn at random."""
+        """The target critics' values that `reduce` needs: of all, or of a random pair, `(*S, 2, B)`."""
         if not self._only_a_pair:
             return self.q_target(obs, act)
         pair = torch.stack(draw_pair(self.cfg.critics, self.spec.seeds, obs.device), -1)
@@ -137,14 +135,14 @@ class QEnsemble(Agent):
 
     @abstractmethod
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """What the critics learn towards, `(*S, B)`, and the target critics' values whose spread SUNRISE weighs by."""
+        """What critics learn towards, `(*S, B)`, and the target critics' values, for SUNRISE's weights."""
 
     def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor | float, Metrics]:
-        """What a variant adds to the critics' loss, `(*S,)`; q are the critics' values of the batch, `(*S, N, B)`."""
+        """What a variant adds to the critics' loss, `(*S,)`, and its metrics; q are their values."""
         return 0.0, {}
 
     def critic_step(self, b: Batch) -> Metrics:
-        """One step of the critics: their values of the batch move towards `backup`, under the `regulariser`."""
+        """One step of the critics down the loss `td_loss` towards `backup`, plus the `regulariser`."""
         q = self.q(b.obs, b.act)
         y, next_q = self.backup(b)
         loss = self.td_loss(b, q, y, next_q)
@@ -163,7 +161,7 @@ class QEnsemble(Agent):
         return Batch(self.observe(b.obs), b.act, b.rew, self.observe(b.next_obs), b.done, b.mc_return)
 
     def td_loss(self, b: Batch, q: Tensor, y: Tensor, next_q: Tensor) -> Tensor:
-        """Σ_i mean_b w_b m_ib (Q_i - y)², `(*S,)`, with SUNRISE's weight w by the spread of `next_q` and the bootstrap mask m."""
+        """Σ_i mean_b w_b m_ib (Q_i - y)², `(*S,)`: SUNRISE's weight w by the spread of `next_q`, mask m."""
         loss = (q - y.unsqueeze(-2)).square()
         if self.cfg.sunrise.weight != "none":
             loss = loss * sunrise_weight(next_q, self.cfg.sunrise).unsqueeze(-2)

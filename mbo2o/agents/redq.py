@@ -23,6 +23,6 @@ class REDQConfig(SACConfig):
 
 @agent("redq", REDQConfig)
 class REDQ(SAC):
-    """SAC that can update often: a random pair makes the target, and the actor seldom moves, up the mean of all critics."""
+    """SAC that can update often: a random pair makes the target, and the actor moves seldom."""
 
     cfg: REDQConfig

@@ -27,8 +27,7 @@ class SACConfig(QConfig):
     # None: entropy_per_dim * act_dim (MOPO's repo uses -3 on every D4RL task)
     target_entropy: float | None = None
     entropy_per_dim: float = -1.0  # (SAC; RLPD -0.5)
-    # the target's a': sampled, deterministic (d3rlpy's CQL), or max, the best of backup_samples (CQL on
-    # antmaze)
+    # the target's a': sampled, deterministic (d3rlpy's CQL), or max, the best of several (CQL on antmaze)
     backup: str = "sampled"
     # whether the target holds the next action's entropy (MOPO, MBPO, RLPD do; CQL and WSRL leave it out)
     backup_entropy: bool = True
@@ -39,7 +38,7 @@ class SACConfig(QConfig):
 
 @agent("sac", SACConfig)
 class SAC(QEnsemble):
-    """Maximise return plus entropy: clipped N-critic targets, a reparametrised actor, a learned temperature."""
+    """Maximise return plus entropy: clipped N-critic targets, reparametrised actor, learned temperature."""
 
     cfg: SACConfig
 
@@ -73,7 +72,7 @@ class SAC(QEnsemble):
         return torch.tanh(u)
 
     def next_value(self, next_obs: Tensor) -> tuple[Tensor, Tensor]:
-        """What the target bootstraps from, `(*S, B)`, and the target critics' values behind it, `(*S, N, B)`."""
+        """What the target bootstraps from, `(*S, B)`, and the target critics' values behind it."""
         cfg = self.cfg
         if cfg.backup == "deterministic":
             q = self.q_next(next_obs, self.actor.mode(next_obs))
@@ -106,10 +105,7 @@ class SAC(QEnsemble):
         return metrics
 
     def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor, step: Step) -> tuple[Tensor, Metrics]:
-        """The loss α log π(ã|s) - R_i Q_i(s, ã), `(*S, B)`, of the actor's own actions ã and their log-densities.
-
-        A variant may add metrics of what it adds to the loss.
-        """
+        """The loss α log π(ã|s) - R_i Q_i(s, ã), `(*S, B)`, of the actor's own actions ã, and metrics."""
         alpha = self.log_alpha.detach().exp().unsqueeze(-1)
         return alpha * log_prob - self.value_for_actor(b.obs, act), {}
 

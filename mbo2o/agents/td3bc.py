@@ -1,4 +1,4 @@
-"""TD3+BC (Fujimoto and Gu 2021, arXiv 2106.06860) on N critics; without its imitation, TD3 with a normalised value."""
+"""TD3+BC (Fujimoto and Gu 2021, arXiv 2106.06860) on N critics; without imitation it is TD3."""
 
 from __future__ import annotations
 
@@ -25,17 +25,15 @@ class TD3BCConfig(QConfig):
     bc_decay_steps: int | None = None  # in so many updates of this agent
     # b after the switch, from where it goes to 0 (ENOTO's code, which says nothing of the weight before)
     online_bc_weight: float = 0.3
-    online_bc_decay_steps: int = (
-        500_000  # in so many updates: 250,000 of the actor's steps, which is every second
-    )
+    # in so many updates: 250,000 of the actor's steps, of which there is one in two updates
+    online_bc_decay_steps: int = 500_000
     target_noise: float = 0.2  # deviation of the target policy's smoothing
     target_noise_clip: float = 0.5
     exploration_noise: float = 0.1
     policy_delay: int = 2  # critic steps per step of the actor and of all targets
     actor_lr: float = 3e-4
     actor_reduction: str = "first_q"
-    # the authors add 1e-3 to the deviation; here a constant dimension gets 1, and the others their own
-    # deviation
+    # the authors add 1e-3 to deviations; here only a constant dimension's deviation is changed, to 1
     normalize: bool = True
     actor: MLPConfig = field(default_factory=MLPConfig)
 
@@ -47,7 +45,7 @@ class TD3BCConfig(QConfig):
 
 @agent("td3bc", TD3BCConfig)
 class TD3BC(QEnsemble):
-    """A deterministic actor climbs a critic scaled to α, and is held to the data's actions by their mean squared distance."""
+    """A deterministic actor climbs a critic scaled to α, held to the data by a squared distance."""
 
     cfg: TD3BCConfig
 
@@ -66,7 +64,7 @@ class TD3BC(QEnsemble):
         return torch.tanh(self.actor(obs))
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The action and a constant deviation; without one all candidates of ucb would be the same (ENOTO's code)."""
+        """The action and a constant deviation; at 0, candidates of ucb would all be alike (ENOTO's code)."""
         mean = self.mode(obs)
         return mean, torch.full_like(mean, self.cfg.exploration_noise)
 
@@ -83,7 +81,7 @@ class TD3BC(QEnsemble):
         return ((1 - t) * cfg.bc_weight + t * cfg.bc_final).float()
 
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """y = r + γ (1 - d) R_i Q̄_i(s', a'), `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`, where a' = π̄(s') + clipped noise."""
+        """y = r + γ (1 - d) R_i Q̄_i(s', a'), `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`; a' = π̄(s') + noise."""
         cfg = self.cfg
         with torch.no_grad():
             noise = cfg.target_noise * torch.randn_like(b.act)
@@ -103,7 +101,7 @@ class TD3BC(QEnsemble):
         return metrics
 
     def improve(self, b: Batch, step: Step) -> Metrics:
-        """One step of the actor down -λ mean Q(s, π(s)) + b mean (π(s) - a)²; the second mean is over dimensions too."""
+        """One step of the actor down -λ mean Q(s, π(s)) + b mean (π(s) - a)², over dimensions too."""
         act = self.mode(b.obs)
         q = self.value_for_actor(b.obs, act)
         # λ; the bound is for a critic that is 0 everywhere

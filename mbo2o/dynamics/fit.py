@@ -1,4 +1,4 @@
-"""Fitting the dynamics ensemble to a mixture of data sets: holdout, patience, each member's best weights, elites."""
+"""Fitting the dynamics ensemble to a mixture of data: holdout, patience, best weights, elites."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ Pairs = list[tuple[tuple[Tensor, Tensor], float]]
 
 
 class _Split:
-    """The parts that have enough rows, each split into held-out and training rows; draws the batches of a fit."""
+    """The parts that have enough rows, each with held-out and training rows; draws the batches of a fit."""
 
     def __init__(self, model: GaussianDynamics, parts: Sequence[tuple[Numbered, float]], cfg: FitConfig):
         seed = int(torch.randint(1 << 62, ()))
@@ -119,8 +119,8 @@ class _Split:
         if not self._parts:
             n = sum(len(rows.index) for rows, _ in wanted)
             raise UserError(
-                f"{n} transitions are too few to fit a dynamics model; give at least a few hundred (online: a larger "
-                "recipe.model_every, so that the first refit has them)"
+                f"{n} transitions are too few to fit a dynamics model; give at least a few hundred "
+                "(online: a larger recipe.model_every, so that the first refit has them)"
             )
         self._shares = torch.tensor([share for _, share, _ in self._parts], dtype=torch.float64)
 
@@ -178,7 +178,7 @@ def holdout(index: Tensor, cfg: FitConfig) -> Tensor:
 
 
 def _some(index: Tensor, n: int) -> Tensor:
-    """At most `n` rows, from all over the data: the first rows of a replay would be those of its worst policy."""
+    """At most `n` rows from all over the data; the first ones of a replay would be of its worst policy."""
     return index if len(index) <= n else index[row_hash(index, 0).argsort(stable=True)[:n]]
 
 
@@ -198,7 +198,7 @@ def nll(model: GaussianDynamics, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _adam(model: GaussianDynamics, cfg: FitConfig) -> Adam:
-    """Adam with the term wd/2·‖W‖² of MOPO's loss for each layer's weights, without one for biases and variance bounds."""
+    """Adam with the term wd/2·‖W‖² of MOPO's loss on each layer's weights, not on biases and bounds."""
     layers = len(model.net.net.layers)
     decay = {f"net.layers.{i}.weight": wd for i, wd in enumerate(_spread(cfg.weight_decay, layers))}
     named = dict(model.net.named_parameters())
@@ -206,13 +206,13 @@ def _adam(model: GaussianDynamics, cfg: FitConfig) -> Adam:
 
 
 def _spread(decay: list[float], layers: int) -> list[float]:
-    """Weight decays for `layers` layers: the first and last ones keep theirs; the middle ones are repeated or left out."""
+    """Weight decays for `layers` layers: the first and last stay; those between are repeated or left out."""
     return [decay[round(i * (len(decay) - 1) / max(1, layers - 1))] for i in range(layers)]
 
 
 @torch.no_grad()
 def _set_scales(model: GaussianDynamics, seen: Pairs, cfg: FitConfig) -> None:
-    """Set the statistics from the training rows, or renew them if a spread has moved too far, keeping the function."""
+    """Set the statistics from training rows, or renew them if a spread moved too far; the function stays."""
     shares = [share for _, share in seen]
     first = ~model.fitted
     mean, std = mixture_statistics([x for (x, _), _ in seen], shares)
@@ -253,7 +253,7 @@ def _target_square(model: GaussianDynamics, held: Pairs) -> float:
 
 @torch.no_grad()
 def _coverage(model: GaussianDynamics, held: Pairs) -> Metrics:
-    """The share of held-out targets inside the elites' intervals, a mean over elites, per output `(*S, D+1)`."""
+    """The share of held-out targets inside the elites' intervals, averaged over elites, `(*S, D+1)`."""
     total = sum(share for _, share in held)
     inside: dict[str, Tensor] = {}
     for (x, y), share in held:
@@ -266,7 +266,7 @@ def _coverage(model: GaussianDynamics, held: Pairs) -> Metrics:
 
 
 class _Best:
-    """Each member's best weights so far, each seed's patience, and whether a seed met an error that is not finite."""
+    """Each member's best weights so far, each seed's patience, and whether its error was ever not finite."""
 
     def __init__(self, model: GaussianDynamics, error: Tensor):
         self._params = dict(model.net.named_parameters())

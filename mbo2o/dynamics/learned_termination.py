@@ -42,7 +42,7 @@ class LearnedTermination(nn.Module):
     false_dead: Tensor
     """Share of the other held-out rows that the head ends."""
     calibration_error: Tensor
-    """Expected calibration error of P(terminated) on the holdout, 15 bins of equal width (Naeini et al. 2015)."""
+    """Expected calibration error of P(terminated) on the holdout, 15 equal bins (Naeini et al. 2015)."""
 
     def __init__(
         self, obs_dim: int, act_dim: int, hidden: int = 128, generator: torch.Generator | None = None
@@ -50,8 +50,7 @@ class LearnedTermination(nn.Module):
         super().__init__()
         dims = [2 * obs_dim + act_dim, hidden, hidden, 1]
         self.normalizer = Normalizer((), dims[0])
-        # skip_init and a generator of its own: a head is fitted in the middle of a run and must not move its
-        # random state
+        # skip_init and a generator: a head is fitted within a run, whose random state must not move
         layers = [nn.utils.skip_init(nn.Linear, i, o) for i, o in pairwise(dims)]
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
@@ -64,7 +63,7 @@ class LearnedTermination(nn.Module):
 
     @torch.no_grad()
     def forward(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-        """Raw units, `(*S, B, ...)`, leading axes broadcast → bool `(*S, B)`. Rows that are not finite always end."""
+        """Raw units, `(*S, B, ...)`, leading axes broadcast → bool `(*S, B)`; rows not finite always end."""
         # a comparison with NaN is false, so in this form such a row ends
         return ~(self.logit(obs, act, next_obs) <= 0)
 
@@ -95,7 +94,7 @@ class LearnedTermination(nn.Module):
         steps: int = 2000,
         batch: int = 512,
     ) -> Self:
-        """Train and calibrate on rows `(N, D)`, `(N, A)`, `(N, D)`, `(N,)` in raw units, on the device they are on.
+        """Train and calibrate on rows `(N, D)`, `(N, A)`, `(N, D)`, `(N,)` in raw units, on their device.
 
         The same data, seed and thread count give the same head; the global random state is neither read nor
         moved. Without rows of both classes nothing is trained: the head then always gives the one class, with
@@ -154,7 +153,7 @@ class LearnedTermination(nn.Module):
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor, y: Tensor) -> None:
-        """Platt scaling and the report on held-out rows; without a terminal one among them the offset stays."""
+        """Platt scaling and the report on held-out rows; without a terminal row the offset stays."""
         if y.any():
             n = y.sum().double()
             target = torch.where(y, (n + 1) / (n + 2), 1 / (len(y) - n + 2))
@@ -173,7 +172,7 @@ class LearnedTermination(nn.Module):
 
 @torch.enable_grad()
 def _platt(score: Tensor, target: Tensor, offset: float) -> tuple[float, float]:
-    """Slope and offset that maximise the likelihood of `target (N,)` given `score (N,)`; the slope stays positive."""
+    """Slope, kept positive, and offset of largest likelihood of `target (N,)` given `score (N,)`."""
     # fitting the slope's logarithm keeps it positive: a few endings must not reverse the ranking
     w = torch.tensor([0.0, offset], dtype=score.dtype, device=score.device, requires_grad=True)
     lbfgs = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")

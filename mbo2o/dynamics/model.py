@@ -1,4 +1,4 @@
-"""The probabilistic dynamics ensemble: what happens next, and how certain each member is (PETS, MBPO, MOPO)."""
+"""The probabilistic dynamics ensemble: what happens next, and how certain members are (PETS, MBPO, MOPO)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class GaussianDynamics(nn.Module):
             self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def predict(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of (Δobs, reward) by every member, in raw units: `(*S, M, B, D+1)`, reward last."""
+        """Every member's mean and standard deviation of (Δobs, reward), raw units, each `(*S, M, B, D+1)`."""
         mean, log_var = _in_chunks(self.net, self.inputs(torch.cat([obs, act], -1)), self.bootstrap.numel())
         return self.targets.inverse(mean), torch.exp(0.5 * log_var) * self.targets.std.unsqueeze(-3)
 
@@ -99,8 +99,7 @@ class GaussianDynamics(nn.Module):
     def draw(self, obs: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """As `step`, out of a prediction `(*S, M, B, D+1)` that is known already.
 
-        Here the elite is drawn for each row independently, and not in equal shares, so the two give different
-        numbers.
+        Here each row draws its elite independently, not in equal shares: the two give different numbers.
         """
         place = torch.randint(self.elites.shape[-1], mean.shape[:-3] + mean.shape[-2:-1], device=mean.device)
         chosen = self.elites.gather(-1, place)[..., None, :, None]
@@ -126,7 +125,7 @@ class GaussianDynamics(nn.Module):
         return alone
 
     def save(self, path: str | Path, info: dict[str, Any] | None = None) -> None:
-        """Write `model.safetensors` and `model.json`, which holds `info`, into the folder `path`, new or existing."""
+        """Write `model.safetensors` and `model.json`, which holds `info`, into the folder `path`."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         spec = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim, "seeds": list(self.spec.seeds)}
@@ -145,8 +144,7 @@ class GaussianDynamics(nn.Module):
             cfg = dict(about["config"])
             cfg["net"] = MLPConfig(**cfg["net"])
             spec = Spec(about["obs_dim"], about["act_dim"], tuple(about["seeds"]), device)
-            # on a device without memory: the sizes that a file claims are checked before anything is
-            # allocated
+            # on a device without memory: sizes that a file claims are checked before anything is allocated
             model = cls(replace(spec, device="meta"), DynamicsConfig(**cfg))
             model.load_state_dict(load_file(path / "model.safetensors", device=device), assign=True)
             model.spec = spec
@@ -173,7 +171,7 @@ def _take_rows(x: Tensor, index: Tensor) -> Tensor:
 def _in_chunks(
     net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, networks: int
 ) -> tuple[Tensor, Tensor]:
-    """`net(x)`; on a CPU some rows at a time, so that activations fit its cache: twice as fast from 10 000 rows on."""
+    """`net(x)`; on a CPU in parts whose activations fit its cache: twice as fast from 10 000 rows on."""
     if x.device.type != "cpu":
         return net(x)
     mean, log_var = zip(*(net(part) for part in x.split(max(128, CHUNK // networks), -2)), strict=True)

@@ -33,7 +33,7 @@ def rollout(
     coef: float,
     reward: RewardFn | None = None,
 ) -> Metrics:
-    """Branch from `starts` `(*S, B, D)` for up to `horizon` steps; transitions go `into` the buffer with r - coef·u(s, a).
+    """Branch from `starts` `(*S, B, D)` for up to `horizon` steps, into a buffer, with rewards r - coef·u.
 
     Each step draws its next state from one random elite (TS1). A branch ends at a termination. It also ends
     at a state, reward or penalty that is not finite, and that transition is left out. All seeds roll B rows
@@ -106,7 +106,7 @@ class Branches:
 
 @torch.no_grad()
 def uncertainty(model: GaussianDynamics, batch: Batch, keep: Tensor | None = None) -> Metrics:
-    """How uncertain the model is on a batch `(*S, B, ...)`: means of each penalty and of the aleatoric spread, `(*S,)`.
+    """Means of each penalty and of the aleatoric spread on a batch `(*S, B, ...)`, each `(*S,)`.
 
     keep: the rows that count, `(*S, B)`; a seed without one has NaN.
     """
@@ -120,7 +120,7 @@ def uncertainty(model: GaussianDynamics, batch: Batch, keep: Tensor | None = Non
 
 @torch.no_grad()
 def one_step_error(model: GaussianDynamics, batch: Batch) -> Tensor:
-    """The true one-step error of the elites' mean next state: root mean square over dimensions, batch mean, `(*S,)`."""
+    """The error of the elites' mean next state: root mean square over dimensions, batch mean, `(*S,)`."""
     mean, _ = model.predict(batch.obs, batch.act)
     error = model.elite_mean(mean)[..., :-1] - (batch.next_obs - batch.obs)
     return error.square().mean(-1).sqrt().mean(-1)

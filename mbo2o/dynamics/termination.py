@@ -26,7 +26,7 @@ from torch import Tensor
 from mbo2o.types import RewardFn, TerminationFn, UserError
 
 EXPLODED = 100.0
-"""Bound of the guard, raw units: hopper's `healthy_state_range`; observations of the other tasks stay far below it."""
+"""Bound of the guard, raw units: hopper's `healthy_state_range`; other tasks stay far below it."""
 
 
 def none(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def none(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def non_finite(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Only rows that are not finite: for tasks without an ending whose observations may be large (forces, speeds)."""
+    """Only rows that are not finite: for tasks without an ending that observe large numbers (forces)."""
     return ~next_obs.isfinite().all(-1)
 
 
@@ -55,7 +55,7 @@ def hopper(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def walker2d(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Healthy: 0.8 < z < 2 and |angle| < 1. The guard cannot act on real rows: joints are limited, velocities clipped at ±10."""
+    """Healthy: 0.8 < z < 2 and |angle| < 1. Real rows stay inside the guard: velocities are within ±10."""
     z, angle = next_obs[..., 0], next_obs[..., 1]
     return ~((z > 0.8) & (z < 2.0) & (angle.abs() < 1.0) & _within(next_obs))
 
@@ -67,7 +67,7 @@ def ant(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def humanoid(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Healthy: 1 < z < 2. No guard: actuator and contact forces in the observation exceed 100 in ordinary use."""
+    """Healthy: 1 < z < 2. No guard, since contact forces in the observation often exceed 100."""
     z = next_obs[..., 0]
     return ~((z > 1.0) & (z < 2.0) & next_obs.isfinite().all(-1))
 
@@ -94,10 +94,9 @@ def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """PointMaze and AntMaze with `continuing_task=False`, observed as (x, y, ..., goal x, goal y): within 0.45 m of the goal.
+    """PointMaze and AntMaze with `continuing_task=False`: within 0.45 m of the goal, the last two entries.
 
-    `mbo2o.envs.make.make_env` makes and observes the sparse mazes so. The height of the ant does not end an
-    AntMaze.
+    `mbo2o.envs.make.make_env` makes sparse mazes like that. The ant's height does not end an AntMaze.
     """
     return ((next_obs[..., :2] - next_obs[..., -2:]).norm(dim=-1) <= 0.45) | non_finite(obs, act, next_obs)
 
@@ -166,7 +165,7 @@ HARMLESS = set(
     forward_reward_weight ctrl_cost_weight contact_cost_weight contact_cost_range impact_cost_weight
     healthy_reward reward_near_weight reward_dist_weight reward_control_weight uph_cost_weight
     reset_noise_scale contact_force_range include_cfrc_ext_in_observation use_contact_forces frame_skip g
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """Arguments of environments that change neither what ends an episode nor where observations show it."""
 
@@ -180,17 +179,14 @@ def resolve(
     """Turn a config's `termination` into a function.
 
     Args:
-        name: `auto` (by `env_id`), a key of `TERMINATIONS`, `package.module:function`, or a callable,
-        returned as is.
+        name: `auto` (by `env_id`), a key of `TERMINATIONS`, `package.module:function`, or a callable.
         env_id: Gymnasium id; `auto` compares its base name exactly, so that `AntMaze_UMaze-v5` is not an ant.
         env_kwargs: Arguments that the environment is made with. `auto` knows tasks with their default
-        arguments, and refuses
-            all arguments that are not in `HARMLESS`.
+            arguments, and refuses all arguments that are not in `HARMLESS`.
         env_layout: The layout of observations, if it is not the environment's own.
 
     Raises:
-        UserError: No such name, no rule for this environment as it is made, or nothing callable at the dotted
-        path.
+        UserError: No such name, no rule for this environment as it is made, or no function at the path.
         ValueError: `learned`, which needs data: call `LearnedTermination.fit` instead.
     """
     if not isinstance(name, str):
@@ -206,7 +202,8 @@ def resolve(
             raise UserError(f"termination=auto: no rule known for environment {env_id!r}; {_choices()}")
         name = _BY_ENV[base[1]]
         if changed := sorted(set(env_kwargs or ()) - HARMLESS):
-            text = f"the rule known for {env_id} is for its default arguments, and env_kwargs gives {', '.join(changed)}"
+            given = f"env_kwargs gives {', '.join(changed)}"
+            text = f"the rule known for {env_id} is for its default arguments, and {given}"
             raise UserError(f"termination=auto: {text}; {_choices()}")
         if env_layout and name == "maze_goal":
             text = f"{env_id} ends at the goal, which observations do not show with env_layout={env_layout}"
@@ -219,7 +216,7 @@ def resolve(
 
 
 def resolve_reward(name: str | RewardFn | None) -> RewardFn | None:
-    """Turn a config's `reward` into a function: `package.module:function`, a callable, or None (the model predicts it).
+    """The function of a config's `reward`: by `package.module:function`, a callable, or None (learned).
 
     Raises:
         UserError: The path does not lead to a callable.
@@ -232,8 +229,7 @@ def name_of(rule: str | TerminationFn | RewardFn, option: str = "termination") -
 
     Raises:
         UserError: No path leads to the rule, given as `option`: it is a lambda, a local function, a function
-        of the main
-            script or notebook, or an object.
+            of the main script or notebook, or an object.
     """
     if isinstance(rule, str):
         return rule
@@ -257,8 +253,7 @@ def load_callable(path: str, option: str) -> Callable[..., Any]:
     """Import `package.module:function`, named in the config by `option`.
 
     Raises:
-        UserError: This is not such a path, its module cannot be imported, or the attribute is missing or not
-        callable.
+        UserError: This is not such a path, its module cannot be imported, or it has no such function.
     """
     module, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):

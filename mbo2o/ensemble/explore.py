@@ -23,11 +23,11 @@ class Proposer(Protocol):
 
     @property
     def head(self) -> Tensor:
-        """The critic in charge of each seed's running episode, `(*S,)` int64; drawn at its start (`bootstrapped`)."""
+        """The critic in charge of each seed's episode, `(*S,)` int64, drawn at its start (`bootstrapped`)."""
         ...
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of u, each `(*S, B, U)`; with a deviation of 0 all candidates would be the same."""
+        """Mean and standard deviation of u, each `(*S, B, U)`; at 0 all candidates would be the same."""
         ...
 
     def decode(self, obs: Tensor, u: Tensor) -> Tensor:
@@ -61,17 +61,17 @@ def policy(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
 
 
 def ucb(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
-    """The sample of the policy with the largest mean + coefficient · std over critics (SUNRISE; with one actor: ENOTO)."""
+    """The policy's sample of largest mean + coefficient · std over critics (SUNRISE; for one actor ENOTO)."""
     return _best(p, obs, cfg, lambda q: q.mean(-2) + cfg.ucb_coef * member_std(q, cfg.std_ddof))
 
 
 def bootstrapped(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
-    """The sample of the policy that the episode's head values most (Bootstrapped DQN for continuous actions)."""
+    """The policy's sample that the episode's head values most (Bootstrapped DQN for continuous actions)."""
     return _best(p, obs, cfg, lambda q: q.take_along_dim(p.head[..., None, None], -2).squeeze(-2))
 
 
 def oac(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
-    """A sample of the policy, shifted to where the critics' upper bound rises fastest (Ciosek et al. 2019, arXiv 1910.12807).
+    """A sample of the policy, shifted up the critics' upper bound (OAC: Ciosek et al. 2019, 1910.12807).
 
     Within KL `oac_delta` of N(μ, Σ) the linearised bound is largest at μ + √(2δ) Σg / √(g'Σg), with g its
     gradient in u at μ.
@@ -84,14 +84,13 @@ def oac(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
         # rows are independent: the gradient of the sum holds each row's own gradient
         (grad,) = torch.autograd.grad(upper.sum(), u)
     scaled = std * grad
-    # 1e-5 is from OAC's code; where the gradient vanishes, as in the corners of a tanh, the policy is not
-    # shifted
+    # 1e-5 as in OAC's code: where the gradient vanishes, as in a tanh's corners, the policy is not shifted
     shift = math.sqrt(2 * cfg.oac_delta) * std * scaled / (scaled.norm(dim=-1, keepdim=True) + 1e-5)
     return p.decode(obs, mean + shift + std * torch.randn_like(mean))
 
 
 def _best(p: Proposer, obs: Tensor, cfg: ExploreConfig, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """The policy's sample with the largest score `(*S, N, K·B)` → `(*S, K·B)`; the K candidates make a longer batch."""
+    """The policy's sample with the largest score `(*S, N, K·B)` → `(*S, K·B)`, K candidates per state."""
     k, b = cfg.candidates, obs.shape[-2]
     mean, std = p.proposal(obs)
     noise = torch.randn(*mean.shape[:-2], k, *mean.shape[-2:], dtype=mean.dtype, device=mean.device)

@@ -16,15 +16,14 @@ def soft_clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def gaussian_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
-    """Twice the negative log-likelihood up to a constant, a mean over batch and outputs: `(*S, M, B, O)` → `(*S, M)`."""
+    """Twice the mean negative log-likelihood per output, up to a constant: `(*S, M, B, O)` → `(*S, M)`."""
     return ((mean - target).square() * torch.exp(-log_var) + log_var).mean((-2, -1))
 
 
 class GaussianEnsemble(nn.Module):
     """M members, each a network with two linear heads: mean and log-variance of `n_out` outputs.
 
-    The bounds of the log-variance are learned per output, shared by a seed's members, and start at [-10, 0.5]
-    (MOPO, MBPO).
+    The log-variance's bounds are learned per output and seed, and start at [-10, 0.5] (MOPO, MBPO).
     """
 
     def __init__(self, members: tuple[int, ...], n_in: int, n_out: int, cfg: MLPConfig):
@@ -39,5 +38,5 @@ class GaussianEnsemble(nn.Module):
         return mean, soft_clamp(log_var, self.min_log_var, self.max_log_var)
 
     def bound_width(self) -> Tensor:
-        """Σ max - Σ min of the log-variance bounds, `(*S,)`: the loss pulls them together with weight 0.01."""
+        """Σ max - Σ min of the log-variance bounds, `(*S,)`; the loss has it with a small weight."""
         return (self.max_log_var - self.min_log_var).sum((-3, -2, -1))

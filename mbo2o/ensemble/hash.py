@@ -27,7 +27,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def row_hash(number: Tensor, salt: Tensor | int) -> Tensor:
-    """A number in [0, 1) that follows from the number of a row and a salt; splits of datasets are made by it."""
+    """A number in [0, 1) that follows from the number of a row and a salt; it decides how rows are split."""
     x = (number + 1) * GOLDEN + salt * _MMIX + _MMIX_SHIFT
     x = (x ^ (x >> 29)) * _FIRST
     return unit(x ^ (x >> 32))

@@ -1,4 +1,4 @@
-"""How an ensemble of critics becomes one value or one loss: reductions of Q, SUNRISE's weights, bootstrap masks.
+"""How an ensemble of critics gives one value or loss: reductions of Q, SUNRISE's weights, bootstrap masks.
 
 Values are `(*S, N, B)`: N members at one state and action of each of B transitions. Reductions return
 `(*S, B)` and let gradients through, so that an actor may maximise one. Two of them draw at random, with a
@@ -39,7 +39,7 @@ def first_q(q: Tensor) -> Tensor:
 
 
 def rem(q: Tensor, granularity: str = "batch") -> Tensor:
-    """A random convex mixture with weights u_i / Σ u, u_i ~ U(0, 1) (REM, as REDQ and ENOTO use it on the target)."""
+    """A random convex mixture with weights u_i / Σ u, u_i ~ U(0, 1) (REM, in the targets of REDQ, ENOTO)."""
     # 1 - u lies in (0, 1], so that the weights are never all zero
     u = 1 - torch.rand(*q.shape[:-1], _draws(q, granularity), dtype=q.dtype, device=q.device)
     return (u / u.sum(-2, keepdim=True) * q).sum(-2)
@@ -58,10 +58,9 @@ def draw_pair(n: int, shape: tuple[int, ...], device: torch.device) -> tuple[Ten
 
 
 def weighted_min_pair(q: Tensor) -> Tensor:
-    """The mean of min(Q_i, Q_j) over all pairs (ENOTO): as pessimistic as two critics, with less noise than a random pair.
+    """The mean of min(Q_i, Q_j) over all pairs (ENOTO): as pessimistic as a random pair, with less noise.
 
-    In closed form: among sorted members, the k-th smallest is the minimum of the N - k pairs it forms with
-    larger ones.
+    In closed form: the k-th smallest member is the minimum of the N - k pairs it forms with larger ones.
     """
     n = q.shape[-2]
     if n == 1:
@@ -94,7 +93,7 @@ def _draws(q: Tensor, granularity: str) -> int:
 
 
 def member_std(q: Tensor, ddof: int) -> Tensor:
-    """The members' standard deviation, `(*S, N, ...)` → `(*S, ...)` for N at -2; 0 for a single member and any `ddof`."""
+    """The standard deviation over members, axis -2: `(*S, N, B)` → `(*S, B)`; 0 for one member."""
     return q.std(-2, correction=min(ddof, q.shape[-2] - 1))
 
 
@@ -105,8 +104,7 @@ class SunriseConfig:
     # none | per_sample (paper) | scalar_batch (ENOTO's released code: one number for the batch)
     weight: str = "none"
     temperature: float = 10.0  # T (ENOTO's code 10; SUNRISE's repo 20, paper 10 to 50)
-    # none | batch_mean: the spread is divided by its batch mean, for values of any scale; T should then be
-    # near 1
+    # none | batch_mean: the spread is divided by its batch mean, for values of any scale; then T is near 1
     std_norm: str = "none"
 
 
@@ -139,7 +137,7 @@ def sunrise_weight(q: Tensor, cfg: SunriseConfig) -> Tensor:
 
 
 def bootstrap_mask(batch: Batch, salt: Tensor, p: float) -> Tensor:
-    """Which members learn from which transitions, 0 or 1, `(*S, N, B)`: Bernoulli(p), at least one each (SUNRISE, p = 0.5).
+    """Which members learn from which transitions, 0 or 1, `(*S, N, B)`: Bernoulli(p), one at least.
 
     The mask is a hash of the transition's bits (observation, action, reward) and of the member's `salt`
     `(*S, N)` int64. So it is the same whenever the transition is drawn, from whatever buffer, with nothing
@@ -155,5 +153,5 @@ def bootstrap_mask(batch: Batch, salt: Tensor, p: float) -> Tensor:
 
 
 def masked_mean(loss: Tensor, mask: Tensor) -> Tensor:
-    """Σ m l / (Σ m + 1) over the batch, `(*S, N, B)` → `(*S, N)`; the 1 is for members that learn from no row of the batch."""
+    """Σ m l / (Σ m + 1) over the batch, `(*S, N, B)` → `(*S, N)`; a member without a row gets 0."""
     return (mask * loss).sum(-1) / (mask.sum(-1) + 1)

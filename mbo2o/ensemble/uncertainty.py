@@ -17,12 +17,12 @@ Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
 def max_aleatoric(mean: Tensor, std: Tensor) -> Tensor:
-    """U1: the largest member's ‖σ‖ over all outputs (MOPO as released; a standard deviation, not a variance)."""
+    """U1: the members' largest ‖σ‖ over all outputs (MOPO as released; not a variance)."""
     return std.norm(dim=-1).amax(-2)
 
 
 def max_deviation(mean: Tensor, std: Tensor) -> Tensor:
-    """U2: the largest distance of a member's next state from the members' mean (OfflineRL-Kit's "pairwise-diff")."""
+    """U2: the largest distance of a member's next state from their mean (OfflineRL-Kit's "pairwise-diff")."""
     mean = mean[..., :-1]
     return (mean - mean.mean(-3, keepdim=True)).norm(dim=-1).amax(-2)
 
@@ -42,12 +42,12 @@ def epistemic_std(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def mixture_std(mean: Tensor, std: Tensor) -> Tensor:
-    """U5: the standard deviation of the members' mixture over all outputs: predicted noise plus disagreement."""
+    """U5: the standard deviation of the members' mixture over all outputs: noise plus disagreement."""
     return (std.square().mean(-3) + mean.var(-3, correction=0)).sum(-1).sqrt()
 
 
 def aleatoric_std(mean: Tensor, std: Tensor) -> Tensor:
-    """The noise that the members predict for the next state, root mean square; the counterpart of U4, in its units."""
+    """The noise that members predict for the next state, root mean square: U4's counterpart."""
     return std[..., :-1].square().mean((-3, -1)).sqrt()
 
 

@@ -15,11 +15,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def per_seed(make: Callable[[Spec], M], spec: Spec) -> M:
-    """`make(spec)`, in which seed k starts as it would start alone, with draws from generator k of `spec.inits`.
+    """`make(spec)`, in which seed k starts as it would alone, by draws from generator k of `spec.inits`.
 
     This holds for every tensor of the module's state whose first axis is that of the seeds. torch's own
-    random stream is left where it was. Without `spec.inits` this is `make(spec)`, which draws from torch's
-    own stream.
+    random stream is left where it was. Without `spec.inits` this is `make(spec)`, drawn from torch's stream.
     """
     if not spec.inits:
         return make(spec)

@@ -32,7 +32,7 @@ class Normalizer(nn.Module):
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the batch, `(*S, B, D)` → `(*S, 1, D)`; a constant dimension gets 1 (MOPO)."""
+    """Mean and deviation over the batch, `(*S, B, D)` → `(*S, 1, D)`; constant dimensions get 1 (MOPO)."""
     return mixture_statistics([x], [1.0])
 
 
@@ -40,8 +40,7 @@ def block_statistics(blocks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Te
     """`statistics` of all rows of `blocks()`, each block `(B, D)`; the blocks are read twice."""
     n = 0
     total = squares = torch.zeros((), dtype=torch.float64)
-    # added up one by one: small results that live between large blocks would keep malloc from using their
-    # memory again
+    # added up one by one: small results between large blocks would keep malloc from reusing their memory
     for x in blocks():
         n += x.shape[0]
         total = total + x.sum(0, keepdim=True, dtype=torch.float64)

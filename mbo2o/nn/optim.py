@@ -1,4 +1,4 @@
-"""Adam whose state travels with its module, and Polyak averaging. Losses are per seed; seeds do not affect each other."""
+"""Adam whose state is part of its module's, and Polyak averaging; losses are per seed, `(*S,)`."""
 
 from __future__ import annotations
 
@@ -39,11 +39,9 @@ class Adam(nn.Module):
     def step(self, loss: Tensor, share: Tensor | None = None) -> None:
         """Descend a per-seed loss `(*S,)` in this optimiser's parameters only.
 
-        share: the share of the learning rate that applies now, `()` float64 on the loss's device; None is all
-        of it.
+        share: the share of the learning rate that applies now, `()` float64 on the device; None: all of it.
 
-        The sum over seeds mixes nothing: parameters of different seeds share no term, and Adam is
-        elementwise.
+        The sum over seeds mixes nothing: parameters of different seeds share no term; Adam is elementwise.
         """
         # fused Adam reads memory in order, whatever the strides
         grads = [g.contiguous() for g in torch.autograd.grad(loss.sum(), self._params)]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 
 LOG_STD = (-5.0, 2.0)
-"""Range of log σ before the tanh, by clamping (OfflineRL-Kit, unifloral, EDAC; RLPD and REDQ start at -20)."""
+"""Range of log σ before the tanh (OfflineRL-Kit, unifloral, EDAC; RLPD and REDQ start at -20)."""
 EDGE = 1e-6
-"""Distance from ±1 that actions keep before atanh, which is infinite at ±1 and has no float32 digits left near it."""
+"""Distance from ±1 that actions keep before atanh, which is infinite there, and imprecise close to it."""
 
 
 class TanhGaussian(nn.Module):
@@ -33,7 +33,7 @@ class TanhGaussian(nn.Module):
         return torch.tanh(self(obs)[0])
 
     def sample(self, obs: Tensor, n: int = 1) -> tuple[Tensor, Tensor]:
-        """n reparametrised actions for each state, the whole batch n times over: `(*S, n·B, A)`; log-densities `(*S, n·B)`."""
+        """n reparametrised actions per state, `(*S, n·B, A)`, and log-densities `(*S, n·B)`; see `repeat`."""
         mean, log_std = (x if n == 1 else repeat(x, n) for x in self(obs))
         noise = torch.randn_like(mean)
         u = mean + log_std.exp() * noise
@@ -47,7 +47,7 @@ class TanhGaussian(nn.Module):
 
 
 def _log_density(u: Tensor, z: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density of tanh(u), where u lies z deviations from the Gaussian's mean: `(*S, B, A)` → `(*S, B)`."""
+    """Log-density of tanh(u), with u at z deviations from the Gaussian's mean: `(*S, B, A)` → `(*S, B)`."""
     log_normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
     # log(1 - tanh²u), in the form that neither overflows nor cancels
     log_jacobian = 2 * (math.log(2) - u - F.softplus(-2 * u))
@@ -55,7 +55,7 @@ def _log_density(u: Tensor, z: Tensor, log_std: Tensor) -> Tensor:
 
 
 class BoundedGaussian(nn.Module):
-    """a ~ N(tanh μ(s), σ), clipped when acting; σ is the same in all states (policy of IQL and of AWAC in CORL).
+    """a ~ N(tanh μ(s), σ), clipped when acting; σ is the same in all states (IQL, and AWAC in CORL).
 
     A sigmoid bounds log σ (by PEX's bounds): behind a hard clamp a parameter that leaves the bounds has no
     gradient to return.

@@ -25,12 +25,11 @@ class Engine:
         return agent.update(batch, self._next(agent))
 
     def learn(self, source: Source, n: int, updates: int, agents: dict[str, Agent]) -> Iterator[Metrics]:
-        """Make `updates` updates of every agent on batches of `n` rows; yields the metrics of each, one after the other.
+        """Make `updates` updates of every agent on batches of `n` rows; yields the metrics of each in turn.
 
-        The rows of all updates are drawn at once and dealt out, so that exact shares in the draw are exact in
-        each batch.
-        agents: by the prefix of their metrics' names; "" for no prefix. All of them learn from the same
-        batches.
+        The rows of all updates are drawn at once and dealt out, so that exact shares are exact in each batch.
+
+        agents: by the prefix of their metrics' names; "" is no prefix. All learn from the same batches.
         """
         for batch in source.sample(n * updates).deal(updates):
             for name, agent in agents.items():
