@@ -94,7 +94,7 @@ class Agent(nn.Module, ABC):
         """The agent's own estimate of the discounted return from `(obs, act)`: `(*S, B)`."""
 
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
-        """Called after every step of exploring: the seeds `ended` `(*S,)` have finished an episode.
+        """Learn, after every step of exploring, in which seeds `ended` `(*S,)` an episode is over, and its outcome.
 
         score: the episode's return, 0 for random play and 1 for an expert; NaN where no reference is known.
         length: its steps. Both are `(*S,)` and are NaN for seeds whose episode goes on.
@@ -135,7 +135,7 @@ class Agent(nn.Module, ABC):
         return table + _settings(other.cfg, self.cfg)
 
     def inner(self, kind: str) -> set[str]:
-        """Names of parts: "all", "policy" (with the temperature), "critics", or "none"; all hold the scales."""
+        """Names of parts: "all", "policy" (and temperature), "critics", or "none"; each holds the scales."""
         names = {name.removesuffix("_optim") for name in _parts(self)}
         scales = {name for name, part in _parts(self).items() if isinstance(part, Normalizer)}
         critics = names & {"critic", "target", "value_net"}

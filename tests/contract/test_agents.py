@@ -142,7 +142,7 @@ def test_update_never_reads_back(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_its_successor_acts_as_it_did(name):
+def test_the_online_agent_acts_as_the_offline_one_until_it_learns(name):
     """The switch with zero updates changes nothing: the same action everywhere, every part accounted for."""
     before = make(name, normalize=True)
     for _ in range(3):

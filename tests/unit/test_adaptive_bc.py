@@ -15,7 +15,7 @@ batch = partial(nets.batch, n=16, done=0)
 make = partial(nets.make, "adaptive_bc", critics=3)
 
 
-def test_controller_by_hand():
+def test_the_controller_equals_a_loop_over_episodes():
     """Over five episodes of two seeds, one of which does not end every time."""
     agent = make((2,), adapt=True, bc_weight=0.4, gain=3e-4, brake=1e-2)
     scores = [[0.3, 0.9], [0.2, math.nan], [0.6, 0.1], [0.1, 1.2], [0.5, 0.5]]
@@ -46,7 +46,7 @@ def test_b_falls_below_the_target_and_rises_after_a_bad_episode():
     assert agent.b.item() > low
 
 
-def test_offline_it_stays():
+def test_offline_the_weight_does_not_change():
     agent = make()
     agent.on_episode(torch.tensor(True), torch.tensor(math.nan), torch.tensor(1000.0))
     assert agent.b.item() == pytest.approx(0.4)

@@ -71,7 +71,7 @@ def test_takes_over_everything_that_both_have():
     assert not rows(table, "reset")
 
 
-def test_says_which_settings_go_come_and_change():
+def test_the_table_lists_settings_that_are_dropped_new_or_changed():
     before = pretrained()
     after = sac(before.cfg.online(), gamma=0.9, actor=SMALL)
     settings = [x for x in after.adopt(before) if x.what != "kept"]
@@ -118,7 +118,7 @@ def test_what_was_taken_over_is_a_copy():
 
 
 @pytest.mark.parametrize("moments", [True, False])
-def test_moments_come_along_or_start_afresh(moments):
+def test_moments_are_taken_over_or_reset(moments):
     before = pretrained()
     after = sac(before.cfg.online())
     table = {x.part: x for x in after.adopt(before, moments=moments)}
@@ -131,7 +131,7 @@ def test_moments_come_along_or_start_afresh(moments):
 
 
 @pytest.mark.parametrize("moments", [True, False])
-def test_the_rates_of_ones_own_config_count_and_the_table_says_that_they_changed(moments):
+def test_learning_rates_are_those_of_the_new_config_and_a_change_is_listed(moments):
     before = pretrained(actor_lr=1e-5)
     after = sac(actor_lr=1e-2)
     table = {x.part: x for x in after.adopt(before, moments=moments)}
@@ -152,7 +152,7 @@ def test_what_an_agent_becomes_has_its_rates():
     assert (after.actor_optim.lr, after.critic_optim.lr, after.log_alpha_optim.lr) == (1e-5, 2e-5, 3e-5)
 
 
-def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
+def test_critics_of_another_number_are_reset_and_the_actor_is_kept():
     before = pretrained(critics=2, critic_lr=1e-5)
     after = sac(critics=10)
     fresh = {
@@ -174,7 +174,7 @@ def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
     update(after, batch())
 
 
-def test_schedules_and_delays_count_anew():
+def test_schedules_and_delays_count_from_zero():
     before = pretrained()
     after = sac(before.cfg.online(), policy_delay=2)
     after.adopt(before)
@@ -183,7 +183,7 @@ def test_schedules_and_delays_count_anew():
     assert "actor_loss" in update(after, batch())
 
 
-def test_normaliser_travels_and_stays():
+def test_the_normaliser_is_taken_over_and_does_not_change():
     before = pretrained()
     after = sac(normalize=False)
     after.adopt(before)

@@ -83,7 +83,7 @@ def test_weights_of_large_advantages_stay_finite():
 
 
 @pytest.mark.parametrize("target", REDUCTIONS)
-def test_both_actions_are_judged_by_the_same_critics(target):
+def test_both_actions_are_valued_by_the_same_critics(target):
     """Critics that differ by constants: whichever a draw asks, the advantage is 0."""
     agent = make((2,), critics=5, actor_reduction=target, granularity="batch")
     constant(agent.critic, torch.randn(2, 5, 1) * 10)
@@ -179,7 +179,7 @@ def test_every_exploration_acts_in_the_box(seeds, name):
 
 @pytest.mark.parametrize("target", REDUCTIONS)
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_every_reduction_learns_numbers_per_seed(target, seeds):
+def test_every_reduction_gives_metrics_per_seed(target, seeds):
     metrics = update(make(seeds, critics=3, target=target, actor_reduction=target, mask=0.5), batch(seeds))
     assert all(x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values())
     assert {"critic_loss", "q", "actor_loss"} <= metrics.keys()

@@ -64,7 +64,7 @@ def test_finds_the_mean_and_the_spread_of_the_data():
 
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_acts_in_the_box_and_values_nothing(seeds):
+def test_actions_lie_in_the_box_and_values_are_nan(seeds):
     agent = make(seeds)
     obs = torch.randn(*seeds, 50, 3)
     for explore in (False, True):

@@ -55,7 +55,7 @@ def test_a_bound_makes_a_difference():
     assert not torch.equal(agent.critic.layers[0].weight, twin.critic.layers[0].weight)
 
 
-def test_where_the_bound_binds_nothing_is_pushed():
+def test_values_below_the_return_are_not_pushed_down():
     """Samples 1 and 3 are bounded from above all their values: only the uniform actions' values are pushed down there."""
     agent, b = make(critics=3), batch(mc_return=[-math.inf, 1.0, -math.inf, 1.0])
     q, asked = agent.q, []
@@ -101,19 +101,19 @@ def test_bound_rate_counts_the_policys_actions(mc, rate):
     assert agent.log_sum_exp(batch(mc_return=mc))[1]["bound_rate"] == rate
 
 
-def test_the_bound_is_each_seeds_own():
+def test_a_seed_is_bounded_by_its_own_returns():
     agent = make((2,))
     b = batch((2,), mc_return=torch.tensor([[-math.inf], [1e3]]))
     assert update(agent, b)["bound_rate"].tolist() == [0, 1]
 
 
-def test_returns_are_asked_for():
+def test_a_batch_without_returns_is_refused():
     with pytest.raises(UserError, match=r"with_returns.*gamma.*calibrate=false"):
         update(make(), batch())
     update(make(calibrate=False), batch())
 
 
-def test_everything_stays_online():
+def test_the_online_config_is_the_same():
     cfg = CalQLConfig(critics=5, **TINY)
     assert type(cfg.online()) is CalQLConfig
     assert asdict(cfg.online()) == asdict(cfg)

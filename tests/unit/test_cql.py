@@ -64,7 +64,7 @@ def test_term_equals_a_loop_over_samples_actions_and_critics(ensemble, temperatu
     torch.testing.assert_close(metrics["gap"], per_critic.mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_term_of_each_seed_is_its_own():
+def test_the_term_of_a_seed_does_not_depend_on_other_seeds():
     """A seed whose networks and data are another's has its term, whatever the other seeds do (with draws fixed)."""
     agent, b = make((2,), critics=3, samples=4), batch((2,))
     noise = torch.rand(16, 2) * 2 - 1
@@ -97,7 +97,7 @@ def test_log_sum_exp_of_a_constant(log_p, temperature):
     torch.testing.assert_close(lse, torch.full((2, 4), expected))
 
 
-def test_term_teaches_critics_not_the_actor():
+def test_the_term_has_gradients_for_critics_only():
     agent, b = make((2,)), batch((2,))
     term = agent.regulariser(b, agent.q(b.obs, b.act))[0].sum()
     assert all(g is None for g in grads(term, [*agent.actor.parameters(), agent.log_alpha]))
@@ -110,7 +110,7 @@ def grads(loss, parameters):
     return torch.autograd.grad(loss, list(parameters), retain_graph=True, allow_unused=True)
 
 
-def test_next_actions_are_valued_where_the_agent_stands():
+def test_next_actions_are_valued_at_the_current_state():
     """Under a policy that sees nothing, the term does not depend on where the step led."""
     agent, b = make(), batch()
     constant(agent.actor.net, torch.zeros(4))
@@ -132,7 +132,7 @@ def test_pushes_values_down_where_there_are_no_data():
     assert q[0] > q[1] + 0.5
 
 
-def test_gap_floor_is_each_states_own():
+def test_the_gap_floor_applies_to_each_state():
     agent = make(samples=2, critics=2, gap_floor=-10.0, weight=2.0, ensemble="sum")
     b = batch()
     q = (
@@ -302,6 +302,6 @@ def test_online_is_sac_with_the_rest_kept():
 @pytest.mark.parametrize(
     ("setting", "value"), [("ensemble", "median"), ("backup", "best"), ("target", "minq")]
 )
-def test_settings_that_there_are_not(setting, value):
+def test_unknown_settings_are_refused(setting, value):
     with pytest.raises(UserError, match=value):
         make(**{setting: value})

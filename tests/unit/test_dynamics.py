@@ -188,7 +188,7 @@ def test_weight_decay_through_adam_is_the_loss_term():
 # ---- who sees which row
 
 
-def test_holdout_and_blind_rows_last_for_the_models_life():
+def test_a_refit_holds_out_the_same_rows():
     spies = [Spy(dataset(system(600))) for _ in range(2)]
     model = make()
     for spy in spies:  # a fit and a refit
@@ -264,7 +264,7 @@ def test_batches_are_drawn_by_share_and_error_is_weighted_by_share():
     torch.testing.assert_close(m["holdout_mse"], error[model.elites].mean(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_part_with_next_to_no_rows_waits_until_it_has_grown():
+def test_a_part_with_very_few_rows_is_left_out_until_it_has_grown():
     buffer, data, old = ReplayBuffer(Spec(D, A), 1000), system(300), Spy(dataset(system(300)))
     model = make()
     for rows, used in ((slice(0, 0), False), (slice(0, 5), False), (slice(5, 300), True)):
@@ -339,7 +339,7 @@ def test_patience_waits_for_the_least_number_of_updates():
         assert best.settled() == (updates == 30)
 
 
-def test_a_first_fit_has_nothing_to_defend():
+def test_a_first_fit_does_not_keep_the_initial_weights():
     model = make()
     best = _Best(model, torch.full((3,), 1e-9))
     best.look(torch.full((3,), 7.0), 1, quick())
@@ -651,7 +651,7 @@ def test_sizes_that_a_file_claims_are_not_allocated(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
-def test_mistakes_are_the_users():
+def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="elites=4"):
         make(elites=4)
     with pytest.raises(UserError, match="too few"):

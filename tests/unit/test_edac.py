@@ -26,7 +26,7 @@ def alignment(agent, b):
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
 @pytest.mark.parametrize("n", [2, 5])
-def test_critics_that_agree_have_n(seeds, n):
+def test_the_alignment_of_equal_critics_is_n(seeds, n):
     agent = make(seeds, critics=n)
     for p in agent.critic.parameters():
         p.data.copy_(p.data.select(len(seeds), 0).unsqueeze(len(seeds)).expand_as(p))
@@ -87,7 +87,7 @@ def test_gradient_is_of_second_order_and_right():
     assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
 
 
-def test_term_teaches_critics_alone():
+def test_the_term_has_gradients_for_critics_only():
     agent, b = make(), batch()
     term = agent.regulariser(b, agent.q(b.obs, b.act))[0]
     strangers = [*agent.actor.parameters(), agent.log_alpha]
@@ -108,7 +108,7 @@ def test_update_drives_critics_apart():
     assert aligned[1.0] < 0
 
 
-def test_flat_critics_do_no_harm():
+def test_flat_critics_give_finite_losses():
     agent, b = make(), batch()
     agent.critic.layers[0].bias.data.fill_(-100.0)  # no unit is ever active
     metrics = update(agent, b)
@@ -117,7 +117,7 @@ def test_flat_critics_do_no_harm():
 
 
 @pytest.mark.parametrize("critics", [1, 0])
-def test_one_critic_cannot_differ(critics):
+def test_one_critic_is_refused(critics):
     with pytest.raises(UserError, match=f"critics={critics}.*two or more"):
         make(critics=critics)
 

@@ -87,7 +87,7 @@ def test_truncation_bootstraps_and_termination_does_not():
     assert not agent.backup(b)[0].requires_grad
 
 
-def test_v_hears_the_smallest_target_critic():
+def test_v_learns_from_the_smallest_target_critic():
     agent = make(expectile=0.7, beta=1.0)
     constant(agent.critic, torch.tensor([[-50.0], [50.0]]))
     constant(agent.target, torch.tensor([[3.0], [2.0]]))
@@ -97,7 +97,7 @@ def test_v_hears_the_smallest_target_critic():
     assert m["weight"].item() == pytest.approx(math.exp(2.0))
 
 
-def test_critics_look_ahead_by_the_v_from_before_its_step():
+def test_critics_bootstrap_from_v_before_its_step():
     agent, b = make(value_lr=1.0), batch(done=0)
     y, q = agent.backup(b)[0], agent.q(b.obs, b.act).detach()
     loss = update(agent, b)["critic_loss"]
@@ -235,7 +235,7 @@ def test_every_exploration_acts_in_the_box(seeds, name, deterministic):
 
 @pytest.mark.parametrize("target", REDUCTIONS)
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_every_reduction_learns_numbers_per_seed(target, seeds):
+def test_every_reduction_gives_metrics_per_seed(target, seeds):
     metrics = update(make(seeds, critics=3, target=target, actor_reduction=target, mask=0.5), batch(seeds))
     assert all(x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values())
     assert {"critic_loss", "q", "value_loss", "v", "actor_loss"} <= metrics.keys()
@@ -252,7 +252,7 @@ def test_a_deterministic_actor_explores_by_its_noise():
     assert torch.equal(agent.actor.spread, spread)
 
 
-def test_dropout_of_the_actor_is_of_training_only():
+def test_the_actors_dropout_acts_in_training_only():
     agent = make(actor=MLPConfig(hidden=[16], dropout=0.5))
     update(agent, batch())
     obs = torch.randn(5, 3)

@@ -117,7 +117,7 @@ def test_weight_is_the_expectile_of_the_advantages_sign(seeds, rho):
     assert not w.requires_grad
 
 
-def test_no_advantage_is_no_advantage():
+def test_an_advantage_of_zero_counts_as_none():
     agent, b = make(expectile=0.9), batch(done=1)
     constant(agent.value_net, torch.zeros(1))
     b.rew.zero_()
@@ -146,7 +146,7 @@ def test_cvae_loss_equals_a_loop(seeds):
         assert loss[index].item() == pytest.approx(error + 0.3 * kl, rel=1e-4)
 
 
-def test_wild_encoders_are_clamped():
+def test_the_encoders_log_variance_is_clamped():
     agent, b = make(), batch()
     for value, limit in ((1e4, LOG_VAR[1]), (-1e4, LOG_VAR[0])):
         constant(agent.cvae.encoder, torch.tensor([0.0] * 4 + [value] * 4))
@@ -200,7 +200,7 @@ def test_targets_are_reduced_as_the_config_says(name):
     torch.testing.assert_close(v, reduction(name)(values.unsqueeze(-1).expand(2, 4, 8)).expand(2, 8))
 
 
-def test_rho_is_for_the_minimum_alone():
+def test_rho_mixes_the_largest_critic_into_the_minimum_only():
     q = torch.tensor([[1.0], [5.0], [3.0]])
     for rho, expected in ((1.0, 1.0), (0.7, 2.2), (0.0, 5.0)):
         assert make(critics=3, rho=rho).reduce(q).item() == pytest.approx(expected)
@@ -400,7 +400,7 @@ def test_decoding_what_was_encoded_gives_the_action_back():
     assert (decoded - act).square().mean() < 0.1  # of a variance of 1
 
 
-def test_stays_where_the_data_are():
+def test_actions_stay_within_the_data():
     """Actions in [0.2, 0.4]; more is better, so that critics tempt to 1 and beyond."""
     agent = make((2,), act_dim=1, obs_dim=1, critic_lr=3e-3, cvae_lr=3e-3, latent_lr=3e-3, tau=0.02)
     data = batch(n=512, act_dim=1, obs_dim=1, done=1)
@@ -469,7 +469,7 @@ def test_shapes_of_metrics(cfg):
         assert all(x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values())
 
 
-def test_disputed_targets_weigh_less():
+def test_targets_that_critics_disagree_on_weigh_less():
     """SUNRISE looks at the target critics where the latent policy goes next."""
     plain = prepared(critics=3)
     weighted = prepared(critics=3, sunrise=SunriseConfig(weight="per_sample"))
@@ -481,7 +481,7 @@ def test_disputed_targets_weigh_less():
     torch.testing.assert_close(weighted.td_loss(b, q, y, next_q), (w * (q - y).square()).mean(-1).sum(-1))
 
 
-def test_goes_online_as_it_is():
+def test_the_online_agent_is_the_same():
     offline = prepared((2,), critics=3)
     for _ in range(3):
         update(offline, batch((2,)))

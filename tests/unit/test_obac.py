@@ -154,6 +154,6 @@ def test_imitates_where_the_offline_learner_is_ahead():
 
 
 @pytest.mark.parametrize("setting", ["constraint", "gate", "density"])
-def test_settings_that_there_are_not(setting):
+def test_unknown_settings_are_refused(setting):
     with pytest.raises(UserError, match=f"obac: {setting} 'sometimes'"):
         make(**{setting: "sometimes"})

@@ -48,7 +48,7 @@ def test_delay_goes_on_where_it_was_saved():
     assert "actor_loss" in update(twin, batch())
 
 
-def test_target_asks_a_random_pair_of_ten():
+def test_the_target_is_the_smaller_of_a_random_pair():
     """One pair per update and seed, whatever the batch; any of the 45."""
     agent, values = make((2,), backup_entropy=False, gamma=0.5), torch.randperm(20).float().reshape(2, 10)
     agent.target.layers[-1].weight.zero_()
@@ -77,7 +77,7 @@ def test_actor_climbs_the_mean():
 
 @pytest.mark.parametrize("backup", ["sampled", "deterministic", "max"])
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_two_target_critics_are_asked_and_no_more(backup, seeds):
+def test_only_two_target_critics_are_evaluated(backup, seeds):
     """The values are those of two different members of ten, and the target is the smaller one."""
     agent, b = make(seeds, backup=backup, backup_entropy=False, gamma=0.5), batch(seeds)
     for p in agent.target.parameters():
@@ -96,7 +96,7 @@ def test_two_target_critics_are_asked_and_no_more(backup, seeds):
 @pytest.mark.parametrize(
     "change", [{"granularity": "sample"}, {"sunrise": SunriseConfig("per_sample")}, {"target": "min_q"}]
 )
-def test_all_are_asked_where_all_matter(change):
+def test_all_target_critics_are_evaluated_where_all_are_needed(change):
     assert make(**change).backup(batch())[1].shape == (10, 6)
 
 

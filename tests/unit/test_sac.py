@@ -50,7 +50,7 @@ def test_truncation_bootstraps_and_termination_does_not():
         torch.testing.assert_close(agent.backup(b)[0], b.rew + tail)
 
 
-def test_the_smallest_critic_speaks():
+def test_target_actor_and_value_take_the_smallest_critic():
     agent = make((2,), critics=3, alpha_lr=0.0, critic_lr=0.0, init_alpha=0.5)
     low = torch.tensor([[[3.0], [1.0], [2.0]], [[-1.0], [0.0], [-2.0]]])
     constant(agent.critic, low)

@@ -60,7 +60,7 @@ def test_deterministic_reductions_equal_loops(seeds, n):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_relations(granularity):
+def test_reductions_lie_between_the_smallest_and_the_largest_member(granularity):
     q = torch.randn(2, 5, 200)
     low, high, middle = min_q(q), q.amax(-2), weighted_min_pair(q)
     assert (low <= middle).all()
@@ -106,7 +106,7 @@ def test_random_pairs_are_uniform():
 
 
 @pytest.mark.parametrize("f", [rem, random_min_pair])
-def test_granularity(f):
+def test_random_reductions_draw_per_batch_or_per_sample(f):
     """One draw per seed and call, or one per transition; never one for all seeds."""
     q = torch.arange(10.0).unsqueeze(-1).expand(64, 10, 32)
     batch, again, sample = f(q, "batch"), f(q, "batch"), f(q, "sample")
@@ -203,7 +203,7 @@ def test_sunrise_weight_falls_from_1_to_a_half():
     assert 0.5 < w[-1] < 0.51
 
 
-def test_batch_mean_frees_the_weights_from_the_values_scale():
+def test_batch_mean_makes_weights_independent_of_the_values_scale():
     q, cfg = torch.randn(5, 64), SunriseConfig("per_sample", 1.0, "batch_mean")
     torch.testing.assert_close(sunrise_weight(1000 * q, cfg), sunrise_weight(q, cfg))
 
@@ -278,7 +278,7 @@ def test_masks_depend_on_each_number_and_on_the_salt():
         assert (m == other).float().mean().item() == pytest.approx(agreement, abs=0.03)
 
 
-def test_coarse_content_makes_fair_masks_too():
+def test_masks_of_coarse_numbers_are_fair():
     """Numbers on a grid, whose bits are mostly zero, as mazes and clipped actions have."""
     grid = torch.cartesian_prod(*[torch.arange(-4.0, 4)] * 4)
     b = Batch(grid[:, :2], grid[:, 2:3] / 4, grid[:, 3], grid[:, :2], torch.zeros(4096))

@@ -122,7 +122,7 @@ def test_scale_is_a_constant_to_the_gradient():
     assert agent.value(b.obs, agent.mode(b.obs)).mean() > before + 0.05
 
 
-def test_a_critic_that_is_zero_everywhere_is_no_harm():
+def test_a_critic_that_is_zero_everywhere_gives_finite_losses():
     agent = make(policy_delay=1, critic_lr=0.0)
     constant(agent.critic, torch.zeros(2, 1))
     m = update(agent, batch())
@@ -131,7 +131,7 @@ def test_a_critic_that_is_zero_everywhere_is_no_harm():
 
 
 @pytest.mark.parametrize("reduction", ["first_q", "min_q", "mean_q"])
-def test_the_actors_critic_is_the_configs(reduction):
+def test_the_actor_climbs_the_reduction_of_the_config(reduction):
     agent, b = make(critics=3, actor_reduction=reduction), batch()
     constant(agent.critic, torch.tensor([[2.0], [1.0], [6.0]]))
     expected = {"first_q": 2.0, "min_q": 1.0, "mean_q": 3.0}[reduction]
