@@ -94,7 +94,7 @@ class Agent(nn.Module, ABC):
         """The agent's own estimate of the discounted return from `(obs, act)`: `(*S, B)`."""
 
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
-        """Learn, after every step of exploring, in which seeds `ended` `(*S,)` an episode is over, and its outcome.
+        """Hear after every step in which seeds `ended` `(*S,)` an exploring episode is over, and how it went.
 
         score: the episode's return, 0 for random play and 1 for an expert; NaN where no reference is known.
         length: its steps. Both are `(*S,)` and are NaN for seeds whose episode goes on.
