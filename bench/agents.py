@@ -14,7 +14,8 @@ from mbo2o.agents import Agent, make_agent
 from mbo2o.agents.redq import REDQConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.types import Batch, Spec
+from mbo2o.run.engine import Engine
+from mbo2o.types import Batch, Spec, uniform_actions
 
 OBS, ACT, BATCH = 17, 6, 256  # HalfCheetah
 CRITIC = MLPConfig(layer_norm=True)
@@ -51,14 +52,14 @@ def print_agents(rounds: int = 5, out: Path | None = None) -> None:
 
 
 def _make(cfg: SACConfig) -> Agent:
-    agent: Agent = make_agent(cfg, Spec(OBS, ACT))
-    return agent
+    return make_agent(cfg, Spec(OBS, ACT))
 
 
 def _milliseconds(agent: Agent, updates: int) -> float:
     obs, next_obs = torch.randn(2, BATCH, OBS)
-    batch = Batch(obs, torch.rand(BATCH, ACT) * 2 - 1, torch.randn(BATCH), next_obs, torch.zeros(BATCH))
+    batch = Batch(obs, uniform_actions(BATCH, ACT), torch.randn(BATCH), next_obs, torch.zeros(BATCH))
+    engine = Engine()
     start = time.process_time()
     for _ in range(updates):
-        agent.update(batch)
+        engine.update(agent, batch)
     return (time.process_time() - start) / updates * 1000

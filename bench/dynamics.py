@@ -28,7 +28,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics import termination
 from mbo2o.dynamics.fit import FitConfig, fit
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
-from mbo2o.types import Batch, Spec, UserError
+from mbo2o.types import Batch, Spec, UserError, uniform_actions
 
 OBS, ACT, MEMBERS, ELITES, HIDDEN, BATCH = 17, 6, 7, 5, [200] * 4, 256  # HalfCheetah, and MOPO's network
 ROWS, STARTS, HORIZON = 100_000, 10_000, 5  # mbrl wants STARTS to be a multiple of ELITES
@@ -182,7 +182,7 @@ def _data() -> dict[str, Any]:
 
 
 def _actions() -> Tensor:
-    return torch.rand(HORIZON, STARTS, ACT, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return uniform_actions(HORIZON, STARTS, ACT, generator=torch.Generator().manual_seed(0))
 
 
 # ---- mbo2o

@@ -1,8 +1,8 @@
-"""The vocabulary that every layer shares: a batch, a spec, a source, and errors that are the user's to mend.
+"""The vocabulary that every layer shares: batches, sources, what an update is told, and errors for the user.
 
-Axes are counted from the right. Scalars end in the batch axis `(*S, B)`, vectors in batch and feature `(*S, B, D)`;
-ensemble members stand left of the batch `(*S, M, B)` / `(*S, M, B, D)`; whatever is left of that are seeds. `*S` may be
-empty (one model, taken away for planning) or `(S,)` (S seeds trained side by side).
+Axes are counted from the right. Scalars end in the batch axis `(*S, B)`, vectors in batch and feature
+`(*S, B, D)`. Ensemble members stand left of the batch: `(*S, M, B)`, `(*S, M, B, D)`. What is left of that
+are seeds: `*S` is empty for one model alone, as planning uses it, and `(S,)` for S seeds in one process.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
-"""Named measurements, one number per seed: each `(*S,)` (or `(*S, K)`), left on its device until a log line is due."""
+"""Measurements by name, per seed: `(*S,)` or `(*S, K)`. They stay on their device until a log line is due."""
 
 TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(obs (*S, B, D), act (*S, B, A), next_obs (*S, B, D)), all in raw units → bool (*S, B): the episode ends here."""
+"""(obs (*S, B, D), act (*S, B, A), next_obs (*S, B, D)) in raw units → bool (*S, B): the episode ends."""
 
 RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(obs, act, next_obs) in raw units → reward (*S, B)."""
@@ -27,7 +27,11 @@ RewardT = TypeVar("RewardT", Tensor, float)
 
 
 class UserError(Exception):
-    """A mistake of the user's: shown as one line (what, where, what to do), exit code 2, no traceback."""
+    """A mistake that the user can correct: shown as one line (what, where, what to do), with exit code 2."""
+
+
+class Diverged(Exception):
+    """Training produced numbers that are not finite: one line, exit code 3; the last checkpoint stays."""
 
 
 def at_least_one(where: str, **counts: float) -> None:
@@ -42,10 +46,6 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
-
-
-class Diverged(Exception):
-    """Training left the realm of numbers: shown as one line, exit code 3; the last checkpoint stays."""
 
 
 @dataclass(frozen=True)
@@ -65,45 +65,61 @@ class Batch:
     """Transitions, seeds first."""
 
     obs: Tensor
-    """`(*S, B, D)`, raw units; networks normalise for themselves."""
+    """`(*S, B, D)` in raw units; networks normalise for themselves."""
     act: Tensor
-    """`(*S, B, A)`, in [-1, 1]."""
+    """`(*S, B, A)` in [-1, 1]."""
     rew: Tensor
     """`(*S, B)`."""
     next_obs: Tensor
-    """`(*S, B, D)`: the state that followed, also at an episode's end."""
+    """`(*S, B, D)`: the state that followed, also at the end of an episode."""
     done: Tensor
     """`(*S, B)`: 1 where the task ended, so that nothing is bootstrapped; 0 at time limits."""
     mc_return: Tensor | None = None
-    """`(*S, B)`: discounted sum of the rewards that followed in the record, -inf where its end is not known (yet).
-    None where nothing was recorded, as in imagined data."""
+    """`(*S, B)`: the discounted sum of the rewards that followed in the record; -inf where its end is not
+    known (yet). None where nothing was recorded, as in imagined data."""
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
         """Apply `f` to each field that is there."""
         return combine(f, [self])
 
     def blocks(self) -> Iterator[Batch]:
-        """Itself: all `Rows` in one block."""
+        """All rows as one block: a batch is `Blocks`."""
         yield self
 
     def deal(self, n: int) -> list[Batch]:
-        """The rows dealt out to `n` batches in turn, so that what stands in exact shares in one stands so in each."""
+        """Deal the rows out to `n` batches, row i to batch i mod n: exact shares stay exact in each."""
         if n == 1:
             return [self]
         axis = self.rew.dim() - 1
-        return [self.map(lambda x: x[(slice(None),) * axis + (slice(i, None, n),)]) for i in range(n)]  # noqa: B023
+
+        def every_nth(first: int) -> Batch:
+            rows = (slice(None),) * axis + (slice(first, None, n),)
+            return self.map(lambda x: x[rows])
+
+        return [every_nth(i) for i in range(n)]
 
 
 def combine(f: Callable[..., Tensor], batches: Sequence[Batch]) -> Batch:
-    """Apply `f` to the batches' tensors of each name; returns are there only if all batches have them."""
-    columns = [[getattr(b, x.name) for b in batches] for x in fields(Batch)]
-    return Batch(*(None if any(x is None for x in xs) else f(*xs) for xs in columns))  # type: ignore[arg-type]
+    """Apply `f` to the batches' tensors of each name; it has returns only if all batches have them."""
+
+    def column(name: str) -> Tensor | None:
+        found = [getattr(b, name) for b in batches]
+        return None if any(x is None for x in found) else f(*found)
+
+    return Batch(**{x.name: column(x.name) for x in fields(Batch)})  # type: ignore[arg-type]
 
 
 def cat(batches: Sequence[Batch]) -> Batch:
     """Join batches along the batch axis."""
     vectors = batches[0].rew.dim() + 1
     return combine(lambda *xs: torch.cat(xs, -2 if xs[0].dim() == vectors else -1), batches)
+
+
+def uniform_actions(
+    *shape: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+) -> Tensor:
+    """Actions of the given shape, drawn uniformly from [-1, 1)."""
+    return torch.rand(*shape, device=device, generator=generator) * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -116,14 +132,46 @@ class Spec:
     """Leading axes of everything: `()` for one model alone, `(S,)` for S seeds in one process."""
     device: str = "cpu"
     inits: tuple[torch.Generator, ...] = field(default=(), compare=False, repr=False)
-    """One generator for each seed, from which its initial networks are drawn; empty: they come from torch's own stream."""
+    """A generator per seed, from which its networks are drawn; without one, torch's own stream is used."""
 
 
-class Rows(Protocol):
-    """Known rows, such as a batch, or a dataset's, which may be more than memory holds."""
+@dataclass(frozen=True)
+class Step:
+    """What an update is told beside its batch: which one it is, counted since the agent was made.
+
+    Nothing else changes from one update to the next, so that an update can be compiled, or captured as a
+    graph that holds several of them: the host's number only selects among the few forms that an update has
+    (see `due`), and everything that changes gradually is computed from the tensor.
+    """
+
+    index: int
+    """How many updates began before this one, perhaps modulo the agent's `cycle`. Only `due` reads it."""
+    count: Tensor
+    """Which update this is, from 1: `()` int64 on the agent's device."""
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens once in `every` updates happens in this one."""
+        return (self.index + 1) % every == 0
+
+
+class Blocks(Protocol):
+    """Rows that can be gone through, such as a batch, or a dataset that memory may not hold at once."""
 
     def blocks(self) -> Iterator[Batch]:
-        """All of them, `(*S, B, ...)` at a time, each time from the first."""
+        """All rows, `(*S, B, ...)` at a time, from the first one in each call."""
+        ...
+
+
+class Numbered(Protocol):
+    """Rows that have numbers: a dataset or a buffer."""
+
+    @property
+    def index(self) -> Tensor:
+        """Numbers of the rows whose next observation is known, `(n,)`. A row keeps its number."""
+        ...
+
+    def rows(self, index: Tensor) -> Batch:
+        """`(*S, B)` numbers → fields `(*S, B, ...)`."""
         ...
 
 
@@ -134,4 +182,13 @@ class Source(Protocol):
 
     def sample(self, n: int) -> Batch:
         """Draw `n` transitions per seed: fields `(*S, n, ...)`."""
+        ...
+
+
+class Weighted(Source, Protocol):
+    """A source that mixes numbered rows in known shares, as a dynamics model is fitted to."""
+
+    @property
+    def parts(self) -> Sequence[tuple[Numbered, float]]:
+        """The parts, each with the probability that a row of the mixture comes from it."""
         ...

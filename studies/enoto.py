@@ -17,6 +17,7 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.store import datasets
 from mbo2o.training import Config, restore
+from mbo2o.types import uniform_actions
 from studies.arms import QUICK_Q, Row, draw, online_rows, publish, read, read_arms, run_arm, run_offline
 from studies.claims import Apart, Claim, apart, difference
 
@@ -115,7 +116,7 @@ def _distances(directory: Path) -> np.ndarray:
 
 def _random_distance(act: Tensor) -> float:
     """Median over rows of ‖a - a'‖, a' uniform: how far chance acts from the data (see `Finetune.probe`)."""
-    chance = torch.rand(act.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    chance = uniform_actions(*act.shape, generator=torch.Generator().manual_seed(0))
     return float((chance - act).norm(dim=-1).median())
 
 

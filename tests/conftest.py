@@ -55,8 +55,9 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_a_clean_folder(tmp_path, monkeypatch):
+def _one_thread_the_same_draws_and_a_clean_folder(tmp_path, monkeypatch):
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)  # runs and MuJoCo's log go here
 
 

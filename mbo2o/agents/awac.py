@@ -12,14 +12,14 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.nn.policy import BoundedGaussian, repeat
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError
+from mbo2o.types import Batch, Metrics, Spec, Step, UserError
 
 WEIGHTS = ("exp", "softmax")
 
 
 @dataclass
 class AWACConfig(QConfig):
-    """Defaults: CORL's on MuJoCo, where rewards are as they are."""
+    """Defaults: CORL's on MuJoCo, where rewards are not scaled."""
 
     lam: float = 1 / 3  # λ, in units of return (CORL on antmaze and adroit 0.1; d3rlpy 1)
     weights: str = "exp"  # exp: min(exp(A/λ), clip); softmax: of A/λ over the batch, times its size (d3rlpy)
@@ -32,10 +32,10 @@ class AWACConfig(QConfig):
 
 @agent("awac", AWACConfig)
 class AWAC(QEnsemble):
-    """Critics as SAC's, without entropy; the actor imitates the data, the more so where they beat its own action.
+    """Critics as SAC's without entropy; the actor imitates the data, more where they beat its own actions.
 
-    CORL's Gaussian has a mean without bounds. Here a tanh bounds it: beyond the box actions are clamped, so that critics cannot
-    tell means apart there; and the policy, being that of IQL and BC, can be taken over from either.
+    In CORL the Gaussian's mean has no bounds. Here a tanh bounds it: outside the box actions are clamped, so
+    critics could not distinguish means there. IQL and BC have the same policy, which can be taken over.
     """
 
     cfg: AWACConfig
@@ -48,16 +48,16 @@ class AWAC(QEnsemble):
         self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
 
     def mode(self, obs: Tensor) -> Tensor:
-        """The Gaussian's mean, which lies in the box."""
+        """The Gaussian's mean, which lies in the box, `(*S, B, A)`."""
         return self.actor(obs)[0]
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The Gaussian over actions, before the clamp."""
+        """Mean and deviation of the Gaussian over actions, before the clamp, each `(*S, B, A)`."""
         mean, log_std = self.actor(obs)
         return mean, log_std.exp()
 
     def decode(self, obs: Tensor, u: Tensor) -> Tensor:
-        """Clamp."""
+        """The action u, clamped to the box."""
         return u.clamp(-1, 1)
 
     def sample(self, obs: Tensor) -> Tensor:
@@ -66,25 +66,20 @@ class AWAC(QEnsemble):
         return self.decode(obs, mean + std * torch.randn_like(mean))
 
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """Y = r + γ (1 - d) R_i Q̄_i(s', a'), a' ~ π, `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`."""
+        """y = r + γ (1 - d) R_i Q̄_i(s', a'), a' ~ π, `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`."""
         with torch.no_grad():
             q = self.q_next(b.next_obs, self.sample(b.next_obs))
             return b.rew + self.cfg.gamma * (1 - b.done) * self.reduce(q), q
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch, step: Step) -> Metrics:
         """One step of the critics, the actor and the targets."""
-        self.updates += 1
-        b = self.observed(batch)
-        q = self.q(b.obs, b.act)
-        y, next_q = self.backup(b)
-        critic_loss = self.td_loss(b, q, y, next_q)
-        self.critic_optim.step(critic_loss)
-        metrics = {"critic_loss": critic_loss.detach(), "q": q.detach().mean((-2, -1))} | self.improve(b)
+        b = self.scaled(batch)
+        metrics = self.critic_step(b) | self.improve(b)
         polyak(self.target, self.critic, self.cfg.tau)
         return metrics
 
     def improve(self, b: Batch) -> Metrics:
-        """One step of the actor: the weighted likelihood of the data's actions."""
+        """One step of the actor on the weighted likelihood of the data's actions."""
         weight = self.weigh(self.advantage(b))
         actor_loss = -(weight * self.actor.log_prob(b.obs, b.act)).mean(-1)
         self.actor_optim.step(actor_loss)
@@ -93,13 +88,13 @@ class AWAC(QEnsemble):
     def advantage(self, b: Batch) -> Tensor:
         """A = R Q(s, a) - R Q(s, ã), ã ~ π(·|s), `(*S, B)`."""
         with torch.no_grad():
-            # one call for both: a reduction that draws once per batch then asks the same critics about a and ã
+            # one call for both: a reduction that draws once per batch asks the same critics about a and ã
             q = self.value_for_actor(repeat(b.obs, 2), torch.cat([b.act, self.sample(b.obs)], -2))
             of_data, of_policy = q.chunk(2, -1)
             return of_data - of_policy
 
     def weigh(self, advantage: Tensor) -> Tensor:
-        """What imitating each of the data's actions counts, `(*S, B)`."""
+        """The weight of imitating each of the data's actions, `(*S, B)`."""
         z = advantage / self.cfg.lam
         if self.cfg.weights == "softmax":
             return z.softmax(-1) * z.shape[-1]

@@ -1,4 +1,4 @@
-"""What every learner offers: `update(batch)`, `act(obs)`, a state that is complete, and a way to take over another's."""
+"""What every learner offers: `update`, `act`, a complete state, and a way to take over another's parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,24 @@ from mbo2o.nn.init import per_seed
 from mbo2o.nn.normalizer import Normalizer, block_statistics
 from mbo2o.nn.optim import Adam
 from mbo2o.registry import AGENTS
-from mbo2o.types import Batch, Metrics, Rows, Spec
+from mbo2o.types import Batch, Blocks, Metrics, Spec, Step
+
+
+@dataclass
+class AgentConfig:
+    """What the config of every agent holds."""
+
+    gamma: float = 0.99
+    # scale observations by the dataset's mean and deviation, which then stay as they are
+    normalize: bool = False
+
+    def online(self) -> AgentConfig:
+        """The config that goes on in the environment, without what only offline learning needs."""
+        return self.kept()
+
+    def kept(self) -> AgentConfig:
+        """The config of this agent when it goes on in the environment as it is, pessimism included."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -23,106 +40,116 @@ class Change:
 
     part: str
     what: str
-    """kept: taken over; reset: both have it, yet it starts afresh; new: only the online agent has it; dropped: only the
-    offline agent had it; changed: a setting whose value differs."""
+    """kept: taken over; reset: both have it, but it starts from its initial state; new: only the online agent
+    has it; dropped: only the offline agent had it; changed: a setting whose value differs."""
     note: str = ""
 
 
 class Agent(nn.Module, ABC):
     """A learner from batches. It knows no environment, dataset, phase or logger.
 
-    Networks, targets, temperatures and optimisers are its submodules, so `state_dict` is everything that a restart needs.
-    Observations are in raw units outside; `observe` scales them for the networks within.
+    Networks, targets, temperatures and optimisers are its submodules, so `state_dict` is everything that a
+    restart needs. Observations are in raw units outside; `observe` scales them for the networks within.
     """
 
     clones = False
-    """It learns from observations and actions alone: rows whose next observation is unknown are good enough, offline."""
+    """Whether it learns from observations and actions alone, and can use rows without next observations."""
+    cycle = 1
+    """Updates whose indices differ by a multiple of this do the same (see `Step`)."""
+    needs_scores = False
+    """Whether `on_episode` uses scores, so that the agent cannot learn a task without reference returns."""
 
-    def __init__(self, spec: Spec, cfg: Any):
+    updates: Tensor
+    """How many updates have begun since the agent was made, `()` int64; the engine writes it."""
+
+    def __init__(self, spec: Spec, cfg: AgentConfig):
         super().__init__()
         self.spec, self.cfg = spec, cfg
-        self.observe = Normalizer(spec.seeds, spec.obs_dim)  # x itself until `prepare` sets statistics
-        self.updates = 0  # begun so far: schedules and delays count by it
+        self.observe = Normalizer(
+            spec.seeds, spec.obs_dim
+        )  # the identity until `prepare` sets its statistics
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
-    @property
-    def needs_scores(self) -> bool:
-        """Whether `on_episode` acts on scores, so that a task without a reference cannot be learned."""
-        return False
-
-    def prepare(self, data: Rows) -> None:
-        """Before anything is learned from `data`, all of it: set what the networks have to know of its scale."""
-        if getattr(self.cfg, "normalize", False):
+    def prepare(self, data: Blocks) -> None:
+        """Set the statistics of all of `data` that the networks need, before anything is learned from it."""
+        if self.cfg.normalize:
             mean, std = block_statistics(lambda: (b.obs for b in data.blocks()))
             self.observe.mean.copy_(mean)
             self.observe.std.copy_(std)
 
     @abstractmethod
-    def update(self, batch: Batch) -> Metrics:
-        """One step of learning from `(*S, B, ...)`; metrics are `(*S,)` and stay on the device."""
+    def update(self, batch: Batch, step: Step) -> Metrics:
+        """One step of learning from `(*S, B, ...)`; metrics are `(*S,)` and stay on the device.
+
+        It is a function of tensors: parameters are written in place, nothing is read back to the host, and
+        the agent keeps no number in Python. What the host knows comes in as `step`.
+        """
 
     @abstractmethod
     def act(self, obs: Tensor, explore: bool = False) -> Tensor:
-        """Observations `(*S, B, D)` → actions `(*S, B, A)` in [-1, 1]: exploring, or the deterministic best."""
+        """Observations `(*S, B, D)` → actions `(*S, B, A)` in [-1, 1], deterministic unless it explores."""
 
     @abstractmethod
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
         """The agent's own estimate of the discounted return from `(obs, act)`: `(*S, B)`."""
 
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
-        """Hear, after every step, in which seeds `ended` `(*S,)` the exploring episode is over, and how it went there.
+        """Hear after every step in which seeds `ended` `(*S,)` an exploring episode is over, and how it went.
 
-        score: its return, 0 for random play's and 1 for an expert's, NaN where no reference is known; length: its steps.
+        score: the episode's return, 0 for random play and 1 for an expert; NaN where no reference is known.
+        length: its steps. Both are `(*S,)` and are NaN for seeds whose episode goes on.
         """
 
     def adopt(
         self, other: Agent, *, moments: bool = True, only: Collection[str] | None = None
     ) -> list[Change]:
-        """Take over whatever both have: networks, targets, temperature, scales, optimisers; says what became of what.
+        """Take over the parts that both agents have, networks and optimisers; says what became of each.
 
-        A part is taken over if it has the same name and shapes. moments: an optimiser's moments come along with its network.
-        only: no other parts than these and their optimisers. Learning rates are those of this agent's own config, and a rate
-        that differs from the other's is a changed setting. Schedules and delays count from 0 again.
+        A part is taken over if it has the same name and shapes. Learning rates are those of this agent's own
+        config, and a rate that differs from the other agent's is a changed setting. Schedules and delays
+        count from 0.
+
+        moments: whether an optimiser's moments come along with its network.
+        only: names of the parts that may be taken over, with their optimisers; None allows all.
         """
-        mine, theirs, table = _parts(self), _parts(other), []
-        afresh = {name for name in mine if name not in theirs or _shapes(mine[name]) != _shapes(theirs[name])}
-        afresh |= {name for name in mine if only is not None and name.removesuffix("_optim") not in only}
-        afresh |= {f"{name}_optim" for name in afresh} & set(
-            mine
-        )  # moments of other parameters, though of the same shapes
+        mine, theirs = _parts(self), _parts(other)
+        reset = {name for name in mine if name not in theirs or _shapes(mine[name]) != _shapes(theirs[name])}
+        reset |= {name for name in mine if only is not None and name.removesuffix("_optim") not in only}
+        # moments are those of other parameters, even if the shapes agree
+        reset |= {f"{name}_optim" for name in reset} & set(mine)
+        table = []
         for name, part in mine.items():
             if name not in theirs:
                 table.append(Change(name, "new"))
-            elif name in afresh:
+            elif name in reset:
                 resized = _shapes(part) != _shapes(theirs[name])
-                table.append(
-                    Change(name, "reset", f"{_size(theirs[name])} → {_size(part)}" if resized else "")
-                )
+                note = f"{_size(theirs[name])} → {_size(part)}" if resized else ""
+                table.append(Change(name, "reset", note))
             elif isinstance(part, Adam) and not moments:
                 table.append(Change(name, "reset", "moments"))
             else:
                 _copy(theirs[name], part)
                 table.append(Change(name, "kept"))
+        self.updates.zero_()
         table += [Change(name, "dropped") for name in theirs if name not in mine]
         return table + _settings(other.cfg, self.cfg)
 
-    def get_extra_state(self) -> Tensor:
-        """The count of updates, for `state_dict`; a tensor on the host."""
-        return torch.tensor(self.updates)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the count."""
-        self.updates = int(state)
-
     def inner(self, kind: str) -> set[str]:
-        """Names of parts: "all", the "policy" (temperature included), the "critics", or "none"; scales belong to each."""
+        """Names of parts: "all", "policy" (and temperature), "critics", or "none"; each holds the scales."""
         names = {name.removesuffix("_optim") for name in _parts(self)}
         scales = {name for name, part in _parts(self).items() if isinstance(part, Normalizer)}
         critics = names & {"critic", "target", "value_net"}
         return {"all": names, "policy": names - critics, "critics": critics | scales, "none": scales}[kind]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # checkpoints of earlier versions hold the count of updates under this name
+        if (count := state_dict.pop(f"{prefix}_extra_state", None)) is not None:
+            state_dict[f"{prefix}updates"] = count
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def _parts(agent: Agent) -> dict[str, Any]:
-    """An agent's networks, optimisers and bare parameters by name; buffers are its own business."""
+    """An agent's networks, optimisers and bare parameters by name, without its own buffers."""
     return {**dict(agent.named_children()), **dict(agent.named_parameters(recurse=False))}
 
 
@@ -144,8 +171,8 @@ def _copy(source: nn.Module | Tensor, target: nn.Module | Tensor) -> None:
         b.copy_(a)
 
 
-def _settings(old: Any, new: Any) -> list[Change]:
-    """Settings that one config has and the other has not, or that differ."""
+def _settings(old: AgentConfig, new: AgentConfig) -> list[Change]:
+    """Settings that only one of two configs has, or that differ."""
     a, b = _flat(old), _flat(new)
     table = [Change(k, "dropped", str(v)) for k, v in a.items() if k not in b]
     table += [Change(k, "new", str(v)) for k, v in b.items() if k not in a]
@@ -160,8 +187,12 @@ def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def make_agent(cfg: Any, spec: Spec) -> Any:
-    """The agent that is registered with `cfg`'s dataclass, built on `spec.device`; its networks start as `per_seed` says."""
+def make_agent(cfg: AgentConfig, spec: Spec) -> Agent:
+    """The agent registered with the class of `cfg`, on `spec.device`; its networks start as `per_seed` says.
+
+    Raises:
+        TypeError: No agent is registered with this class.
+    """
     cls = next((entry.cls for entry in AGENTS.values() if entry.config is type(cfg)), None)
     if cls is None:
         raise TypeError(f"no agent is registered with the config {type(cfg).__name__}")

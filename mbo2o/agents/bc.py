@@ -7,35 +7,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mbo2o.agents.base import Agent
+from mbo2o.agents.base import Agent, AgentConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam
 from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec
+from mbo2o.types import Batch, Metrics, Spec, Step
 
 
 @dataclass
-class BCConfig:
-    """Defaults: CORL's, unless said; its BC has no σ, and fits the mean by squared error."""
+class BCConfig(AgentConfig):
+    """Defaults: CORL's, unless said; its BC has no σ, and fits the mean by squared error.
 
-    gamma: float = 0.99  # of the returns in reports only: BC sees no rewards
+    `gamma` acts on reported returns only, since BC uses no rewards. Online, BC goes on cloning, its own
+    transitions included.
+    """
+
     actor_lr: float = 3e-4
-    normalize: bool = True  # scale observations by the dataset's mean and deviation, frozen afterwards
+    normalize: bool = True
     actor: MLPConfig = field(default_factory=MLPConfig)
-
-    def online(self) -> BCConfig:
-        """Itself: online, BC imitates what is in its batches, itself included."""
-        return self.kept()
-
-    def kept(self) -> BCConfig:
-        """Itself."""
-        return self
 
 
 @agent("bc", BCConfig)
 class BC(Agent):
-    """Imitate the data, whatever they were worth: what offline methods have to beat, and a start for their actors."""
+    """Imitate the data, whatever its actions earned: a baseline, and a first actor for other agents."""
 
     cfg: BCConfig
     clones = True
@@ -52,12 +47,11 @@ class BC(Agent):
             return (mean + log_std.exp() * torch.randn_like(mean)).clamp(-1, 1) if explore else mean
 
     def value(self, obs: Tensor, act: Tensor) -> Tensor:
-        """NaN: BC estimates none."""
+        """NaN: BC estimates no values."""
         return torch.full_like(obs[..., 0], torch.nan)
 
-    def update(self, batch: Batch) -> Metrics:
-        """One step of the actor, towards the data's likelihood."""
-        self.updates += 1
+    def update(self, batch: Batch, step: Step) -> Metrics:
+        """One step of the actor up the data's likelihood."""
         actor_loss = -self.actor.log_prob(self.observe(batch.obs), batch.act).mean(-1)
         self.actor_optim.step(actor_loss)
         return {"actor_loss": actor_loss.detach()}

@@ -1,4 +1,4 @@
-"""Cal-QL: conservative values that stay above what the data earned (Nakamoto et al. 2023, arXiv 2303.05479)."""
+"""Cal-QL: conservative values, calibrated by the data's returns (Nakamoto et al. 2023, arXiv 2303.05479)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mbo2o.types import Batch, Metrics, UserError
 
 @dataclass
 class CalQLConfig(CQLConfig):
-    """Defaults: the authors' code and its script for antmaze, whose rewards are 10 r - 5. Its critics have four layers.
+    """Defaults: the authors' code and its script for antmaze, whose rewards are 10 r - 5.
 
-    On adroit they take weight 1.
+    Their critics have four layers. On adroit they use weight 1.
     """
 
     calibrate: bool = True  # bound values by returns
@@ -32,22 +32,25 @@ class CalQLConfig(CQLConfig):
         return self.calibrate
 
     def online(self) -> CalQLConfig:
-        """All stays, the term and its bound."""
+        """Cal-QL goes on as it is: the conservative term and, by `calibrate_online`, its bound both stay."""
         return self.kept()
 
     def kept(self) -> CalQLConfig:
-        """The same, without cloning, and with or without its bound."""
+        """The same without cloning, and with the bound if `calibrate_online` says so."""
         return replace(self, clone_steps=0, calibrate=self.calibrate_online)
 
 
 @agent("calql", CalQLConfig)
 class CalQL(CQL):
-    """CQL that pushes the policy's actions no lower than the return that followed in the data, lest the switch forget them."""
+    """CQL that pushes values of the policy's actions no lower than the return that followed in the data.
+
+    So values have the right scale when learning goes on online, and the policy is not forgotten at first.
+    """
 
     cfg: CalQLConfig
 
     def bound(self, q: Tensor, b: Batch) -> tuple[Tensor, Metrics]:
-        """Max(Q, G), G the return that followed s; where G is greater, nothing pushes Q down."""
+        """max(Q, G), with G the return that followed s; where G is greater, nothing pushes Q down."""
         if not self.cfg.calibrate:
             return super().bound(q, b)
         if b.mc_return is None:

@@ -1,7 +1,8 @@
 """Latent-variable advantage-weighted policy optimisation (Chen et al. 2022, arXiv 2203.08949) on N critics.
 
-A conditional VAE, trained more on actions that turned out well, learns to make actions from latent ones; a policy looks for
-the best latent action in a bounded box. So it can go far in values and yet not far from the data.
+A conditional VAE, trained more on actions with an advantage, learns to decode latent actions; a policy looks
+for the best latent action in a bounded box. So its actions can be much better than the average and yet stay
+near the data.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 from mbo2o.nn.normalizer import Normalizer, block_statistics
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Rows, Spec, UserError
+from mbo2o.types import Batch, Blocks, Metrics, Spec, Step, UserError
 
 LOG_VAR = (-4.0, 15.0)
-"""Range of the encoder's log σ²: the numbers BCQ has for log σ; LAPO's code has none."""
+"""Range of the encoder's log σ²: the numbers that BCQ has for log σ; LAPO's code has no bounds."""
 
 
 def _three_layers() -> MLPConfig:
@@ -31,22 +32,19 @@ def _three_layers() -> MLPConfig:
 
 @dataclass
 class LAPOConfig(QConfig):
-    """Defaults: the authors' code, unless said; it goes with rewards divided by their maximum and batches of 512."""
+    """Defaults: the authors' code, unless said. It divides rewards by their maximum; batches are of 512."""
 
-    rho: float = (
-        1.0  # the target is ρ min + (1 - ρ) max over critics (antmaze 0.7); other targets than min_q want 1
-    )
+    # the target is ρ min + (1 - ρ) max over critics (antmaze 0.7); other targets than min_q need 1
+    rho: float = 1.0
     expectile: float = 0.9  # κ: the CVAE's weight of a transition with an advantage, 1 - κ without
     kl_weight: float = 1.0  # β (maze2d 0.3)
     latent_dim: int | None = None  # None: twice the action's
     max_latent: float = 2.0  # the policy's latent actions are in ± this
-    latent_noise: float = (
-        0.1  # deviation of the noise on them: in V's target; when exploring too (there the authors have none)
-    )
+    # deviation of the noise on them: in V's target, and when exploring (where the authors have none)
+    latent_noise: float = 0.1
     latent_noise_clip: float = 0.2  # in V's target
-    v_min: float | None = (
-        None  # bounds of V's target (antmaze 0 and 100); None: what the data's rewards can sum up to
-    )
+    # bounds of V's target (antmaze 0 and 100); None: what the data's rewards can sum up to
+    v_min: float | None = None
     v_max: float | None = None
     critic_lr: float = 2e-4  # of Q and V
     cvae_lr: float = 2e-4
@@ -59,7 +57,7 @@ class LAPOConfig(QConfig):
 
 
 class CVAE(nn.Module):
-    """Actions from a latent variable: q(z|s, a) and the mean of p(a|s, z), one pair per seed; actions are standardised."""
+    """Standardised actions from a latent variable: q(z|s, a) and the mean of p(a|s, z), one pair per seed."""
 
     def __init__(self, seeds: tuple[int, ...], obs_dim: int, act_dim: int, latent_dim: int, cfg: MLPConfig):
         super().__init__()
@@ -80,7 +78,7 @@ class CVAE(nn.Module):
 
 
 class ValueRange(nn.Module):
-    """Bounds of V, per seed `(*S,)`: none until `measure` has seen rewards; those given count instead."""
+    """Bounds of V, per seed `(*S,)`: `v_min` and `v_max` if given, else those that `measure` finds."""
 
     low: Tensor
     high: Tensor
@@ -98,40 +96,39 @@ class ValueRange(nn.Module):
         self.high.copy_(torch.stack(highs).amax(0))
 
     def widen(self, rew: Tensor, gamma: float) -> None:
-        """Make room for rewards `(*S, B)` that the dataset did not have (the authors' fine-tuning does)."""
+        """Widen the bounds for rewards `(*S, B)` that the dataset did not have (the authors' fine-tuning)."""
         low, high = _discounted_sums(rew, gamma)
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
 
     def forward(self, v: Tensor) -> Tensor:
-        """Clamp `(*S, B)`."""
+        """Values `(*S, B)`, clamped to the bounds."""
         v = v.clamp(min=self.low.unsqueeze(-1) if self.v_min is None else self.v_min)
         return v.clamp(max=self.high.unsqueeze(-1) if self.v_max is None else self.v_max)
 
 
 def _discounted_sums(rew: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """The least and the largest discounted sum of rewards such as these, which may end at any time.
+    """The least and the largest discounted sum of such rewards, in an episode that may end at any time.
 
-    The authors' r_min / (1 - γ) and r_max / (1 - γ) leave 0 out where all rewards have one sign: an episode that ends early,
-    with rewards that are all positive, is worth less than r_min for ever.
+    The authors' r_min / (1 - γ) and r_max / (1 - γ) leave 0 out where all rewards have one sign. But if all
+    rewards are positive, an episode that ends early is worth less than r_min / (1 - γ).
     """
     return rew.amin(-1).clamp(max=0) / (1 - gamma), rew.amax(-1).clamp(min=0) / (1 - gamma)
 
 
 @agent("lapo", LAPOConfig)
 class LAPO(QEnsemble):
-    """Q learns from V(s'), V from Q at the latent policy's action, the CVAE from what had an advantage, the policy from Q."""
+    """Q learns from V, V from Q at the policy's action, the CVAE from actions with an advantage."""
 
     cfg: LAPOConfig
 
     def __init__(self, spec: Spec, cfg: LAPOConfig):
         super().__init__(spec, cfg)
         if cfg.rho != 1 and cfg.target != "min_q":
-            raise UserError(
-                f"rho {cfg.rho:g} mixes the largest critic into target=min_q; target {cfg.target!r} wants rho=1"
-            )
+            text = f"rho {cfg.rho:g} mixes the largest critic into target=min_q"
+            raise UserError(f"{text}; target {cfg.target!r} needs rho=1")
         seeds, n, latent_dim = spec.seeds, spec.obs_dim, cfg.latent_dim or 2 * spec.act_dim
-        self.action_scale = Normalizer(seeds, spec.act_dim)  # as `observe`: x itself until `prepare`
+        self.action_scale = Normalizer(seeds, spec.act_dim)  # the identity until `prepare`
         self.v_range = ValueRange(seeds, cfg.v_min, cfg.v_max)
         self.value_net = EnsembleMLP(seeds, n, 1, cfg.critic)
         self.cvae = CVAE(seeds, n, spec.act_dim, latent_dim, cfg.cvae)
@@ -142,8 +139,8 @@ class LAPO(QEnsemble):
         self.cvae_optim = Adam(self.cvae.parameters(), cfg.cvae_lr)
         self.latent_optim = Adam(self.latent.parameters(), cfg.latent_lr)
 
-    def prepare(self, data: Rows) -> None:
-        """Scale observations and actions, and bound V, by the whole dataset."""
+    def prepare(self, data: Blocks) -> None:
+        """Set the scales of observations and actions, and the bounds of V, by the whole dataset."""
         super().prepare(data)
         self.v_range.measure((b.rew for b in data.blocks()), self.cfg.gamma)
         if self.cfg.normalize:
@@ -154,31 +151,31 @@ class LAPO(QEnsemble):
     # ------------------------------------------------------------------ acting
 
     def latent_action(self, net: nn.Module, obs: Tensor) -> Tensor:
-        """Z = 2 tanh(f(s)), `(*S, B, L)`."""
+        """z = 2 tanh(f(s)), `(*S, B, L)`; 2 is `max_latent`."""
         return self.cfg.max_latent * torch.tanh(net(obs))
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The latent action, with a constant deviation; before the tanh, noise would be lost where the policy saturates."""
+        """The latent action and a constant deviation; noise before the tanh vanishes where it saturates."""
         z = self.latent_action(self.latent, obs)
         return z, torch.full_like(z, self.cfg.latent_noise)
 
     def decode(self, obs: Tensor, u: Tensor) -> Tensor:
-        """What the decoder's copy makes of latent actions: clipped to the policy's box before, to the actions' after.
+        """The action in [-1, 1] that the decoder's copy makes of a latent one, clipped to the policy's box.
 
-        Gradients pass the second clip as if it were none: a linear output may well overshoot, and has to find back.
+        Gradients pass the clip to [-1, 1] unchanged, so that a linear output that overshoots can come back.
         """
         z = u.clamp(-self.cfg.max_latent, self.cfg.max_latent)
         act = self.action_scale.inverse(self.decoder_target(obs, z))
         return act.detach().clamp(-1, 1) + (act - act.detach())
 
     def mode(self, obs: Tensor) -> Tensor:
-        """The decoded latent action."""
+        """The decoded latent action, `(*S, B, A)`."""
         return self.decode(obs, self.latent_action(self.latent, obs))
 
     # ------------------------------------------------------------------ values
 
     def q(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Every critic's value, `(*S, N, B)`; critics see standardised actions."""
+        """Every critic's value, `(*S, N, B)`; critics take standardised actions."""
         return super().q(obs, self.action_scale(act))
 
     def q_target(self, obs: Tensor, act: Tensor) -> Tensor:
@@ -205,7 +202,7 @@ class LAPO(QEnsemble):
             return self.v_range(self.reduce(self.q_target(b.obs, self.decode(b.obs, z + noise))))
 
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """Y = r + γ (1 - d) V(s'), `(*S, B)`, and Q̄_i(s', decoder(s', z̄(s'))), `(*S, N, B)`."""
+        """y = r + γ (1 - d) V(s'), `(*S, B)`, and Q̄_i(s', decoder(s', z̄(s'))), `(*S, N, B)`."""
         with torch.no_grad():
             y = b.rew + self.cfg.gamma * (1 - b.done) * self.v(b.next_obs)
             act = self.decode(b.next_obs, self.latent_action(self.latent_target, b.next_obs))
@@ -218,13 +215,14 @@ class LAPO(QEnsemble):
             advantage = b.rew + cfg.gamma * (1 - b.done) * self.reduce(next_q) - self.v(b.obs)
             return (cfg.expectile - (advantage <= 0).to(advantage.dtype)).abs()
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch, step: Step) -> Metrics:
         """One step of critics, V, CVAE and latent policy, in this order."""
-        self.updates += 1
-        cfg, b = self.cfg, self.observed(batch)
+        cfg = self.cfg
+        b = self.scaled(batch)
         self.v_range.widen(b.rew, cfg.gamma)
 
-        q, v = self.q(b.obs, b.act), self.v(b.obs)
+        q = self.q(b.obs, b.act)
+        v = self.v(b.obs)
         y, next_q = self.backup(b)
         critic_loss = self.td_loss(b, q, y, next_q)
         value_loss = (v - self.value_target(b)).square().mean(-1)
@@ -235,9 +233,8 @@ class LAPO(QEnsemble):
         cvae_loss = (weight * self.cvae.loss(b.obs, self.action_scale(b.act), cfg.kl_weight)).mean(-1)
         self.cvae_optim.step(cvae_loss)
 
-        actor_loss = -self.value_for_actor(b.obs, self.mode(b.obs)).mean(
-            -1
-        )  # the decoder's copy stands still
+        # the decoder's copy does not learn from this
+        actor_loss = -self.value_for_actor(b.obs, self.mode(b.obs)).mean(-1)
         self.latent_optim.step(actor_loss)
 
         polyak(self.target, self.critic, cfg.tau)
@@ -248,6 +245,8 @@ class LAPO(QEnsemble):
             "value_loss": value_loss,
             "cvae_loss": cvae_loss,
             "actor_loss": actor_loss,
+            "q": q.mean((-2, -1)),
+            "v": v.mean(-1),
+            "weight": weight.mean(-1),
         }
-        metrics |= {"q": q.mean((-2, -1)), "v": v.mean(-1), "weight": weight.mean(-1)}
         return {name: x.detach() for name, x in metrics.items()}

@@ -14,7 +14,7 @@ from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.ensemble.mlp import EnsembleMLP
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError
+from mbo2o.types import Batch, Metrics, Spec, Step, UserError
 
 CONSTRAINTS = ("adaptive", "fixed", "none")
 GATES = ("state", "batch")
@@ -23,29 +23,28 @@ DENSITIES = ("tanh", "released")
 
 @dataclass
 class OBACConfig(SACConfig):
-    """Defaults: the authors' code, except for the gate and the density, see `OBAC`. Its nets are 2x512, its batches 512."""
+    """Defaults: the authors' code, but for gate and density, see `OBAC`. Nets are 2x512, batches 512."""
 
     expectile: float = 0.9  # κ of the offline value
-    constraint: str = (
-        "adaptive"  # adaptive: while the offline learner is ahead; fixed: always; none: SAC (its ablation)
-    )
+    # adaptive: while the offline learner is ahead; fixed: always; none: SAC (the paper's ablation)
+    constraint: str = "adaptive"
     constraint_weight: float = 0.001  # w
-    gate: str = "state"  # who is ahead: state by state, or once for the batch (the code)
-    density: str = "tanh"  # of the data's actions: the policy's own, or the code's
-    beta: float | None = (
-        None  # actions are imitated by exp(β (Q^μ - V^μ)), at most 100; None: all alike (the code)
-    )
+    gate: str = "state"  # which learner is ahead is decided at each state, or once per batch (the code)
+    density: str = "tanh"  # of the data's actions: the policy's own, or the code's (released)
+    # actions are imitated with weight exp(β (Q^μ - V^μ)), at most 100; None: with weight 1 (the code)
+    beta: float | None = None
 
 
 @agent("obac", OBACConfig)
 class OBAC(SAC):
-    """SAC, and on the same batches an IQL without an actor: where its value is ahead, the policy imitates the batch's actions.
+    """SAC that imitates the batch's actions where an IQL without an actor, on the same batches, is ahead.
 
-    The released code differs from the paper, and its update does not run on current torch. Decided here: the offline value
-    V^μ(s) is compared with the policy's, min_i Q_i(s, ã), at each state, as the paper's rule does; the code compares the
-    batch means of min_i Q^μ_i(s, a) and min_i Q_i(s, ã) (`gate=batch`). The density is that of the tanh-Gaussian; the code
-    takes the Gaussian before the tanh at the action behind it, averages over dimensions and clamps to [-20, 2], which mutes
-    far-off actions (`density=released`). As in the code Q holds the policy's entropy and Q^μ does not.
+    The released code differs from the paper, and its update does not run on current torch. Here the offline
+    value V^μ(s) is compared with the policy's, min_i Q_i(s, ã), at each state, as the paper's rule does; the
+    code compares the batch means of min_i Q^μ_i(s, a) and min_i Q_i(s, ã) (`gate=batch`). The density is that
+    of the tanh-Gaussian. The code takes the Gaussian before the tanh at the action behind it, averages over
+    dimensions and clamps to [-20, 2], which removes the effect of distant actions (`density=released`). As in
+    the code, Q holds the policy's entropy and Q^μ does not.
     """
 
     cfg: OBACConfig
@@ -70,12 +69,12 @@ class OBAC(SAC):
         """min_i Q̄^μ_i(s, a), `(*S, B)`."""
         return self.offline_target(obs, act).squeeze(-1).amin(-2)
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch, step: Step) -> Metrics:
         """One step of the offline learner, then one of SAC under its constraint."""
-        return self.learn_offline(self.observed(batch)) | super().update(batch)
+        return self.learn_offline(self.scaled(batch)) | super().update(batch, step)
 
     def learn_offline(self, b: Batch) -> Metrics:
-        """One step of Q^μ towards r + γ (1 - d) V^μ(s'), and of V^μ towards the upper expectile of Q̄^μ over the batch."""
+        """One step of Q^μ towards r + γ (1 - d) V^μ(s'), and of V^μ towards the upper expectile of Q̄^μ."""
         with torch.no_grad():
             y = b.rew + self.cfg.gamma * (1 - b.done) * self.v_offline(b.next_obs)
             best = self.q_offline(b.obs, b.act)
@@ -86,48 +85,44 @@ class OBAC(SAC):
         polyak(self.offline_target, self.offline_critic, self.cfg.tau)
         return {"offline_q": q.detach().mean((-2, -1)), "offline_v": v.detach().mean(-1)}
 
-    def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor) -> Tensor:
-        """SAC's, and where the offline learner is ahead -w log π(a|s) of the batch's actions, `(*S, B)`."""
-        loss = super().actor_loss(b, act, log_prob)
-        online = (
-            self.log_alpha.exp().unsqueeze(-1) * log_prob - loss
-        )  # R_i Q_i(s, ã), which the loss has asked for already
-        ahead = self.ahead(b, online.detach())
-        self._ahead = ahead.mean(-1)
+    def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor, step: Step) -> tuple[Tensor, Metrics]:
+        """SAC's, and where the offline learner is ahead -w log π(a|s) of the batch's actions, `(*S, B)`.
+
+        The metric `ahead` is the share of states where the offline learner is.
+        """
+        loss, metrics = super().actor_loss(b, act, log_prob, step)
+        # R_i Q_i(s, ã), which the loss holds already
+        policy_value = self.log_alpha.exp().unsqueeze(-1) * log_prob - loss
+        ahead = self.ahead(b, policy_value.detach())
+        metrics |= {"ahead": ahead.mean(-1)}
         if self.cfg.constraint == "none":
-            return loss
+            return loss, metrics
         if self.cfg.constraint == "fixed":
             ahead = torch.ones_like(ahead)
-        return loss - self.cfg.constraint_weight * ahead * self.worth(b) * self.log_density(b)
+        constraint = self.cfg.constraint_weight * ahead * self.worth(b) * self.log_density(b)
+        return loss - constraint, metrics
 
     @torch.no_grad()
-    def ahead(self, b: Batch, online: Tensor) -> Tensor:
-        """Where the offline learner is worth more than the policy, who is worth `online` `(*S, B)`: 0 or 1, `(*S, B)`."""
+    def ahead(self, b: Batch, policy_value: Tensor) -> Tensor:
+        """1 where V^μ(s) exceeds the policy's value `policy_value`, else 0, both `(*S, B)`; see `gate`."""
         if self.cfg.gate == "state":
-            return (self.v_offline(b.obs) > online).to(online.dtype)
+            return (self.v_offline(b.obs) > policy_value).to(policy_value.dtype)
         offline = self.offline_critic(b.obs, b.act).squeeze(-1).amin(-2)
-        return (
-            (offline.mean(-1, keepdim=True) > online.mean(-1, keepdim=True))
-            .to(online.dtype)
-            .expand_as(online)
-        )
+        ahead = offline.mean(-1, keepdim=True) > policy_value.mean(-1, keepdim=True)
+        return ahead.to(policy_value.dtype).expand_as(policy_value)
 
     @torch.no_grad()
     def worth(self, b: Batch) -> Tensor:
-        """What imitating each of the batch's actions counts, `(*S, B)`."""
+        """The weight of imitating each of the batch's actions, `(*S, B)`."""
         if self.cfg.beta is None:
             return torch.ones_like(b.rew)
         advantage = self.q_offline(b.obs, b.act) - self.v_offline(b.obs)
         return (self.cfg.beta * advantage).exp().clamp(max=100)
 
     def log_density(self, b: Batch) -> Tensor:
-        """Log π(a|s) of the batch's actions, `(*S, B)`."""
+        """log π(a|s) of the batch's actions, `(*S, B)`."""
         if self.cfg.density == "tanh":
             return self.actor.log_prob(b.obs, b.act)
         mean, log_std = self.actor(b.obs)
         z = (b.act - mean) * (-log_std).exp()
         return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).clamp(-20, 2).mean(-1)
-
-    def improve(self, b: Batch) -> Metrics:
-        """One step of actor and temperature; `ahead` is the share of states where the offline learner was."""
-        return super().improve(b) | {"ahead": self._ahead}

@@ -12,28 +12,26 @@ from mbo2o.ensemble.explore import explore
 from mbo2o.nn.optim import Adam
 from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError
+from mbo2o.types import Batch, Metrics, Spec, Step, UserError
 
 
 @dataclass
 class PEXConfig(IQLConfig):
-    """Defaults: the authors' code; observations are scaled as the offline agent's, whose scale comes along at the switch."""
+    """Defaults: the authors' code; the offline agent's scale of observations is taken over at the switch."""
 
     beta: float = 10.0
-    inverse_temperature: float = (
-        10.0  # h of the choice: with Q in the hundreds it takes the better one nearly always
-    )
-    scale: bool = (
-        False  # divide Q by its batch's mean size first, so that h means the same on every task (ours)
-    )
+    # h of the choice: with Q in the hundreds it almost always takes the better action
+    inverse_temperature: float = 10.0
+    # divide Q by the mean |Q| of its batch first, so that h has the same meaning on every task (ours)
+    scale: bool = False
 
 
 @agent("pex", PEXConfig)
 class PEX(IQL):
-    """The offline actor stays as it is, a second one learns beside it, and the critics choose between their actions.
+    """The offline actor stays as it is, a second one learns, and the critics choose between their actions.
 
-    V and Q learn as IQL's. The second actor imitates what the two of them together would do at the batch's states, the more
-    so where that beats V. Evaluations take the better of both modes (the authors: with probability 0.9).
+    V and Q learn as IQL's. The second actor imitates what both together would do at the batch's states, more
+    where that beats V. Evaluations take the better mode (the authors: with probability 0.9).
     """
 
     cfg: PEXConfig
@@ -41,20 +39,19 @@ class PEX(IQL):
     def __init__(self, spec: Spec, cfg: PEXConfig):
         super().__init__(spec, cfg)
         if cfg.deterministic or cfg.actor_decay_steps is not None:
-            raise UserError(
-                "pex: deterministic and actor_decay_steps are for an IQL actor that learns; here it stays as it is"
-            )
+            text = "pex: deterministic and actor_decay_steps are for an IQL actor that learns"
+            raise UserError(f"{text}; here it stays as it is")
         self.actor.requires_grad_(False)
         del self.actor_optim
         self.second = BoundedGaussian(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
         self.second_optim = Adam(self.second.parameters(), cfg.actor_lr)
 
     def mode(self, obs: Tensor) -> Tensor:
-        """The better of both modes."""
+        """The better of both modes, `(*S, B, A)`."""
         return self.choose(obs, self.second(obs)[0], None)
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The second actor's Gaussian."""
+        """Mean and deviation of the second actor's Gaussian, each `(*S, B, A)`."""
         mean, log_std = self.second(obs)
         return mean, log_std.exp()
 
@@ -63,22 +60,21 @@ class PEX(IQL):
         return self.choose(obs, second, torch.rand_like(obs[..., 0]))
 
     def choose(self, obs: Tensor, second: Tensor, chance: Tensor | None) -> Tensor:
-        """The offline actor's mode or `second` `(*S, B, A)`; `chance` uniform in [0, 1) draws from the softmax of h min Q.
+        """The offline actor's mode or `second` `(*S, B, A)`, by the softmax of h min Q.
 
-        None takes the one of larger value.
+        chance: uniform in [0, 1), `(*S, B)`, to draw from the softmax; None takes the better action.
         """
         first = self.actor(obs)[0]
         q = torch.stack([self.value_for_actor(obs, act) for act in (first, second)], -1)
         if self.cfg.scale:
             q = q / q.abs().mean((-2, -1), keepdim=True).clamp(min=1e-6)
         better = q[..., 1] - q[..., 0]
-        takes = (
-            better > 0 if chance is None else chance < torch.sigmoid(self.cfg.inverse_temperature * better)
-        )
+        h = self.cfg.inverse_temperature
+        takes = better > 0 if chance is None else chance < torch.sigmoid(h * better)
         return torch.where(takes.unsqueeze(-1), second, first)
 
-    def improve(self, b: Batch, advantage: Tensor) -> Metrics:
-        """One step of the second actor, on actions of both at the batch's states; what the data did does not count."""
+    def improve(self, b: Batch, advantage: Tensor, step: Step) -> Metrics:
+        """One step of the second actor, on actions of both actors; the data's actions have no part in it."""
         cfg = self.cfg
         with torch.no_grad():
             mean, std = self.proposal(b.obs)

@@ -1,65 +1,56 @@
-"""What agents with an ensemble of critics share: pessimism by reduction, weights, masks, and exploration by disagreement."""
+"""What agents with an ensemble of critics share: reductions, weights, masks, a critic step, exploration."""
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from mbo2o.agents.base import Agent
+from mbo2o.agents.base import Agent, AgentConfig
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig, explore
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig, members
 from mbo2o.ensemble.targets import (
     REDUCTIONS,
     SunriseConfig,
     bootstrap_mask,
-    check_granularity,
     draw_pair,
     masked_mean,
+    reduction,
     sunrise_weight,
 )
 from mbo2o.nn.optim import Adam
 from mbo2o.registry import find
-from mbo2o.types import Batch, Spec, at_least_one
+from mbo2o.types import Batch, Metrics, Spec, at_least_one
 
 
 @dataclass
-class QConfig:
+class QConfig(AgentConfig):
     """Defaults: the hyperparameters that CORL's algorithms share, unless said."""
 
     critics: int = 2  # N
     target: str = "min_q"  # how N target critics become one value: see mbo2o/ensemble/targets.py
-    granularity: str = "batch"  # of a random target's draw: batch (ENOTO's code) or sample (REDQ's REM)
-    actor_reduction: str = (
-        "min_q"  # likewise for what the actor maximises (ENOTO's code keeps min; REDQ mean_q; TD3 first_q)
-    )
-    gamma: float = 0.99
+    # how often rem and random_min_pair draw: once per batch (ENOTO's code) or per sample (REDQ's REM)
+    granularity: str = "batch"
+    # how N critics become what the actor maximises (ENOTO's code keeps min_q; REDQ mean_q; TD3 first_q)
+    actor_reduction: str = "min_q"
     tau: float = 0.005  # Polyak step of the targets
     critic_lr: float = 3e-4
-    normalize: bool = False  # scale observations by the dataset's mean and deviation, frozen afterwards
-    mask: float = (
-        1.0  # probability that a critic learns from a transition (bootstrapped DQN, SUNRISE: 0.5); 1: all do
-    )
+    # probability that a critic learns from a transition (bootstrapped DQN, SUNRISE: 0.5); 1: all do
+    mask: float = 1.0
     sunrise: SunriseConfig = field(default_factory=SunriseConfig)
     explore: ExploreConfig = field(default_factory=ExploreConfig)
     critic: MLPConfig = field(default_factory=MLPConfig)
 
-    def online(self) -> Any:
-        """The config that goes on in the environment, without what only offline learning needs; itself where all stays."""
-        return self.kept()
-
-    def kept(self) -> Any:
-        """The config that goes on as it is, pessimism included."""
-        return self
-
 
 class QEnsemble(Agent):
-    """An agent with N critics per seed. Methods below `act` and `value` take observations that `observe` has scaled."""
+    """An agent with N critics per seed.
+
+    `act`, `value`, `td_error` and `update` take raw observations; all other methods take scaled ones.
+    """
 
     cfg: QConfig
     head: Tensor
@@ -67,19 +58,17 @@ class QEnsemble(Agent):
 
     def __init__(self, spec: Spec, cfg: QConfig):
         super().__init__(spec, cfg)
+        # a setting that is misspelt or impossible is refused now, and not after the offline phase
         find(EXPLORATIONS, cfg.explore.name, "exploration")
-        # what is misspelt or cannot be is refused now, not after the offline phase
         at_least_one("agent", critics=cfg.critics, candidates=cfg.explore.candidates)
         sunrise_weight(torch.zeros(1, 1), cfg.sunrise)
-        check_granularity(cfg.granularity)
-        self._reduce = find(REDUCTIONS, cfg.target, "target")
-        # drawn once per batch and with no weights by the spread of all, a pair needs no more than two target critics
-        self._only_a_pair = (cfg.target, cfg.granularity, cfg.sunrise.weight) == (
-            "random_min_pair",
-            "batch",
-            "none",
-        )
-        self._reduce_for_actor = find(REDUCTIONS, cfg.actor_reduction, "actor_reduction")
+        find(REDUCTIONS, cfg.target, "target")
+        find(REDUCTIONS, cfg.actor_reduction, "actor_reduction")
+        self._reduce_target = reduction(cfg.target, cfg.granularity)
+        self._reduce_for_actor = reduction(cfg.actor_reduction, cfg.granularity)
+        # a pair drawn once per batch needs two target critics only, unless all of them weigh the loss
+        how = (cfg.target, cfg.granularity, cfg.sunrise.weight)
+        self._only_a_pair = how == ("random_min_pair", "batch", "none")
         self.critic = EnsembleMLP((*spec.seeds, cfg.critics), spec.obs_dim + spec.act_dim, 1, cfg.critic)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_optim = Adam(self.critic.parameters(), cfg.critic_lr)
@@ -98,7 +87,7 @@ class QEnsemble(Agent):
         return explore(self, obs, self.cfg.explore)
 
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
-        """Put another critic in charge of the next episode; drawn every time, so that seeds do not shift each other's draws."""
+        """Put another critic in charge of the next episode; every call draws for all seeds."""
         self.head.copy_(torch.where(ended, torch.randint_like(self.head, self.cfg.critics), self.head))
 
     @abstractmethod
@@ -128,38 +117,51 @@ class QEnsemble(Agent):
         return self.target(obs, act).squeeze(-1)
 
     def q_next(self, obs: Tensor, act: Tensor) -> Tensor:
-        """The target critics' values that the reduction looks at: `q_target`, or of a random pair those two, `(*S, 2, B)`."""
+        """The target critics' values that `reduce` needs: of all, or of a random pair, `(*S, 2, B)`."""
         if not self._only_a_pair:
             return self.q_target(obs, act)
         pair = torch.stack(draw_pair(self.cfg.critics, self.spec.seeds, obs.device), -1)
         return functional_call(self.target, members(self.target, pair), (obs, act)).squeeze(-1)
 
     def reduce(self, q: Tensor) -> Tensor:
-        """The target's reduction of `(*S, N, B)` to `(*S, B)`."""
-        return self._reduce(q, self.cfg.granularity)
+        """The reduction `cfg.target` of `(*S, N, B)` to `(*S, B)`."""
+        return self._reduce_target(q)
 
     def value_for_actor(self, obs: Tensor, act: Tensor) -> Tensor:
-        """The actor's reduction of all critics, `(*S, B)`."""
-        return self._reduce_for_actor(self.q(obs, act), self.cfg.granularity)
+        """The reduction `cfg.actor_reduction` of all critics, `(*S, B)`."""
+        return self._reduce_for_actor(self.q(obs, act))
 
     # ------------------------------------------------------------------ learning
 
     @abstractmethod
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """What the critics learn towards, `(*S, B)`, and the target critics' values whose spread SUNRISE weighs by."""
+        """What critics learn towards, `(*S, B)`, and the target critics' values, for SUNRISE's weights."""
+
+    def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor | float, Metrics]:
+        """What a variant adds to the critics' loss, `(*S,)`, and its metrics; q are their values."""
+        return 0.0, {}
+
+    def critic_step(self, b: Batch) -> Metrics:
+        """One step of the critics down the loss `td_loss` towards `backup`, plus the `regulariser`."""
+        q = self.q(b.obs, b.act)
+        y, next_q = self.backup(b)
+        loss = self.td_loss(b, q, y, next_q)
+        extra, metrics = self.regulariser(b, q)
+        self.critic_optim.step(loss + extra)
+        return metrics | {"critic_loss": loss.detach(), "q": q.detach().mean((-2, -1))}
 
     def td_error(self, batch: Batch) -> Tensor:
         """Mean over critics and a raw batch of (Q_i - y)², `(*S,)`."""
         with torch.no_grad():
-            b = self.observed(batch)
+            b = self.scaled(batch)
             return (self.q(b.obs, b.act) - self.backup(b)[0].unsqueeze(-2)).square().mean((-2, -1))
 
-    def observed(self, b: Batch) -> Batch:
-        """The batch with scaled observations."""
+    def scaled(self, b: Batch) -> Batch:
+        """A raw batch with its observations scaled for the networks."""
         return Batch(self.observe(b.obs), b.act, b.rew, self.observe(b.next_obs), b.done, b.mc_return)
 
     def td_loss(self, b: Batch, q: Tensor, y: Tensor, next_q: Tensor) -> Tensor:
-        """Σ_i mean_b w_b m_ib (Q_i - y)², `(*S,)`: w is SUNRISE's weight by the spread of `next_q`, m the bootstrap's mask."""
+        """Σ_i mean_b w_b m_ib (Q_i - y)², `(*S,)`: SUNRISE's weight w by the spread of `next_q`, mask m."""
         loss = (q - y.unsqueeze(-2)).square()
         if self.cfg.sunrise.weight != "none":
             loss = loss * sunrise_weight(next_q, self.cfg.sunrise).unsqueeze(-2)

@@ -16,13 +16,13 @@ class REDQConfig(SACConfig):
     """
 
     critics: int = 10  # N
-    target: str = "random_min_pair"  # M = 2 of N, drawn anew in every update
+    target: str = "random_min_pair"  # M = 2 of N, drawn in every update
     actor_reduction: str = "mean_q"
-    policy_delay: int = 20  # the actor moves with the last of a step's updates
+    policy_delay: int = 20  # the actor learns in the last of a step's updates
 
 
 @agent("redq", REDQConfig)
 class REDQ(SAC):
-    """SAC that can update often: the target's pair is drawn at random, the actor climbs the mean, and only now and then."""
+    """SAC that can update often: a random pair makes the target, and the actor moves seldom."""
 
     cfg: REDQConfig

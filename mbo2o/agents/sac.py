@@ -1,4 +1,4 @@
-"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) with N critics, and what its offspring share."""
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) with N critics, and what its variants share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.nn.policy import TanhGaussian, repeat
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError, at_least_one
+from mbo2o.types import Batch, Metrics, Spec, Step, UserError, at_least_one
 
 BACKUPS = ("sampled", "deterministic", "max")
 
@@ -24,22 +24,21 @@ class SACConfig(QConfig):
     actor_lr: float = 3e-4
     alpha_lr: float = 3e-4
     init_alpha: float = 1.0  # entropy temperature at the start
-    target_entropy: float | None = (
-        None  # None: entropy_per_dim * act_dim (MOPO's repo uses -3 on every D4RL task)
-    )
+    # None: entropy_per_dim * act_dim (MOPO's repo uses -3 on every D4RL task)
+    target_entropy: float | None = None
     entropy_per_dim: float = -1.0  # (SAC; RLPD -0.5)
-    backup: str = "sampled"  # the target's a': sampled, deterministic (d3rlpy's CQL), max of backup_samples (CQL on antmaze)
-    backup_entropy: bool = (
-        True  # the target holds the next action's entropy (MOPO, MBPO, RLPD; CQL and WSRL leave it out)
-    )
-    backup_samples: int = 10  # of backup=max
+    # the target's a': sampled, deterministic (d3rlpy's CQL), or max, the best of several (CQL on antmaze)
+    backup: str = "sampled"
+    # whether the target holds the next action's entropy (MOPO, MBPO, RLPD do; CQL and WSRL leave it out)
+    backup_entropy: bool = True
+    backup_samples: int = 10  # under backup=max, and refused elsewhere
     policy_delay: int = 1  # critic steps per step of actor and temperature (REDQ: 20)
     actor: MLPConfig = field(default_factory=MLPConfig)
 
 
 @agent("sac", SACConfig)
 class SAC(QEnsemble):
-    """Maximise return plus entropy: clipped N-critic targets, a reparametrised actor, a learned temperature."""
+    """Maximise return plus entropy: clipped N-critic targets, reparametrised actor, learned temperature."""
 
     cfg: SACConfig
 
@@ -48,29 +47,32 @@ class SAC(QEnsemble):
         at_least_one("agent", policy_delay=cfg.policy_delay, backup_samples=cfg.backup_samples)
         if cfg.backup not in BACKUPS:
             raise UserError(f"backup {cfg.backup!r} is not one of {', '.join(BACKUPS)}")
+        if cfg.backup != "max" and cfg.backup_samples != SACConfig.backup_samples:
+            text = f"backup_samples={cfg.backup_samples} has an effect under backup=max only"
+            raise UserError(f"{text}, and backup={cfg.backup}: leave it out")
+        self.cycle = cfg.policy_delay
         self.actor = TanhGaussian(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
         self.log_alpha = nn.Parameter(torch.full(spec.seeds, cfg.init_alpha).log())
         self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
         self.log_alpha_optim = Adam([self.log_alpha], cfg.alpha_lr)
-        self.target_entropy = (
-            cfg.entropy_per_dim * spec.act_dim if cfg.target_entropy is None else cfg.target_entropy
-        )
+        default = cfg.entropy_per_dim * spec.act_dim
+        self.target_entropy = default if cfg.target_entropy is None else cfg.target_entropy
 
     def mode(self, obs: Tensor) -> Tensor:
-        """Tanh of the mean."""
+        """The tanh of the Gaussian's mean, `(*S, B, A)`."""
         return self.actor.mode(obs)
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The Gaussian before the tanh."""
+        """Mean and deviation of the Gaussian before the tanh, each `(*S, B, A)`."""
         mean, log_std = self.actor(obs)
         return mean, log_std.exp()
 
     def decode(self, obs: Tensor, u: Tensor) -> Tensor:
-        """Tanh."""
+        """The action tanh(u)."""
         return torch.tanh(u)
 
     def next_value(self, next_obs: Tensor) -> tuple[Tensor, Tensor]:
-        """What the target bootstraps from, `(*S, B)`, and the target critics' values behind it, `(*S, N, B)`."""
+        """What the target bootstraps from, `(*S, B)`, and the target critics' values behind it."""
         cfg = self.cfg
         if cfg.backup == "deterministic":
             q = self.q_next(next_obs, self.actor.mode(next_obs))
@@ -88,42 +90,33 @@ class SAC(QEnsemble):
         return v, q
 
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """Y = r + γ (1 - d) [R_i Q̄_i(s', a') - α log π(a'|s')], `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`."""
+        """y = r + γ (1 - d) [R_i Q̄_i(s', a') - α log π(a'|s')], `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`."""
         with torch.no_grad():
             v, q = self.next_value(b.next_obs)
             return b.rew + self.cfg.gamma * (1 - b.done) * v, q
 
-    def regulariser(self, b: Batch, q: Tensor) -> tuple[Tensor, Metrics]:
-        """What a variant adds to the critics' loss, `(*S,)`; q are the critics' values of the batch."""
-        return torch.zeros_like(self.log_alpha), {}
-
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch, step: Step) -> Metrics:
         """One step of the critics, and every `policy_delay` times one of actor and temperature."""
-        self.updates += 1
-        b = self.observed(batch)
-        q = self.q(b.obs, b.act)
-        y, next_q = self.backup(b)
-        critic_loss = self.td_loss(b, q, y, next_q)
-        extra, metrics = self.regulariser(b, q)
-        self.critic_optim.step(critic_loss + extra)
-        metrics |= {"critic_loss": critic_loss.detach(), "q": q.detach().mean((-2, -1))}
-        if self.updates % self.cfg.policy_delay == 0:
-            metrics |= self.improve(b)
+        b = self.scaled(batch)
+        metrics = self.critic_step(b)
+        if step.due(self.cfg.policy_delay):
+            metrics |= self.improve(b, step)
         polyak(self.target, self.critic, self.cfg.tau)
         return metrics
 
-    def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor) -> Tensor:
-        """The loss α log π(ã|s) - R_i Q_i(s, ã), `(*S, B)`, of the actor's own actions ã and their log-densities."""
-        return self.log_alpha.detach().exp().unsqueeze(-1) * log_prob - self.value_for_actor(b.obs, act)
+    def actor_loss(self, b: Batch, act: Tensor, log_prob: Tensor, step: Step) -> tuple[Tensor, Metrics]:
+        """The loss α log π(ã|s) - R_i Q_i(s, ã), `(*S, B)`, of the actor's own actions ã, and metrics."""
+        alpha = self.log_alpha.detach().exp().unsqueeze(-1)
+        return alpha * log_prob - self.value_for_actor(b.obs, act), {}
 
-    def improve(self, b: Batch) -> Metrics:
+    def improve(self, b: Batch, step: Step) -> Metrics:
         """One step of actor and temperature."""
         act, log_prob = self.actor.sample(b.obs)
         alpha = self.log_alpha.detach().exp()
-        actor_loss = self.actor_loss(b, act, log_prob).mean(-1)
+        losses, metrics = self.actor_loss(b, act, log_prob, step)
+        actor_loss = losses.mean(-1)
         self.actor_optim.step(actor_loss)
         entropy = -log_prob.detach().mean(-1)
-        self.log_alpha_optim.step(
-            self.log_alpha * (entropy - self.target_entropy)
-        )  # dual ascent on E[-log π] ≥ H̄
-        return {"actor_loss": actor_loss.detach(), "entropy": entropy, "alpha": alpha}
+        # dual ascent on E[-log π] ≥ H̄
+        self.log_alpha_optim.step(self.log_alpha * (entropy - self.target_entropy))
+        return {"actor_loss": actor_loss.detach(), "entropy": entropy, "alpha": alpha} | metrics

@@ -1,4 +1,4 @@
-"""TD3+BC (Fujimoto and Gu 2021, arXiv 2106.06860) on N critics; without its imitation, TD3 with a normalised value."""
+"""TD3+BC (Fujimoto and Gu 2021, arXiv 2106.06860) on N critics; without imitation it is TD3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 from mbo2o.nn.optim import Adam, polyak
 from mbo2o.registry import agent
-from mbo2o.types import Batch, Metrics, Spec, UserError
+from mbo2o.types import Batch, Metrics, Spec, Step, UserError
 
 
 @dataclass
@@ -23,67 +23,65 @@ class TD3BCConfig(QConfig):
     bc_weight: float = 1.0  # b of the imitation, at the start
     bc_final: float | None = None  # b goes there linearly and stays; None: b is constant
     bc_decay_steps: int | None = None  # in so many updates of this agent
-    online_bc_weight: float = (
-        0.3  # b after the switch, from where it goes to 0 (ENOTO's code; the weight before is not known)
-    )
-    online_bc_decay_steps: int = 500_000  # ditto: 250,000 of the actor's steps, which is every second
+    # b after the switch, from where it goes to 0 (ENOTO's code, which says nothing of the weight before)
+    online_bc_weight: float = 0.3
+    # in so many updates: 250,000 of the actor's steps, of which there is one in two updates
+    online_bc_decay_steps: int = 500_000
     target_noise: float = 0.2  # deviation of the target policy's smoothing
     target_noise_clip: float = 0.5
     exploration_noise: float = 0.1
     policy_delay: int = 2  # critic steps per step of the actor and of all targets
     actor_lr: float = 3e-4
     actor_reduction: str = "first_q"
-    normalize: bool = (
-        True  # they add 1e-3 to the deviation; here a constant dimension gets 1, and the others their own
-    )
+    # the authors add 1e-3 to deviations; here only a constant dimension's deviation is changed, to 1
+    normalize: bool = True
     actor: MLPConfig = field(default_factory=MLPConfig)
 
     def online(self) -> TD3BCConfig:
         """The same with imitation that fades out (ENOTO's code, which does not stop at 0)."""
-        return replace(
-            self, bc_weight=self.online_bc_weight, bc_final=0.0, bc_decay_steps=self.online_bc_decay_steps
-        )
+        steps = self.online_bc_decay_steps
+        return replace(self, bc_weight=self.online_bc_weight, bc_final=0.0, bc_decay_steps=steps)
 
 
 @agent("td3bc", TD3BCConfig)
 class TD3BC(QEnsemble):
-    """A deterministic actor climbs a critic scaled to α, and is held to the data's actions by their mean squared distance."""
+    """A deterministic actor climbs a critic scaled to α, held to the data by a squared distance."""
 
     cfg: TD3BCConfig
 
     def __init__(self, spec: Spec, cfg: TD3BCConfig):
         super().__init__(spec, cfg)
         if (cfg.bc_final is None) != (cfg.bc_decay_steps is None):
-            raise UserError(
-                "bc_final and bc_decay_steps make the schedule of bc_weight together: set both or none"
-            )
+            text = "bc_final and bc_decay_steps make the schedule of bc_weight together"
+            raise UserError(f"{text}: set both or none")
+        self.cycle = cfg.policy_delay
         self.actor = EnsembleMLP(spec.seeds, spec.obs_dim, spec.act_dim, cfg.actor)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         self.actor_optim = Adam(self.actor.parameters(), cfg.actor_lr)
 
     def mode(self, obs: Tensor) -> Tensor:
-        """Tanh of the actor's output."""
+        """The tanh of the actor's output, `(*S, B, A)`."""
         return torch.tanh(self.actor(obs))
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The action itself, with a constant deviation; without it all candidates of ucb would be one (ENOTO's code)."""
+        """The action and a constant deviation; at 0, candidates of ucb would all be alike (ENOTO's code)."""
         mean = self.mode(obs)
         return mean, torch.full_like(mean, self.cfg.exploration_noise)
 
     def decode(self, obs: Tensor, u: Tensor) -> Tensor:
-        """Clipped to the box."""
+        """The action u, clipped to the box."""
         return u.clamp(-1, 1)
 
-    def bc_weight(self) -> float | Tensor:
-        """The weight b of the imitation at this update."""
+    def bc_weight(self, step: Step) -> float | Tensor:
+        """The weight b of the imitation at this update: a number, or a tensor `()` or `(*S,)`."""
         cfg = self.cfg
         if cfg.bc_final is None or cfg.bc_decay_steps is None:
             return cfg.bc_weight
-        t = min(1.0, self.updates / max(1, cfg.bc_decay_steps))
-        return (1 - t) * cfg.bc_weight + t * cfg.bc_final
+        t = (step.count.double() / max(1, cfg.bc_decay_steps)).clamp(max=1)
+        return ((1 - t) * cfg.bc_weight + t * cfg.bc_final).float()
 
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """Y = r + γ (1 - d) R_i Q̄_i(s', a'), `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`, where a' = π̄(s') + clipped noise."""
+        """y = r + γ (1 - d) R_i Q̄_i(s', a'), `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`; a' = π̄(s') + noise."""
         cfg = self.cfg
         with torch.no_grad():
             noise = cfg.target_noise * torch.randn_like(b.act)
@@ -92,29 +90,23 @@ class TD3BC(QEnsemble):
             q = self.q_next(b.next_obs, act.clamp(-1, 1))
             return b.rew + cfg.gamma * (1 - b.done) * self.reduce(q), q
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Batch, step: Step) -> Metrics:
         """One step of the critics, and every `policy_delay` times one of the actor and of all targets."""
-        self.updates += 1
-        b = self.observed(batch)
-        q = self.q(b.obs, b.act)
-        y, next_q = self.backup(b)
-        critic_loss = self.td_loss(b, q, y, next_q)
-        self.critic_optim.step(critic_loss)
-        metrics = {"critic_loss": critic_loss.detach(), "q": q.detach().mean((-2, -1))}
-        if self.updates % self.cfg.policy_delay == 0:
-            metrics |= self.improve(b)
+        b = self.scaled(batch)
+        metrics = self.critic_step(b)
+        if step.due(self.cfg.policy_delay):
+            metrics |= self.improve(b, step)
             polyak(self.target, self.critic, self.cfg.tau)
             polyak(self.actor_target, self.actor, self.cfg.tau)
         return metrics
 
-    def improve(self, b: Batch) -> Metrics:
-        """One step of the actor down -λ mean Q(s, π(s)) + b mean (π(s) - a)²; the second mean is over dimensions too."""
+    def improve(self, b: Batch, step: Step) -> Metrics:
+        """One step of the actor down -λ mean Q(s, π(s)) + b mean (π(s) - a)², over dimensions too."""
         act = self.mode(b.obs)
         q = self.value_for_actor(b.obs, act)
-        scale = self.cfg.alpha / q.detach().abs().mean(-1).clamp(
-            min=1e-8
-        )  # λ; a critic that is 0 everywhere has no slope
+        # λ; the bound is for a critic that is 0 everywhere
+        scale = self.cfg.alpha / q.detach().abs().mean(-1).clamp(min=1e-8)
         imitation = (act - b.act).square().mean((-2, -1))
-        actor_loss = -scale * q.mean(-1) + self.bc_weight() * imitation
+        actor_loss = -scale * q.mean(-1) + self.bc_weight(step) * imitation
         self.actor_optim.step(actor_loss)
         return {"actor_loss": actor_loss.detach(), "imitation": imitation.detach(), "lambda": scale}

@@ -14,7 +14,7 @@ from mbo2o.envs.lanes import Lane
 from mbo2o.envs.make import EnvChoice
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import tell
-from mbo2o.types import UserError, at_least_one
+from mbo2o.types import UserError, at_least_one, uniform_actions
 
 
 def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def measure_reference(path: Path, env_id: str | None, episodes: int, seeds: int)
     known = f"{path.name}: SAC step {actor.info.get('step', '?')}, seed {actor.info.get('seed', '?')}"
 
     def uniform(obs: Tensor) -> Tensor:
-        return torch.rand(*obs.shape[:-1], int(actor.info["act_dim"])) * 2 - 1
+        return uniform_actions(*obs.shape[:-1], int(actor.info["act_dim"]))
 
     @torch.no_grad()
     def mean_action(obs: Tensor) -> Tensor:

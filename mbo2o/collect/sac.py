@@ -34,11 +34,12 @@ from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.streams import seed_all
 from mbo2o.nn.policy import TanhGaussian
+from mbo2o.run.engine import Engine
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import tell
 from mbo2o.store.datasets import read, summary
 from mbo2o.store.hdf5 import read_hdf5, write_hdf5
-from mbo2o.types import Spec, UserError
+from mbo2o.types import Spec, UserError, uniform_actions
 
 
 @dataclass
@@ -100,6 +101,7 @@ def train(
     net = MLPConfig(hidden=hidden)
     cfg = SACConfig(actor_lr=lr, critic_lr=lr, alpha_lr=lr, actor=net, critic=net)
     agent, buffer = SAC(spec, cfg), ReplayBuffer(spec, steps)
+    engine = Engine()
     evaluate = Evaluator(env_id, (1,), episodes, seed, cfg.gamma)
     info = {
         "env_id": env_id,
@@ -110,11 +112,11 @@ def train(
     evals: list[tuple[int, float, float]] = []
     bar = tqdm(range(1, steps + 1), desc=f"SAC on {env_id}", unit="step", mininterval=5)
     for t in bar:
-        act = torch.rand(1, 1, act_dim) * 2 - 1 if t <= start else agent.act(lanes.obs(), explore=True)
+        act = uniform_actions(1, 1, act_dim) if t <= start else agent.act(lanes.obs(), explore=True)
         transition, truncated, _ = lanes.step(act)
         buffer.add(transition, truncated)
         if t >= start:
-            agent.update(buffer.sample(batch))
+            engine.update(agent, buffer.sample(batch))
         if t % eval_every == 0:
             result = evaluate(agent.act, agent.value)
             evals.append((t, float(result["return"]), float(result["return_std"])))
@@ -290,7 +292,7 @@ def _fields(steps: Iterator[tuple[Any, ...]], rows: int) -> Fields:
 def _steps(lane: Lane, policy: Callable[[Tensor], Tensor] | None, rows: int) -> Iterator[tuple[object, ...]]:
     for _ in range(rows):
         obs = lane.obs
-        act = torch.rand(lane.act_dim) * 2 - 1 if policy is None else policy(torch.from_numpy(obs)[None])[0]
+        act = uniform_actions(lane.act_dim) if policy is None else policy(torch.from_numpy(obs)[None])[0]
         rew, next_obs, terminated, truncated = lane.step(act.numpy())
         yield obs, act.numpy(), np.float32(rew), next_obs, terminated, truncated
         if terminated or truncated:

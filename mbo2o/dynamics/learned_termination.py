@@ -1,7 +1,8 @@
-"""A termination rule learned from logged data, for tasks whose rule nobody wrote down.
+"""A termination rule that is learned from logged data, for tasks whose rule is not known.
 
-A small classifier of transitions, P(terminated | obs, act, next_obs), calibrated so that 0.5 is the right threshold if
-both mistakes cost the same. It knows only endings like those in the data: a named rule is better where there is one.
+A small classifier of transitions, P(terminated | obs, act, next_obs), is calibrated so that 0.5 is the right
+threshold if both mistakes cost the same. It knows only endings like those in the data: a named rule is better
+where there is one.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ BINS = 15
 class LearnedTermination(nn.Module):
     """A `TerminationFn` fitted to data: `head(obs, act, next_obs)` is true where P(terminated) > 0.5.
 
-    Endings are rare, so training draws half of each batch from them, which multiplies the odds by (1 - π)/π where π is
-    the share of terminal rows; log π/(1 - π) on the logit undoes that (King and Zeng 2001). A tenth of the rows, split
-    by class, is held out for Platt scaling, slope and offset of the logit against smoothed targets (Platt 1999), and
-    for `report`. Nothing else is chosen on it: the report flatters by two parameters' worth.
+    Endings are rare, so training draws half of each batch from them, which multiplies the odds by (1 - π)/π
+    where π is the share of terminal rows; adding log π/(1 - π) to the logit undoes that (King and Zeng 2001).
+    A tenth of the rows, split by class, is held out for Platt scaling (slope and offset of the logit against
+    smoothed targets, Platt 1999) and for `report`, which is therefore slightly optimistic: two parameters
+    were fitted to the same rows.
 
     Statistics, calibration and report are buffers: `state_dict` is complete.
     """
@@ -36,11 +38,11 @@ class LearnedTermination(nn.Module):
     slope: Tensor
     offset: Tensor
     false_alive: Tensor
-    """Share of held-out terminal rows that the head lets live; NaN where there were none."""
+    """Share of held-out terminal rows that the head lets go on; NaN without such rows."""
     false_dead: Tensor
-    """Share of held-out other rows that the head ends."""
+    """Share of the other held-out rows that the head ends."""
     calibration_error: Tensor
-    """Expected calibration error of P(terminated) on the holdout, 15 bins of equal width (Naeini et al. 2015)."""
+    """Expected calibration error of P(terminated) on the holdout, 15 equal bins (Naeini et al. 2015)."""
 
     def __init__(
         self, obs_dim: int, act_dim: int, hidden: int = 128, generator: torch.Generator | None = None
@@ -48,7 +50,7 @@ class LearnedTermination(nn.Module):
         super().__init__()
         dims = [2 * obs_dim + act_dim, hidden, hidden, 1]
         self.normalizer = Normalizer((), dims[0])
-        # skip_init and the generator: a head is fitted in the middle of a run and must not move its random state.
+        # skip_init and a generator: a head is fitted within a run, whose random state must not move
         layers = [nn.utils.skip_init(nn.Linear, i, o) for i, o in pairwise(dims)]
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
@@ -61,16 +63,12 @@ class LearnedTermination(nn.Module):
 
     @torch.no_grad()
     def forward(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-        """Raw units, `(*S, B, ...)`, leading axes broadcast → bool `(*S, B)`. Non-finite rows always end."""
-        # A NaN compares false: written this way round, it ends.
+        """Raw units, `(*S, B, ...)`, leading axes broadcast → bool `(*S, B)`; rows not finite always end."""
+        # a comparison with NaN is false, so in this form such a row ends
         return ~(self.logit(obs, act, next_obs) <= 0)
 
-    def probability(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-        """Calibrated P(terminated), `(*S, B)`."""
-        return self.logit(obs, act, next_obs).sigmoid()
-
     def logit(self, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-        """Calibrated log-odds, `(*S, B)`."""
+        """Calibrated log-odds of an ending, `(*S, B)`."""
         lead = torch.broadcast_shapes(obs.shape[:-1], act.shape[:-1], next_obs.shape[:-1])
         x = torch.cat([part.expand(*lead, part.shape[-1]) for part in (obs, act, next_obs)], -1)
         return self.slope * self._score(x.to(self.slope.dtype)) + self.offset
@@ -96,13 +94,14 @@ class LearnedTermination(nn.Module):
         steps: int = 2000,
         batch: int = 512,
     ) -> Self:
-        """Train and calibrate on rows `(N, D)`, `(N, A)`, `(N, D)`, `(N,)`, raw units, where they lie.
+        """Train and calibrate on rows `(N, D)`, `(N, A)`, `(N, D)`, `(N,)` in raw units, on their device.
 
-        The same data, seed and thread count give the same head; the global random state is neither read nor moved.
-        Data of one class only need no training: the head then always says that class, and warns.
+        The same data, seed and thread count give the same head; the global random state is neither read nor
+        moved. Without rows of both classes nothing is trained: the head then always gives the one class, with
+        a warning.
 
         Raises:
-            UserError: A row that is not finite.
+            UserError: A row is not finite.
         """
         x, y = torch.cat([obs, act, next_obs], -1).float(), done > 0.5
         if not x.isfinite().all():
@@ -113,7 +112,8 @@ class LearnedTermination(nn.Module):
         head.normalizer.mean.copy_(mean)
         head.normalizer.std.copy_(std)
 
-        # Per class, so that rare endings are on both sides of the split. Indices are drawn on the CPU on every device.
+        # split by class, so that rare endings are on both sides; indices are drawn on the CPU for every
+        # device
         held, kept = [], []
         for rows in (y.logical_not().nonzero().flatten(), y.nonzero().flatten()):
             rows = rows[torch.randperm(len(rows), generator=generator).to(x.device)]
@@ -123,7 +123,7 @@ class LearnedTermination(nn.Module):
         alive, dead = kept
         if len(alive) and len(dead):
             head._train(x, alive, dead, steps, batch, generator)
-            # Where the holdout has no ending to calibrate on, this prior correction is all there is.
+            # the correction for the share of endings, which calibration replaces if the holdout has an ending
             head.offset.fill_(math.log(len(dead) / len(alive)))
             holdout = torch.cat(held)
             head._calibrate(x[holdout], y[holdout])
@@ -137,8 +137,8 @@ class LearnedTermination(nn.Module):
     def _train(
         self, x: Tensor, alive: Tensor, dead: Tensor, steps: int, batch: int, generator: torch.Generator
     ) -> None:
-        # So strong a decay, because rules are mostly thresholds on a few entries: measured on Hopper and Walker2d, it
-        # lets a third fewer endings pass than none.
+        # The decay is strong because rules are mostly thresholds on a few entries: measured on Hopper and
+        # Walker2d, the head misses a third fewer endings than without decay.
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=2e-3, weight_decay=1.0, fused=True)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         target = torch.arange(batch, device=x.device).ge(batch // 2).float()
@@ -153,7 +153,7 @@ class LearnedTermination(nn.Module):
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor, y: Tensor) -> None:
-        """Platt scaling and the report on held-out rows; where none of them is terminal, the prior's offset stays."""
+        """Platt scaling and the report on held-out rows; without a terminal row the offset stays."""
         if y.any():
             n = y.sum().double()
             target = torch.where(y, (n + 1) / (n + 2), 1 / (len(y) - n + 2))
@@ -172,8 +172,8 @@ class LearnedTermination(nn.Module):
 
 @torch.enable_grad()
 def _platt(score: Tensor, target: Tensor, offset: float) -> tuple[float, float]:
-    """Slope and offset that maximise the likelihood of `target (N,)` given `score (N,)`; the slope stays positive."""
-    # The slope's logarithm: a ranking must not be turned round to please a handful of endings.
+    """Slope, kept positive, and offset of largest likelihood of `target (N,)` given `score (N,)`."""
+    # fitting the slope's logarithm keeps it positive: a few endings must not reverse the ranking
     w = torch.tensor([0.0, offset], dtype=score.dtype, device=score.device, requires_grad=True)
     lbfgs = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
 

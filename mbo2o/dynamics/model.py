@@ -1,4 +1,4 @@
-"""The probabilistic dynamics ensemble: what happens next, and how sure each member is (PETS, MBPO, MOPO)."""
+"""The probabilistic dynamics ensemble: what happens next, and how certain members are (PETS, MBPO, MOPO)."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ class DynamicsConfig:
     """Defaults: MOPO's network (mopo/models/constructor.py) unless said."""
 
     members: int = 7
-    elites: int = 5  # members with the smallest holdout error; rollouts draw from these
+    elites: int = 5  # members with the smallest holdout error, from which rollouts draw
     net: MLPConfig = field(default_factory=lambda: MLPConfig(hidden=[200, 200, 200, 200], activation="silu"))
-    # Regress (Δobs, reward) in units of their standard deviations; MOPO does not. Then a dimension of large scale neither
-    # rules the fit nor sits at the variance's cap, and holdout errors of tasks compare. Predictions are in raw units.
+    # Regress (Δobs, reward) in units of their standard deviations; MOPO does not. Then a dimension of large
+    # scale does not dominate the fit or reach the variance's cap, and holdout errors of tasks compare.
+    # Predictions are in raw units.
     normalize_targets: bool = True
 
 
 class GaussianDynamics(nn.Module):
-    """M Gaussian networks over (Δobs, reward) given (obs, act). Knows nothing of RL.
+    """M Gaussian networks over (Δobs, reward) given (obs, act).
 
-    obs `(*S, B, D)` and act `(*S, B, A)` are raw; statistics of inputs and targets travel inside. With `seeds=()` there is no
-    seed axis: one model, `(B, D)` in and `(B, D)` out, as planning wants it.
+    obs `(*S, B, D)` and act `(*S, B, A)` are raw; the model holds the statistics of its inputs and targets.
+    With `seeds=()` there is no seed axis: one model, `(B, D)` in and `(B, D)` out, as planning uses it.
     """
 
     inputs: Normalizer
@@ -53,9 +54,8 @@ class GaussianDynamics(nn.Module):
     def __init__(self, spec: Spec, cfg: DynamicsConfig):
         super().__init__()
         if not 1 <= cfg.elites <= cfg.members:
-            raise UserError(
-                f"recipe.dynamics.elites={cfg.elites} must lie between 1 and recipe.dynamics.members={cfg.members}"
-            )
+            largest = f"recipe.dynamics.members={cfg.members}"
+            raise UserError(f"recipe.dynamics.elites={cfg.elites} must lie between 1 and {largest}")
         self.spec, self.cfg = spec, cfg
         self.info: dict[str, Any] = {}  # as `save` was given it
         n_in, n_out = spec.obs_dim + spec.act_dim, spec.obs_dim + 1
@@ -64,12 +64,12 @@ class GaussianDynamics(nn.Module):
             self.targets = Normalizer(spec.seeds, n_out)
             self.net = GaussianEnsemble((*spec.seeds, cfg.members), n_in, n_out, cfg.net)
             self.register_buffer("elites", torch.arange(cfg.elites).expand(*spec.seeds, -1).clone())
-            # which rows each member never trains on follows from this; fixed for the model's life (see fit)
+            # decides which rows each member never trains on, as long as the model lives (see `fit`)
             self.register_buffer("bootstrap", torch.randint(1 << 31, (*spec.seeds, cfg.members)))
             self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def predict(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of (Δobs, reward) by every member, in raw units: `(*S, M, B, D+1)`, reward last."""
+        """Every member's mean and standard deviation of (Δobs, reward), raw units, each `(*S, M, B, D+1)`."""
         mean, log_var = _in_chunks(self.net, self.inputs(torch.cat([obs, act], -1)), self.bootstrap.numel())
         return self.targets.inverse(mean), torch.exp(0.5 * log_var) * self.targets.std.unsqueeze(-3)
 
@@ -78,13 +78,13 @@ class GaussianDynamics(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """A draw of next observation `(*S, B, D)` and reward `(*S, B)`, each row from one random elite (TS1).
 
-        Rows are dealt to the elites in equal shares at random, and each member computes its share only. Randomness comes from
-        `generator`, else from torch's own.
+        Rows are dealt to the elites in equal shares at random, and each elite computes its own share only.
+        Randomness comes from `generator`, or from torch's own if there is none.
         """
         x = self.inputs(torch.cat([obs, act], -1))
         b, k = x.shape[-2], self.elites.shape[-1]
         share = -(-b // k)
-        # places ≥ b only fill up the shares
+        # places from b on only fill up the shares
         order = torch.rand(*x.shape[:-2], share * k, generator=generator, device=x.device).argsort(-1)
         dealt = _take_rows(x, order.clamp(max=b - 1)).unflatten(-2, (k, share))
         # the log-variance's bounds are shared by the members
@@ -98,12 +98,15 @@ class GaussianDynamics(nn.Module):
         return obs + draw[..., :-1], draw[..., -1]
 
     def draw(self, obs: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """The same draw as `step`, out of a prediction `(*S, M, B, D+1)` that is at hand already."""
+        """As `step`, out of a prediction `(*S, M, B, D+1)` that is known already.
+
+        Here each row draws its elite independently, not in equal shares: the two give different numbers.
+        """
         place = torch.randint(self.elites.shape[-1], mean.shape[:-3] + mean.shape[-2:-1], device=mean.device)
-        member = self.elites.gather(-1, place)[..., None, :, None].expand(
-            *mean.shape[:-3], 1, *mean.shape[-2:]
-        )
-        mean, std = mean.gather(-3, member).squeeze(-3), std.gather(-3, member).squeeze(-3)
+        chosen = self.elites.gather(-1, place)[..., None, :, None]
+        member = chosen.expand(*mean.shape[:-3], 1, *mean.shape[-2:])
+        mean = mean.gather(-3, member).squeeze(-3)
+        std = std.gather(-3, member).squeeze(-3)
         y = mean + std * torch.randn_like(mean)
         return obs + y[..., :-1], y[..., -1]
 
@@ -115,16 +118,15 @@ class GaussianDynamics(nn.Module):
     def seed(self, k: int) -> GaussianDynamics:
         """Seed k's model on its own, without the seed axis."""
         spec = Spec(self.spec.obs_dim, self.spec.act_dim, (), self.spec.device)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the draws of an initialisation that is overwritten must not show
+        # the initial weights are overwritten: their draws must not move torch's stream
+        with torch.random.fork_rng(devices=[]):
             alone = GaussianDynamics(spec, self.cfg)
-        # everything but the scalar flag `fitted` leads with seeds
+        # seeds are the first axis of everything but the scalar flag `fitted`
         alone.load_state_dict({n: x[k] if x.dim() else x for n, x in self.state_dict().items()})
         return alone
 
     def save(self, path: str | Path, info: dict[str, Any] | None = None) -> None:
-        """Write `path` (a new or existing folder): `model.safetensors` and `model.json`; `info` is kept in the latter."""
+        """Write `model.safetensors` and `model.json`, which holds `info`, into the folder `path`."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         spec = {"obs_dim": self.spec.obs_dim, "act_dim": self.spec.act_dim, "seeds": list(self.spec.seeds)}
@@ -134,7 +136,7 @@ class GaussianDynamics(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> GaussianDynamics:
-        """Read what `save` wrote; needs no run and no config. UserError when it is missing or something else."""
+        """Read what `save` wrote, without a run or a config. UserError if it is missing or something else."""
         path = Path(path)
         try:
             about = json.loads((path / "model.json").read_text())
@@ -143,7 +145,7 @@ class GaussianDynamics(nn.Module):
             cfg = dict(about["config"])
             cfg["net"] = MLPConfig(**cfg["net"])
             spec = Spec(about["obs_dim"], about["act_dim"], tuple(about["seeds"]), device)
-            # without memory: the sizes that a file claims are held against its tensors before anything is allocated
+            # on a device without memory: sizes that a file claims are checked before anything is allocated
             model = cls(replace(spec, device="meta"), DynamicsConfig(**cfg))
             model.load_state_dict(load_file(path / "model.safetensors", device=device), assign=True)
             model.spec = spec
@@ -158,9 +160,8 @@ class GaussianDynamics(nn.Module):
             SafetensorError,
         ) as e:
             reason = " ".join(str(e).split())
-            raise UserError(
-                f"{path}: no dynamics model can be read from it ({reason}); expected a folder of `save`"
-            ) from e
+            text = f"{path}: no dynamics model can be read from it ({reason})"
+            raise UserError(f"{text}; expected a folder of `save`") from e
         return model
 
 
@@ -191,7 +192,7 @@ def _take_rows(x: Tensor, index: Tensor) -> Tensor:
 def _in_chunks(
     net: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, networks: int
 ) -> tuple[Tensor, Tensor]:
-    """`net(x)`, on a CPU some rows at a time, so that activations stay in its cache: twice as fast for 10 000 rows or more."""
+    """`net(x)`; on a CPU in parts whose activations fit its cache: twice as fast from 10 000 rows on."""
     if x.device.type != "cpu":
         return net(x)
     mean, log_var = zip(*(net(part) for part in x.split(max(128, CHUNK // networks), -2)), strict=True)

@@ -1,4 +1,4 @@
-"""Branched rollouts in the learned model, under a penalty for what it does not know (MBPO, MOPO)."""
+"""Branched rollouts in the learned model, with a penalty on its uncertainty (MBPO, MOPO)."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ def rollout(
     coef: float,
     reward: RewardFn | None = None,
 ) -> Metrics:
-    """Branch from `starts` `(*S, B, D)` for up to `horizon` steps; transitions go `into` the buffer with r - coef·u(s, a).
+    """Branch from `starts` `(*S, B, D)` for up to `horizon` steps, into a buffer, with rewards r - coef·u.
 
-    Each step draws its next state from one random elite (TS1). Nothing is imagined past a termination, nor past a state,
-    reward or penalty that is not finite, whose transition is left out. All seeds roll B rows to the end and keep what counts,
-    so that random draws do not depend on when another seed's rollouts end. `coef=0` evaluates one member per row instead of
-    all.
+    Each step draws its next state from one random elite (TS1). A branch ends at a termination. It also ends
+    at a state, reward or penalty that is not finite, and that transition is left out. All seeds roll B rows
+    to the end and mark which ones count, so that random draws do not depend on when another seed's branches
+    end. With `coef=0` each row is computed by one member instead of all.
 
-    Returns means over the kept transitions, `(*S,)`: `penalty`, `reward` (before the penalty), `penalty_share`
-    = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and as `largest` the largest |reward| that
-    went into the buffer, after the penalty.
+    Returns means over the transitions that count, `(*S,)`: `penalty`, `reward` (before the penalty),
+    `penalty_share` = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and as
+    `largest` the largest |reward| that went into the buffer, after the penalty.
     """
-    obs, alive = starts, torch.ones(starts.shape[:-1], dtype=torch.bool, device=starts.device)
+    obs = starts
+    alive = torch.ones(starts.shape[:-1], dtype=torch.bool, device=starts.device)
     ended = torch.zeros_like(alive)
     count = torch.zeros(starts.shape[:-2], device=starts.device)
     u_sum, r_sum, r_abs, largest = (torch.zeros_like(count) for _ in range(4))
@@ -68,9 +69,8 @@ def rollout(
         largest = torch.maximum(largest, torch.where(alive, penalised.abs(), 0.0).amax(-1))
         ended = ended | (alive & done)
         alive = alive & ~done
-        obs = torch.where(
-            alive.unsqueeze(-1), next_obs, obs
-        )  # a finished branch stands still, away from infinities
+        # a finished branch stays where it is, so that it cannot reach infinity
+        obs = torch.where(alive.unsqueeze(-1), next_obs, obs)
     n = count.clamp(min=1)
     return {
         "penalty": u_sum / n,
@@ -82,7 +82,7 @@ def rollout(
 
 
 class Branches:
-    """A sink that holds on to all rows of a rollout and to which of them count: these differ between seeds."""
+    """A sink that holds all rows of a rollout, and which of them count, in each seed."""
 
     def __init__(self) -> None:
         self._parts: list[Batch] = []
@@ -100,15 +100,15 @@ class Branches:
 
     @property
     def keep(self) -> Tensor:
-        """Which of them were imagined before the branch's end, `(*S, h·B)`."""
+        """Which of these rows come before the end of their branch, `(*S, h·B)`."""
         return torch.cat(self._keep, -1)
 
 
 @torch.no_grad()
 def uncertainty(model: GaussianDynamics, batch: Batch, keep: Tensor | None = None) -> Metrics:
-    """How unsure the model is on a batch `(*S, B, ...)`: the mean of each penalty and of the aleatoric spread, `(*S,)`.
+    """Means of each penalty and of the aleatoric spread on a batch `(*S, B, ...)`, each `(*S,)`.
 
-    keep: the rows that count, `(*S, B)`; NaN for a seed without one.
+    keep: the rows that count, `(*S, B)`; a seed without one has NaN.
     """
     mean, std = model.predict(batch.obs, batch.act)
     weight = torch.ones_like(batch.rew, dtype=torch.bool) if keep is None else keep
@@ -120,7 +120,7 @@ def uncertainty(model: GaussianDynamics, batch: Batch, keep: Tensor | None = Non
 
 @torch.no_grad()
 def one_step_error(model: GaussianDynamics, batch: Batch) -> Tensor:
-    """The true one-step error of the elites' mean next state: root mean square over dimensions, batch mean, `(*S,)`."""
+    """The error of the elites' mean next state: root mean square over dimensions, batch mean, `(*S,)`."""
     mean, _ = model.predict(batch.obs, batch.act)
     error = model.elite_mean(mean)[..., :-1] - (batch.next_obs - batch.obs)
     return error.square().mean(-1).sqrt().mean(-1)

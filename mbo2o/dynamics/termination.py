@@ -1,14 +1,15 @@
-"""Where an imagined episode ends: the task's own rule, read off the next observation.
+"""Where an imagined episode ends: the task's own rule, as a function of the next observation.
 
-A dynamics model predicts observations, so a rollout needs a function that says which of them end the episode. Every
-function here is a `TerminationFn`: `obs (*S, B, D)`, `act (*S, B, A)`, `next_obs (*S, B, D)`, raw units → bool
-`(*S, B)`, without a host read. Ranges are those of gymnasium's v5 tasks with default arguments (v2 to v4 share them),
-where the root's x (for ant, humanoid and swimmer also y) is left out of the observation.
+A dynamics model predicts observations, so a rollout needs a function that says which of them end the episode.
+Every function here is a `TerminationFn`: `obs (*S, B, D)`, `act (*S, B, A)`, `next_obs (*S, B, D)`, raw units
+→ bool `(*S, B)`, without a host read. Ranges are those of gymnasium's v5 tasks with default arguments (v2 to
+v4 share them), where the root's x (for ant, humanoid and swimmer also y) is left out of the observation.
 
-Two things differ from the environments on purpose; neither shows on observations that those emit. Non-finite rows end
-in every function but `none`, because a model can produce them. Tasks whose observations stay far inside ±100 also end
-outside it (the guard of OfflineRL-Kit), so that an exploding rollout does not fill the buffer. Published code writes
-the guard as `abs(x < 100)`, which lets -1e6 pass; ours is `abs(x) < 100`.
+Two rules are added to those of the environments; neither acts on observations of the environments themselves.
+Rows that are not finite end in every function but `none`, because a model can produce them. Tasks whose
+observations stay far inside ±100 also end outside it (the guard of OfflineRL-Kit), so that a rollout that
+explodes does not fill the buffer. Published code writes the guard as `abs(x < 100)`, which lets -1e6 pass;
+here it is `abs(x) < 100`.
 """
 
 from __future__ import annotations
@@ -29,48 +30,48 @@ from mbo2o.types import RewardFn, TerminationFn, UserError
 F = TypeVar("F", bound=TerminationFn)
 
 EXPLODED = 100.0
-"""Bound of the guard, raw units: hopper's `healthy_state_range`, far beyond the others' reach."""
+"""Bound of the guard, raw units: hopper's `healthy_state_range`; other tasks stay far below it."""
 
 
 def none(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Never, not even on non-finite rows."""
+    """The episode never ends, not even on rows that are not finite."""
     return torch.zeros(next_obs.shape[:-1], dtype=torch.bool, device=next_obs.device)
 
 
 def non_finite(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Only where the model broke: for tasks without an ending whose observations may be large (forces, speeds)."""
+    """Only rows that are not finite: for tasks without an ending that observe large numbers (forces)."""
     return ~next_obs.isfinite().all(-1)
 
 
 def exploded(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Any `|x| >= 100`, or not finite: for tasks without an ending whose observations the simulator keeps far below."""
+    """Any `|x| >= 100`, or not finite: for tasks without an ending whose observations stay far below 100."""
     return ~_within(next_obs)
 
 
 def hopper(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
     """Healthy: z > 0.7, |angle| < 0.2, and everything but z inside ±100.
 
-    The simulator reads raw velocities for the ±100 and the observation clips them at ±10, so for real rows that part of
-    the rule is invisible; it has not been seen to decide.
+    The simulator compares raw velocities with ±100 and the observation clips them at ±10, so real rows do not
+    show that part of the rule; no case is known where it decided.
     """
     z, angle = next_obs[..., 0], next_obs[..., 1]
     return ~((z > 0.7) & z.isfinite() & (angle.abs() < 0.2) & _within(next_obs[..., 1:]))
 
 
 def walker2d(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Healthy: 0.8 < z < 2 and |angle| < 1. The guard cannot touch real rows: limited joints, velocities cut at ±10."""
+    """Healthy: 0.8 < z < 2 and |angle| < 1. Real rows stay inside the guard: velocities are within ±10."""
     z, angle = next_obs[..., 0], next_obs[..., 1]
     return ~((z > 0.8) & (z < 2.0) & (angle.abs() < 1.0) & _within(next_obs))
 
 
 def ant(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Healthy: 0.2 <= z <= 1 and a finite state. Holds with v5's contact forces in the observation and without."""
+    """Healthy: 0.2 <= z <= 1 and a finite state, with or without v5's contact forces in the observation."""
     z = next_obs[..., 0]
     return ~((z >= 0.2) & (z <= 1.0) & next_obs.isfinite().all(-1))
 
 
 def humanoid(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Healthy: 1 < z < 2. No guard: actuator and contact forces in the observation exceed 100 in ordinary use."""
+    """Healthy: 1 < z < 2. No guard, since contact forces in the observation often exceed 100."""
     z = next_obs[..., 0]
     return ~((z > 1.0) & (z < 2.0) & next_obs.isfinite().all(-1))
 
@@ -81,10 +82,10 @@ def inverted_pendulum(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def inverted_double_pendulum(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """Healthy: the tip of two 0.6 m links stands above 1 m. Observed: x, sines, cosines, velocities, force.
+    """Healthy: the tip of two 0.6 m links is above 1 m. Observed: x, sines, cosines, velocities, force.
 
-    The simulator reads the tip from the last stage of its integrator, not from the state it returns, so rows at the
-    very threshold may differ: 2 in 54 000 did (random, sinusoidal and bang-bang actions).
+    The simulator takes the tip from the last stage of its integrator, not from the state it returns, so rows
+    at the threshold may differ: 2 in 54 000 did (random, sinusoidal and bang-bang actions).
     """
     sin1, sin2, cos1, cos2 = next_obs[..., 1:5].unbind(-1)
     y = 0.6 * cos1 + 0.6 * (cos1 * cos2 - sin1 * sin2)
@@ -97,9 +98,9 @@ def mountain_car(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-    """PointMaze and AntMaze with `continuing_task=False`, observed as (x, y, ..., goal x, goal y): within 0.45 m of the goal.
+    """PointMaze and AntMaze with `continuing_task=False`: within 0.45 m of the goal, the last two entries.
 
-    That is how `envs.make.make_env` makes and observes the sparse ones. AntMaze never ends by the ant's height.
+    `mbo2o.envs.make.make_env` makes sparse mazes like that. The ant's height does not end an AntMaze.
     """
     return ((next_obs[..., :2] - next_obs[..., -2:]).norm(dim=-1) <= 0.45) | non_finite(obs, act, next_obs)
 
@@ -110,7 +111,7 @@ def point_maze_goal(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def _within(x: Tensor) -> Tensor:
-    # NaN compares false, so this also asks for finite entries.
+    # a comparison with NaN is false, so this also requires finite entries
     return (x.abs() < EXPLODED).all(-1)
 
 
@@ -156,12 +157,11 @@ def termination(name: str) -> Callable[[F], F]:
 RESERVED = ("auto", "learned")
 """Values of `termination` that are no rule's name: the environment's own rule, and one fitted to data."""
 
-# As `envs.make.make_env` makes them: sparse mazes end at the goal, dense ones never (`continuing_task=True`,
-# the default of gymnasium-robotics; for sparse ones made that way choose `point_maze` or `non_finite` by name).
-_MAZES = [
-    "UMaze",
-    *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in ("", "_Diverse_G", "_Diverse_GR")),
-]
+# As `mbo2o.envs.make.make_env` makes them: sparse mazes end at the goal, dense ones never
+# (`continuing_task=True`, the default of gymnasium-robotics; for sparse ones made that way, choose
+# `point_maze` or `non_finite` by name).
+_GOALS = ("", "_Diverse_G", "_Diverse_GR")
+_MAZES = ["UMaze", *(f"{m}{goals}" for m in ("Open", "Medium", "Large") for goals in _GOALS)]
 _BY_ENV: dict[str, str] = {
     "Hopper": "hopper",
     "Walker2d": "walker2d",
@@ -183,41 +183,15 @@ _BY_ENV: dict[str, str] = {
 }
 
 
-HARMLESS = {
-    *(
-        "render_mode",
-        "width",
-        "height",
-        "camera_id",
-        "camera_name",
-        "default_camera_config",
-        "max_geom",
-        "max_episode_steps",
-    ),
-    *(
-        "forward_reward_weight",
-        "ctrl_cost_weight",
-        "contact_cost_weight",
-        "contact_cost_range",
-        "impact_cost_weight",
-    ),
-    *(
-        "healthy_reward",
-        "reward_near_weight",
-        "reward_dist_weight",
-        "reward_control_weight",
-        "uph_cost_weight",
-    ),
-    *(
-        "reset_noise_scale",
-        "contact_force_range",
-        "include_cfrc_ext_in_observation",
-        "use_contact_forces",
-        "frame_skip",
-        "g",
-    ),
-}
-"""Arguments of environments that change neither what ends an episode nor where the rules above read it."""
+HARMLESS = set(
+    """
+    render_mode width height camera_id camera_name default_camera_config max_geom max_episode_steps
+    forward_reward_weight ctrl_cost_weight contact_cost_weight contact_cost_range impact_cost_weight
+    healthy_reward reward_near_weight reward_dist_weight reward_control_weight uph_cost_weight
+    reset_noise_scale contact_force_range include_cfrc_ext_in_observation use_contact_forces frame_skip g
+    """.split()  # noqa: SIM905
+)
+"""Arguments of environments that change neither what ends an episode nor where observations show it."""
 
 
 def resolve(

@@ -1,1 +1,1 @@
-"""Ensembles of networks and what is read off them: the heart of the package; imports torch and types only."""
+"""Ensembles of networks, and what is computed from their members; this room imports torch and types only."""

@@ -1,7 +1,8 @@
 """How to act while learning: which action a Gaussian policy and an ensemble of critics try next.
 
-Each exploration maps observations `(*S, B, D)` to actions `(*S, B, A)`. It draws the policy's internal variable u, of which the
-policy knows the Gaussian and how to make an action of it: the same code serves squashed, clipped and latent policies.
+Each exploration maps observations `(*S, B, D)` to actions `(*S, B, A)`. It draws the policy's internal
+variable u: the policy gives the Gaussian of u and decodes u to an action. The same code thus serves squashed,
+clipped and latent policies.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Proposer(Protocol):
 
     @property
     def head(self) -> Tensor:
-        """The critic in charge of each seed's running episode, `(*S,)` int64; drawn at its start (`bootstrapped`)."""
+        """The critic in charge of each seed's episode, `(*S,)` int64, drawn at its start (`bootstrapped`)."""
         ...
 
     def proposal(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of u, each `(*S, B, U)`; without any spread all candidates would be one."""
+        """Mean and standard deviation of u, each `(*S, B, U)`; at 0 all candidates would be the same."""
         ...
 
     def decode(self, obs: Tensor, u: Tensor) -> Tensor:
@@ -44,14 +45,13 @@ class ExploreConfig:
 
     name: str = "policy"  # policy | ucb | bootstrapped | oac
     candidates: int = 10  # actions that ucb and bootstrapped choose from (ENOTO's released code)
-    ucb_coef: float = (
-        1.0  # stds above the mean (ENOTO's code 10; SUNRISE's paper 1 to 10; 1 does on small tasks)
-    )
-    std_ddof: int = 1  # of the critics' std (ENOTO's code 1; SUNRISE and OAC's |Q1 - Q2| / 2: 0)
-    oac_beta: float = (
-        4.66  # stds in the upper bound whose gradient is followed (OAC's paper on Humanoid, ENOTO's code)
-    )
-    oac_delta: float = 23.53  # KL to the policy (ditto): a shift of 6.9 of its stds; 0.5 to 2 for small tasks
+    # ucb: stds above the mean (ENOTO's code 10; SUNRISE's paper 1 to 10; 1 does on small tasks)
+    ucb_coef: float = 1.0
+    std_ddof: int = 1  # of the critics' std (ENOTO's code 1; SUNRISE, and OAC's |Q1 - Q2| / 2: 0)
+    # oac: stds in the upper bound whose gradient is followed (OAC's paper on Humanoid, ENOTO's code)
+    oac_beta: float = 4.66
+    # oac: KL to the policy (the same sources): a shift of 6.9 of its stds; 0.5 to 2 for small tasks
+    oac_delta: float = 23.53
 
 
 def policy(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
@@ -61,36 +61,36 @@ def policy(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
 
 
 def ucb(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
-    """Of the policy's samples the one whose critics' mean + coefficient · std is largest (SUNRISE; with one actor: ENOTO)."""
+    """The policy's sample of largest mean + coefficient · std over critics (SUNRISE; for one actor ENOTO)."""
     return _best(p, obs, cfg, lambda q: q.mean(-2) + cfg.ucb_coef * member_std(q, cfg.std_ddof))
 
 
 def bootstrapped(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
-    """Of the policy's samples the one that the episode's head values most (Bootstrapped DQN for actions without end)."""
+    """The policy's sample that the episode's head values most (Bootstrapped DQN for continuous actions)."""
     return _best(p, obs, cfg, lambda q: q.take_along_dim(p.head[..., None, None], -2).squeeze(-2))
 
 
 def oac(p: Proposer, obs: Tensor, cfg: ExploreConfig) -> Tensor:
-    """A sample of the policy, shifted to where the critics' upper bound rises fastest (Ciosek et al. 2019, arXiv 1910.12807).
+    """A sample of the policy, shifted up the critics' upper bound (OAC: Ciosek et al. 2019, 1910.12807).
 
-    Within KL `oac_delta` of N(μ, Σ) the linearised bound is largest at μ + √(2δ) Σg / √(g'Σg), with g its gradient in u at μ.
+    Within KL `oac_delta` of N(μ, Σ) the linearised bound is largest at μ + √(2δ) Σg / √(g'Σg), with g its
+    gradient in u at μ.
     """
     mean, std = p.proposal(obs)
-    with torch.enable_grad():  # those who act have turned gradients off
+    with torch.enable_grad():  # acting turns gradients off
         u = mean.detach().requires_grad_()
         q = p.q(obs, p.decode(obs, u))
         upper = q.mean(-2) + cfg.oac_beta * member_std(q, cfg.std_ddof)
-        (grad,) = torch.autograd.grad(
-            upper.sum(), u
-        )  # rows do not meet: the sum's gradient is each row's own
+        # rows are independent: the gradient of the sum holds each row's own gradient
+        (grad,) = torch.autograd.grad(upper.sum(), u)
     scaled = std * grad
-    # 1e-5: OAC's code; where the gradient vanishes, as in the corners of a tanh, the policy is left alone
+    # 1e-5 as in OAC's code: where the gradient vanishes, as in a tanh's corners, the policy is not shifted
     shift = math.sqrt(2 * cfg.oac_delta) * std * scaled / (scaled.norm(dim=-1, keepdim=True) + 1e-5)
     return p.decode(obs, mean + shift + std * torch.randn_like(mean))
 
 
 def _best(p: Proposer, obs: Tensor, cfg: ExploreConfig, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """The policy's sample of the largest score `(*S, N, K·B)` → `(*S, K·B)`; candidates travel as a longer batch."""
+    """The policy's sample with the largest score `(*S, N, K·B)` → `(*S, K·B)`, K candidates per state."""
     k, b = cfg.candidates, obs.shape[-2]
     mean, std = p.proposal(obs)
     noise = torch.randn(*mean.shape[:-2], k, *mean.shape[-2:], dtype=mean.dtype, device=mean.device)

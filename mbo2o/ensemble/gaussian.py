@@ -10,20 +10,20 @@ from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 
 
 def soft_clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Bound `x` to (low, high) by softplus, so that gradients never die: the closer to a bound, the smaller they get."""
+    """Bound `x` to (low, high) by softplus: gradients get smaller towards a bound, but never vanish."""
     x = high - F.softplus(high - x)
     return low + F.softplus(x - low)
 
 
 def gaussian_nll(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
-    """Twice the negative log-likelihood up to a constant, averaged over batch and outputs: `(*S, M, B, O)` → `(*S, M)`."""
+    """Twice the mean negative log-likelihood per output, up to a constant: `(*S, M, B, O)` → `(*S, M)`."""
     return ((mean - target).square() * torch.exp(-log_var) + log_var).mean((-2, -1))
 
 
 class GaussianEnsemble(nn.Module):
     """M members, each a network with two linear heads: mean and log-variance of `n_out` outputs.
 
-    The log-variance's bounds are learned per output and shared by a seed's members, starting at [-10, 0.5] (MOPO, MBPO).
+    The log-variance's bounds are learned per output and seed, and start at [-10, 0.5] (MOPO, MBPO).
     """
 
     def __init__(self, members: tuple[int, ...], n_in: int, n_out: int, cfg: MLPConfig):
@@ -38,5 +38,5 @@ class GaussianEnsemble(nn.Module):
         return mean, soft_clamp(log_var, self.min_log_var, self.max_log_var)
 
     def bound_width(self) -> Tensor:
-        """Σ max - Σ min of the log-variance bounds, `(*S,)`: the loss pulls them together with weight 0.01."""
+        """Σ max - Σ min of the log-variance bounds, `(*S,)`; the loss has it with a small weight."""
         return (self.max_log_var - self.min_log_var).sum((-3, -2, -1))

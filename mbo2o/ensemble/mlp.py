@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons with leading member axes: one class for actors, critics and dynamics models of any seed count."""
+"""Multi-layer perceptrons with leading member axes, for actors, critics and models of any number of seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
 }
-# the same without gradients: a layer's output is overwritten, which saves its memory and 3 % of a rollout's time
+# forms for passes without gradients, which overwrite a layer's output: that saves 3 % of a rollout's time
 OVERWRITING = ACTIVATIONS | {
     "relu": torch.relu_,
     "silu": partial(F.silu, inplace=True),
@@ -41,7 +41,7 @@ class MLPConfig:
 
 
 class EnsembleLinear(nn.Module):
-    """`members` independent affine maps; each starts as `nn.Linear` would: U(±1/sqrt(n_in)), weights and biases."""
+    """`members` independent affine maps that start as `nn.Linear` does: U(±1/sqrt(n_in)), biases too."""
 
     def __init__(self, members: tuple[int, ...], n_in: int, n_out: int):
         super().__init__()
@@ -50,13 +50,11 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(*members, 1, n_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(*members, B, n_in)`, or `(*members[:-1], B, n_in)` shared by the last axis's members → `(*members, B, n_out)`."""
+        """`(*members, B, n_in)`, or shared by the last axis `(*S, B, n_in)` → `(*members, B, n_out)`."""
         w, b = self.weight, self.bias
         if w.dim() == 2:
             return torch.addmm(b, x, w)
-        if (
-            x.dim() < w.dim()
-        ):  # one wide product for members that share an input was tried: 0.8 to 1.0 times this speed
+        if x.dim() < w.dim():  # one wide product for a shared input was tried: 0.8 to 1.0 times this speed
             x = x.unsqueeze(-3).expand(*w.shape[:-2], *x.shape[-2:])
         if w.dim() == 3:
             return torch.baddbmm(b, x, w)
@@ -65,7 +63,7 @@ class EnsembleLinear(nn.Module):
 
 
 class EnsembleMLP(nn.Module):
-    """Independent MLPs, evaluated together. `members` is `(S,)` for an actor, `(S, N)` for critics, `(S, M)` for models."""
+    """Independent MLPs, evaluated together: `members` is `(*S,)` for an actor, `(*S, N)` for N critics."""
 
     def __init__(self, members: tuple[int, ...], n_in: int, n_out: int, cfg: MLPConfig):
         super().__init__()
@@ -82,7 +80,7 @@ class EnsembleMLP(nn.Module):
         self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(*members, 1, n)) for n in norms)
 
     def forward(self, *xs: Tensor) -> Tensor:
-        """Inputs `(*S, B, n_i)`, shared by members, or with their axis; joined along the features → `(*members, B, n_out)`."""
+        """Inputs `(*S, B, n_i)`, or with a member axis, joined along features → `(*members, B, n_out)`."""
         x = torch.cat(xs, -1) if len(xs) > 1 else xs[0]
         activation = self.activation if torch.is_grad_enabled() else self._overwriting
         for i, layer in enumerate(self.layers[:-1]):
@@ -96,7 +94,7 @@ class EnsembleMLP(nn.Module):
 
 
 def members(net: EnsembleMLP, index: Tensor) -> dict[str, Tensor]:
-    """Parameters of some members alone, for `torch.func.functional_call`: `index` `(*S, K)` counts the last member axis."""
+    """Parameters of the members at `index` `(*S, K)` of the last axis, for `torch.func.functional_call`."""
 
     def take(p: Tensor) -> Tensor:
         k = index.reshape(*index.shape, *[1] * (p.dim() - index.dim()))

@@ -1,65 +1,66 @@
-"""What an ensemble of critics says as one number: reductions of Q, SUNRISE's loss weights, bootstrap masks.
+"""How an ensemble of critics gives one value or loss: reductions of Q, SUNRISE's weights, bootstrap masks.
 
-Values are `(*S, N, B)`: N members at one state and action of each of B transitions. Reductions return `(*S, B)`, let gradients
-through (an actor may maximise one) and share a signature; only the random ones heed `granularity`: one draw per seed and call
-("batch", as in the released code of ENOTO) or one per transition ("sample", as in REDQ's REM).
+Values are `(*S, N, B)`: N members at one state and action of each of B transitions. Reductions return
+`(*S, B)` and let gradients through, so that an actor may maximise one. Two of them draw at random, with a
+`granularity`: one draw per seed and call ("batch", as in ENOTO's code) or one draw per transition ("sample",
+as in REDQ's REM).
 
-For N independent Gaussian values the reductions lie, in standard deviations from the mean, at 0 (`mean_q`, `rem`, `first_q`),
--0.564 (`random_min_pair`, `weighted_min_pair`, whatever N) and -1.539 (`min_q` of ten).
+For N independent Gaussian values the reductions lie at these distances from the mean, in standard deviations:
+0 (`mean_q`, `rem`, `first_q`), -0.564 (`random_min_pair` and `weighted_min_pair`, for every N) and -1.539
+(`min_q` of ten).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mbo2o.ensemble.hash import GOLDEN, mix, unit
 from mbo2o.types import Batch, UserError
 
-Reduction = Callable[[Tensor, str], Tensor]
 
-
-def min_q(q: Tensor, granularity: str = "batch") -> Tensor:
+def min_q(q: Tensor) -> Tensor:
     """The smallest member: clipped double Q for N = 2, SAC-N's pessimism for more."""
     return q.amin(-2)
 
 
-def mean_q(q: Tensor, granularity: str = "batch") -> Tensor:
+def mean_q(q: Tensor) -> Tensor:
     """The members' mean."""
     return q.mean(-2)
 
 
-def first_q(q: Tensor, granularity: str = "batch") -> Tensor:
-    """The first member, whatever the others say (the actors of TD3+BC and LAPO)."""
+def first_q(q: Tensor) -> Tensor:
+    """The first member alone (the actors of TD3+BC and LAPO)."""
     return q.select(-2, 0)
 
 
 def rem(q: Tensor, granularity: str = "batch") -> Tensor:
-    """A random convex mixture, weights u_i / Σ u, u_i ~ U(0, 1) (REM as REDQ and ENOTO use it: on the target only)."""
-    u = 1 - torch.rand(
-        *q.shape[:-1], _draws(q, granularity), dtype=q.dtype, device=q.device
-    )  # (0, 1]: never all zero
+    """A random convex mixture with weights u_i / Σ u, u_i ~ U(0, 1) (REM, in the targets of REDQ, ENOTO)."""
+    # 1 - u lies in (0, 1], so that the weights are never all zero
+    u = 1 - torch.rand(*q.shape[:-1], _draws(q, granularity), dtype=q.dtype, device=q.device)
     return (u / u.sum(-2, keepdim=True) * q).sum(-2)
 
 
 def random_min_pair(q: Tensor, granularity: str = "batch") -> Tensor:
-    """The smaller of two members drawn without replacement (REDQ with M = 2)."""
+    """The smaller of two members that are drawn without replacement (REDQ with M = 2)."""
     i, j = draw_pair(q.shape[-2], (*q.shape[:-2], 1, _draws(q, granularity)), q.device)
     return torch.minimum(q.take_along_dim(i, -2), q.take_along_dim(j, -2)).squeeze(-2)
 
 
 def draw_pair(n: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two different numbers below n, each `shape`; a single member meets itself."""
+    """Two different numbers below n, each of `shape`; for n = 1 both are 0."""
     i = torch.randint(n, shape, device=device)
     return i, (i + torch.randint(1, max(2, n), shape, device=device)) % n
 
 
-def weighted_min_pair(q: Tensor, granularity: str = "batch") -> Tensor:
-    """The mean of min(Q_i, Q_j) over all pairs (ENOTO): as pessimistic as two critics, with less noise than a random pair.
+def weighted_min_pair(q: Tensor) -> Tensor:
+    """The mean of min(Q_i, Q_j) over all pairs (ENOTO): as pessimistic as a random pair, with less noise.
 
-    In closed form: sorted, the k-th smallest is the minimum of the N - k pairs it forms with larger ones.
+    In closed form: the k-th smallest member is the minimum of the N - k pairs it forms with larger ones.
     """
     n = q.shape[-2]
     if n == 1:
@@ -68,94 +69,89 @@ def weighted_min_pair(q: Tensor, granularity: str = "batch") -> Tensor:
     return (weight.unsqueeze(-1) * q.sort(-2).values).sum(-2)
 
 
-REDUCTIONS: dict[str, Reduction] = {
+REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     f.__name__: f for f in (min_q, mean_q, first_q, rem, random_min_pair, weighted_min_pair)
 }
 
 
-def check_granularity(granularity: str) -> None:
-    """Raise a `UserError` for a word that is none."""
+def reduction(name: str, granularity: str = "batch") -> Callable[[Tensor], Tensor]:
+    """The reduction called `name`, a key of `REDUCTIONS`; a random one draws at this granularity."""
+    _check_granularity(granularity)
+    f = REDUCTIONS[name]
+    return partial(f, granularity=granularity) if f in (rem, random_min_pair) else f
+
+
+def _check_granularity(granularity: str) -> None:
     if granularity not in ("batch", "sample"):
         raise UserError(f"granularity {granularity!r} is not one of batch, sample")
 
 
 def _draws(q: Tensor, granularity: str) -> int:
     """How many draws a call makes per seed."""
-    check_granularity(granularity)
+    _check_granularity(granularity)
     return 1 if granularity == "batch" else q.shape[-1]
 
 
 def member_std(q: Tensor, ddof: int) -> Tensor:
-    """The members' standard deviation, `(*S, N, ...)` at -2 → without it; a single member has none, so 0 for any `ddof`."""
+    """The standard deviation over members, axis -2: `(*S, N, B)` → `(*S, B)`; 0 for one member."""
     return q.std(-2, correction=min(ddof, q.shape[-2] - 1))
 
 
 @dataclass
 class SunriseConfig:
-    """SUNRISE's weighted Bellman backup: transitions whose target the critics dispute count less."""
+    """SUNRISE's weighted Bellman backup: transitions on whose target the critics disagree count less."""
 
-    weight: str = (
-        "none"  # none | per_sample (paper) | scalar_batch (ENOTO's released code: one number for the batch)
-    )
+    # none | per_sample (paper) | scalar_batch (ENOTO's released code: one number for the batch)
+    weight: str = "none"
     temperature: float = 10.0  # T (ENOTO's code 10; SUNRISE's repo 20, paper 10 to 50)
-    std_norm: str = (
-        "none"  # none | batch_mean: std over its batch mean, for values of any scale; wants T near 1
-    )
+    # none | batch_mean: the spread is divided by its batch mean, for values of any scale; then T is near 1
+    std_norm: str = "none"
 
 
 def sunrise_weight(q: Tensor, cfg: SunriseConfig) -> Tensor:
     """The factor w = sigmoid(-T std) + 0.5, in [0.5, 1], of each transition's critic loss, detached.
 
-    `q` `(*S, N, B)` are the target critics at (s', a'). Gives `(*S, B)` for `per_sample` (population std over members), and
-    `(*S, 1)` for `scalar_batch` (unbiased std of the members' batch means) and `none` (ones): multiply a loss `(*S, B)` by it.
+    q: the target critics' values at (s', a'), `(*S, N, B)`. The result multiplies a loss `(*S, B)`. It is
+    `(*S, B)` for `per_sample` (population std over members), and `(*S, 1)` for `scalar_batch` (unbiased std
+    of the members' batch means) and for `none` (ones).
 
-    A std beyond 5 / T weighs 0.5, however large: on returns in the hundreds all do, unless `batch_mean` brings them to 1 on
-    average. A batch's single factor is all but lost on Adam, which divides a steady scale out.
+    A std beyond 5 / T gives the weight 0.5 however large it is. Returns in the hundreds always have such a
+    std, unless `batch_mean` brings it to 1 on average. One factor for a whole batch has almost no effect
+    under Adam, which divides a constant scale out.
     """
     if cfg.weight not in ("none", "per_sample", "scalar_batch"):
         raise UserError(f"SUNRISE weight {cfg.weight!r} is not one of none, per_sample, scalar_batch")
     if cfg.std_norm not in ("none", "batch_mean"):
         raise UserError(f"SUNRISE std_norm {cfg.std_norm!r} is not one of none, batch_mean")
     if cfg.weight == "scalar_batch" and cfg.std_norm != "none":
-        raise UserError(
-            f"SUNRISE weight scalar_batch is one number per batch: std_norm {cfg.std_norm!r} needs per_sample"
-        )
+        text = "SUNRISE weight scalar_batch is one number per batch"
+        raise UserError(f"{text}: std_norm {cfg.std_norm!r} needs per_sample")
     q = q.detach()
     if cfg.weight == "none":
         return torch.ones_like(q[..., 0, :1])
     std = member_std(q, 0) if cfg.weight == "per_sample" else member_std(q.mean(-1, keepdim=True), 1)
     if cfg.std_norm == "batch_mean":
-        std = std / std.mean(-1, keepdim=True).clamp(
-            min=torch.finfo(std.dtype).tiny
-        )  # agreement everywhere: 0, not NaN
+        # where all critics agree everywhere, this gives 0 and not NaN
+        std = std / std.mean(-1, keepdim=True).clamp(min=torch.finfo(std.dtype).tiny)
     return torch.sigmoid(-cfg.temperature * std) + 0.5
 
 
 def bootstrap_mask(batch: Batch, salt: Tensor, p: float) -> Tensor:
-    """Which members learn from which transitions, 0 or 1, `(*S, N, B)`: Bernoulli(p), at least one each (SUNRISE, p = 0.5).
+    """Which members learn from which transitions, 0 or 1, `(*S, N, B)`: Bernoulli(p), one at least.
 
-    A hash of the transition's bits (observation, action, reward) and of the member's `salt` `(*S, N)` int64: the same mask
-    whenever the transition is drawn, from whatever buffer, with nothing stored. Equal transitions share theirs.
+    The mask is a hash of the transition's bits (observation, action, reward) and of the member's `salt`
+    `(*S, N)` int64. So it is the same whenever the transition is drawn, from whatever buffer, with nothing
+    stored. Equal transitions have equal masks.
     """
     content = torch.cat([batch.obs, batch.act, batch.rew.unsqueeze(-1)], -1)
     bits = content.to(torch.float32).view(torch.int32).to(torch.int64)
-    place = _mix((torch.arange(bits.shape[-1], device=bits.device) + 1) * _GOLDEN) | 1
-    key = (bits * place).sum(-1).unsqueeze(-2) + salt.unsqueeze(-1) * _GOLDEN
-    h = (_mix(key) & 0xFFFFFF).to(torch.float32) / (1 << 24)
-    # if no hash is below p, its smallest decides, which is any member's with equal chance
+    place = mix((torch.arange(bits.shape[-1], device=bits.device) + 1) * GOLDEN) | 1
+    key = (bits * place).sum(-1).unsqueeze(-2) + salt.unsqueeze(-1) * GOLDEN
+    h = unit(mix(key))
+    # if no hash is below p, the smallest decides, which is any member's with equal chance
     return ((h < p) | (h == h.amin(-2, keepdim=True))).to(batch.rew.dtype)
 
 
-_GOLDEN = -7046029254386353131  # 2⁶⁴ / golden ratio, odd
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Scatter int64 numbers over their range (SplitMix64's finaliser; arithmetic wraps)."""
-    x = (x ^ (x >> 30)) * -4658895280553007687
-    x = (x ^ (x >> 27)) * -7723592293110705685
-    return x ^ (x >> 31)
-
-
 def masked_mean(loss: Tensor, mask: Tensor) -> Tensor:
-    """Σ m l / (Σ m + 1) over the batch, `(*S, N, B)` → `(*S, N)`: the 1 spares members that the batch left out."""
+    """Σ m l / (Σ m + 1) over the batch, `(*S, N, B)` → `(*S, N)`; a member without a row gets 0."""
     return (mask * loss).sum(-1) / (mask.sum(-1) + 1)

@@ -1,8 +1,9 @@
-"""What an ensemble does not know, as one number per state and action.
+"""How uncertain an ensemble is, as one number per state and action.
 
-Each function takes the members' means and standard deviations of (Δobs, reward), `(*S, M, B, D+1)` with the reward last, and
-returns `(*S, B)`. Scales differ by an order of magnitude, so a penalty's coefficient does not transfer from one to another.
-`max_aleatoric` saturates: it never exceeds sqrt(Σ (target's std)² exp(max_log_var)), however far from the data the query is.
+Each function takes the members' means and standard deviations of (Δobs, reward), `(*S, M, B, D+1)` with the
+reward last, and returns `(*S, B)`. Their scales differ by an order of magnitude, so the coefficient of one
+penalty does not suit another. `max_aleatoric` saturates: it never exceeds sqrt(Σ (target's std)²
+exp(max_log_var)), however far from the data the query is.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
 def max_aleatoric(mean: Tensor, std: Tensor) -> Tensor:
-    """U1: the largest member's ‖σ‖ over all outputs (MOPO as released; a standard deviation, not a variance)."""
+    """U1: the members' largest ‖σ‖ over all outputs (MOPO as released; not a variance)."""
     return std.norm(dim=-1).amax(-2)
 
 
 def max_deviation(mean: Tensor, std: Tensor) -> Tensor:
-    """U2: the largest distance of a member's next state from the members' mean (OfflineRL-Kit's "pairwise-diff")."""
+    """U2: the largest distance of a member's next state from their mean (OfflineRL-Kit's "pairwise-diff")."""
     mean = mean[..., :-1]
     return (mean - mean.mean(-3, keepdim=True)).norm(dim=-1).amax(-2)
 
@@ -32,9 +33,8 @@ def max_pairwise(mean: Tensor, std: Tensor) -> Tensor:
     """U3: the largest distance between two members' next states (MOReL's disagreement)."""
     mean = mean[..., :-1]
     members = mean.shape[-3]
-    i, j = torch.triu_indices(
-        members, members, min(1, members - 1), device=mean.device
-    )  # one member: the pair (0, 0)
+    # a single member makes the pair (0, 0)
+    i, j = torch.triu_indices(members, members, min(1, members - 1), device=mean.device)
     return (mean.index_select(-3, i) - mean.index_select(-3, j)).norm(dim=-1).amax(-2)
 
 
@@ -44,12 +44,12 @@ def epistemic_std(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def mixture_std(mean: Tensor, std: Tensor) -> Tensor:
-    """U5: standard deviation of the members' mixture over all outputs: what the members predict plus what they disagree on."""
+    """U5: the standard deviation of the members' mixture over all outputs: noise plus disagreement."""
     return (std.square().mean(-3) + mean.var(-3, correction=0)).sum(-1).sqrt()
 
 
 def aleatoric_std(mean: Tensor, std: Tensor) -> Tensor:
-    """The noise that the members predict for the next state, root mean square: U4's counterpart, in its units."""
+    """The noise that members predict for the next state, root mean square: U4's counterpart."""
     return std[..., :-1].square().mean((-3, -1)).sqrt()
 
 

@@ -15,10 +15,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def per_seed(make: Callable[[Spec], M], spec: Spec) -> M:
-    """`make(spec)`, in which seed k starts as `make` starts it when it is alone and draws from generator k of `spec.inits`.
+    """`make(spec)`, in which seed k starts as it would alone, by draws from generator k of `spec.inits`.
 
-    Every tensor of the module's state whose first axis is the seeds' is set in this way. torch's own random stream is left
-    where it was. Without `spec.inits` this is `make(spec)`, drawn from torch's own stream.
+    This holds for every tensor of the module's state whose first axis is that of the seeds. torch's own
+    random stream is left where it was. Without `spec.inits` this is `make(spec)`, drawn from torch's stream.
     """
     if not spec.inits:
         return make(spec)

@@ -1,4 +1,4 @@
-"""Input statistics as buffers of the network that needs them: they travel with it."""
+"""Statistics of inputs, as buffers of the module that uses them: they are saved and copied with it."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ class Normalizer(nn.Module):
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the batch, `(*S, B, D)` → `(*S, 1, D)`; a constant dimension gets 1 (MOPO)."""
+    """Mean and deviation over the batch, `(*S, B, D)` → `(*S, 1, D)`; constant dimensions get 1 (MOPO)."""
     return mixture_statistics([x], [1.0])
 
 
 def block_statistics(blocks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
-    """`statistics` of all the rows of `blocks()`, `(B, D)` each, which are gone through twice."""
-    n, total = 0, torch.zeros((), dtype=torch.float64)
-    for x in (
-        blocks()
-    ):  # added up one by one: small results kept between large blocks keep malloc from using their room again
-        n, total = n + x.shape[0], total + x.sum(0, keepdim=True, dtype=torch.float64)
-    mean, squares = total / n, torch.zeros((), dtype=torch.float64)
+    """`statistics` of all rows of `blocks()`, each block `(B, D)`; the blocks are read twice."""
+    n = 0
+    total = squares = torch.zeros((), dtype=torch.float64)
+    # added up one by one: small results between large blocks would keep malloc from reusing their memory
+    for x in blocks():
+        n += x.shape[0]
+        total = total + x.sum(0, keepdim=True, dtype=torch.float64)
+    mean = total / n
     for x in blocks():
         squares = squares + (x.double() - mean).square().sum(0, keepdim=True)  # E[x²] - E[x]² would cancel
     return _not_constant(mean.float(), (squares / n).sqrt().float())
 
 
 def mixture_statistics(parts: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
-    """`statistics` of a mixture, in which part i has weight i whatever its size."""
+    """`statistics` of a mixture in which part i has weight i, whatever its size."""
 
     def average(xs: list[Tensor]) -> Tensor:
         means = [x.mean(-2, keepdim=True) * (w / sum(weights)) for x, w in zip(xs, weights, strict=True)]

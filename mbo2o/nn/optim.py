@@ -1,4 +1,4 @@
-"""Adam whose state travels with its module, and Polyak averaging. Losses are per seed; seeds never touch."""
+"""Adam whose state is part of its module's, and Polyak averaging; losses are per seed, `(*S,)`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 
 class Adam(nn.Module):
-    """torch's fused Adam with its moments as buffers: whoever owns it has them in `state_dict`, by construction.
+    """torch's fused Adam with its moments as buffers: the `state_dict` of the module that owns it holds them.
 
-    Called as a function, which takes half to two thirds of the time of `torch.optim.Adam.step`: with small nets that is felt.
+    The fused kernel is called directly, which takes half to two thirds of the time of `torch.optim.Adam.step`
+    for small networks, and which a compiler can trace.
     weight_decay: one for each parameter; adds wd·p to its gradient, as wd/2·‖p‖² in the loss would.
     """
 
@@ -36,36 +36,43 @@ class Adam(nn.Module):
             self.register_buffer(f"mean_{i}", torch.zeros_like(p))
             self.register_buffer(f"square_{i}", torch.zeros_like(p))
 
-    def step(self, loss: Tensor, schedule: float = 1.0) -> None:
-        """Descend a per-seed loss `(*S,)`, in this optimiser's parameters only, at `schedule` times the learning rate.
+    def step(self, loss: Tensor, share: Tensor | None = None) -> None:
+        """Descend a per-seed loss `(*S,)` in this optimiser's parameters only.
 
-        The sum over seeds is safe: parameters of different seeds share no term, and Adam is elementwise.
+        share: the share of the learning rate that applies now, `()` float64 on the device; None: all of it.
+
+        The sum over seeds mixes nothing: parameters of different seeds share no term; Adam is elementwise.
         """
         # fused Adam reads memory in order, whatever the strides
         grads = [g.contiguous() for g in torch.autograd.grad(loss.sum(), self._params)]
         with torch.no_grad():
+            lr = self.lr if share is None else self._rate(share)
             for decay, alike in self._alike.items():
-                adam(
+                steps = self._state("step", alike)
+                torch._foreach_add_(steps, 1)
+                torch._fused_adam_(
                     [self._params[i] for i in alike],
                     [grads[i] for i in alike],
                     self._state("mean", alike),
                     self._state("square", alike),
                     [],
-                    self._state("step", alike),
-                    fused=True,
-                    amsgrad=False,
+                    steps,
+                    lr=lr,
                     beta1=0.9,
                     beta2=0.999,
-                    lr=self.lr * schedule,
                     weight_decay=decay,
                     eps=self.eps,
+                    amsgrad=False,
                     maximize=False,
                 )
 
+    def _rate(self, share: Tensor) -> Tensor:
+        rate = self.lr * share
+        return rate.float() if rate.is_cuda else rate  # the kernel for GPUs reads a float32
+
     def _state(self, name: str, index: list[int]) -> list[Tensor]:
-        return [
-            cast(Tensor, self._buffers[f"{name}_{i}"]) for i in index
-        ]  # `get_buffer` takes as long as the update
+        # `get_buffer` would take as long as the update
+        return [cast(Tensor, self._buffers[f"{name}_{i}"]) for i in index]
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
 
 LOG_STD = (-5.0, 2.0)
-"""Range of log σ before the tanh, by clamping (OfflineRL-Kit, unifloral, EDAC; RLPD and REDQ start at -20)."""
+"""Range of log σ before the tanh (OfflineRL-Kit, unifloral, EDAC; RLPD and REDQ start at -20)."""
 EDGE = 1e-6
-"""Of the box, where the tanh's inverse is infinite and float32 has no digits left to tell actions apart."""
+"""Distance from ±1 that actions keep before atanh, which is infinite there, and imprecise close to it."""
 
 
 class TanhGaussian(nn.Module):
@@ -33,21 +33,21 @@ class TanhGaussian(nn.Module):
         return torch.tanh(self(obs)[0])
 
     def sample(self, obs: Tensor, n: int = 1) -> tuple[Tensor, Tensor]:
-        """Reparametrised actions `(*S, n·B, A)`, n for each state, the whole batch n times over; log-densities `(*S, n·B)`."""
+        """n reparametrised actions per state, `(*S, n·B, A)`, and log-densities `(*S, n·B)`; see `repeat`."""
         mean, log_std = (x if n == 1 else repeat(x, n) for x in self(obs))
         noise = torch.randn_like(mean)
         u = mean + log_std.exp() * noise
         return torch.tanh(u), _log_density(u, noise, log_std)
 
     def log_prob(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Log-density of the given actions, `(*S, B)`; those at the box's edge count as a little inside."""
+        """Log-density of the given actions, `(*S, B)`; actions at ±1 count as a little inside."""
         mean, log_std = self(obs)
         u = torch.atanh(act.clamp(-1 + EDGE, 1 - EDGE))
         return _log_density(u, (u - mean) * (-log_std).exp(), log_std)
 
 
 def _log_density(u: Tensor, z: Tensor, log_std: Tensor) -> Tensor:
-    """Of tanh(u), where u is z deviations from the Gaussian's mean: `(*S, B, A)` → `(*S, B)`."""
+    """Log-density of tanh(u), with u at z deviations from the Gaussian's mean: `(*S, B, A)` → `(*S, B)`."""
     log_normal = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
     # log(1 - tanh²u), in the form that neither overflows nor cancels
     log_jacobian = 2 * (math.log(2) - u - F.softplus(-2 * u))
@@ -55,17 +55,17 @@ def _log_density(u: Tensor, z: Tensor, log_std: Tensor) -> Tensor:
 
 
 class BoundedGaussian(nn.Module):
-    """a ~ N(tanh μ(s), σ), clipped when acting: σ depends on no state (IQL's and CORL's AWAC's policy, PEX's bounds of σ).
+    """a ~ N(tanh μ(s), σ), clipped when acting; σ is the same in all states (IQL, and AWAC in CORL).
 
-    The bounds of log σ are a sigmoid's: a bare parameter behind a hard clamp would lose its gradient there for good.
+    A sigmoid bounds log σ (by PEX's bounds): behind a hard clamp a parameter that leaves the bounds has no
+    gradient to return.
     """
 
     def __init__(self, seeds: tuple[int, ...], obs_dim: int, act_dim: int, cfg: MLPConfig):
         super().__init__()
         self.net = EnsembleMLP(seeds, obs_dim, act_dim, cfg)
-        self.spread = nn.Parameter(
-            torch.full((*seeds, 1, act_dim), math.log(-LOG_STD[0] / LOG_STD[1]))
-        )  # σ = 1
+        start = math.log(-LOG_STD[0] / LOG_STD[1])  # σ = 1
+        self.spread = nn.Parameter(torch.full((*seeds, 1, act_dim), start))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean in [-1, 1] and log σ, each `(*S, B, A)`."""

@@ -113,7 +113,7 @@ class Finetune(Recipe):
         for t in run.steps(cfg.offline_steps):
             if t % cfg.probe_every == 0:
                 run.write("probe", self.probe(run))
-            run.log(self.agent.update(data.sample(cfg.batch)))
+            run.learn(self.agent, data, cfg.batch)
 
     def switch(self, run: Run) -> None:
         """Carry over what both agents have, and say so."""
@@ -151,7 +151,7 @@ class Finetune(Recipe):
                 run.write("probe", self.probe(run))
             if t >= cfg.start:
                 for batch in self.batches(run, t):
-                    run.log(self.agent.update(batch))
+                    run.log(run.engine.update(self.agent, batch))
 
     def batches(self, run: Run, t: int) -> Iterator[Batch]:
         """What turn t learns from."""

@@ -213,7 +213,7 @@ class ModelBased(Recipe):
             if len(self.imagined):
                 batches = Mix((real, cfg.real), (Youngest(self.imagined, self._kept(length)), 1 - cfg.real))
                 for _ in range(cfg.utd):
-                    run.log(self.agent.update(batches.sample(cfg.batch)))
+                    run.learn(self.agent, batches, cfg.batch)
         self.keep_model(run)
 
     def make_online_buffer(self, run: Run, horizon: Any) -> None:

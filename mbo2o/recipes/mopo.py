@@ -55,5 +55,5 @@ class MOPO(ModelBased):
                 )
             imagined = Youngest(self.imagined, cfg.retain * length * cfg.rollouts)
             batches = Mix((run.dataset, cfg.real), (imagined, 1 - cfg.real))
-            run.log(self.agent.update(batches.sample(cfg.batch)))
+            run.learn(self.agent, batches, cfg.batch)
         self.keep_model(run)

@@ -47,6 +47,7 @@ class Scratch(Recipe):
         """Act, remember, learn."""
         for _ in run.interact(self.agent, self.cfg.online_steps):
             for batch in run.online.sample(self.cfg.batch * self.cfg.utd).deal(self.cfg.utd):
-                run.log(self.agent.update(batch))
+                run.log(run.engine.update(self.agent, batch))
                 if self.cfg.watcher:
-                    run.log({f"watcher_{name}": x for name, x in self.watcher.update(batch).items()})
+                    watched = run.engine.update(self.watcher, batch)
+                    run.log({f"watcher_{name}": x for name, x in watched.items()})

@@ -12,8 +12,8 @@ from torch import Tensor
 from mbo2o.agents.base import Agent
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.faults import EnvironmentFault
-from mbo2o.run import engine
 from mbo2o.run.config import RunConfig
+from mbo2o.run.engine import Engine
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import Progress, describe, tell
 from mbo2o.run.memory import Memory, Stateful
@@ -61,6 +61,7 @@ class Run:
         self.world = World(task, cfg, dataset, self._warn)
         self.env, self.env_id, self.spec = self.world.env, self.world.env.id, self.world.spec
         self.online, self.reference = self.world.online, self.world.reference
+        self.engine = Engine()
         self.phase, self._order = "", 0
         self.turn = 0
         """Turns done in the current phase."""
@@ -130,7 +131,7 @@ class Run:
 
         others: agents that learn from the same batches; their name stands before the names of their metrics.
         """
-        self.log(*engine.learn(source, batch, updates, {"": agent, **others}))
+        self.log(*self.engine.learn(source, batch, updates, {"": agent, **others}))
 
     def log(self, *metrics: Metrics) -> None:
         """Include metrics in the means of the next line; they stay on their device until then."""

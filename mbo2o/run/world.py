@@ -22,7 +22,7 @@ from mbo2o.envs.scores import reference_for
 from mbo2o.run.config import RunConfig
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import tell
-from mbo2o.types import Metrics, RewardView, Spec, UserError
+from mbo2o.types import Metrics, RewardView, Spec, UserError, uniform_actions
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class World:
         """Exploring actions `(*S, 1, A)` for where the lanes stand; uniform in [-1, 1] without an agent."""
         obs, spec = self.lanes.obs(), self.spec
         if agent is None:
-            return torch.rand(*spec.seeds, 1, spec.act_dim, device=spec.device) * 2 - 1
+            return uniform_actions(*spec.seeds, 1, spec.act_dim, device=spec.device)
         return agent.act(obs.to(spec.device), explore=True)
 
     def step(self, act: Tensor, agent: Agent | None, where: str) -> tuple[Tensor, Tensor] | None:

@@ -2,61 +2,36 @@
 
 import copy
 import math
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
+from functools import partial
 
+import nets
 import pytest
 import torch
+from nets import nth, same, update
 
-from mbo2o import agents  # noqa: F401  registers
-from mbo2o.agents import make_agent
+from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.agents.qensemble import QConfig
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig
 from mbo2o.registry import AGENTS, conf_folder
-from mbo2o.types import Batch, Spec
+from mbo2o.run.engine import Engine
+from mbo2o.types import Batch
 
-OBS, ACT = 3, 2
+OBS, ACT = nets.OBS, nets.ACT
 WITH_Q = [name for name, entry in AGENTS.items() if issubclass(entry.config, QConfig)]
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def small(name, **change):
-    """The agent's defaults with nets of one layer of eight, three critics and few samples."""
-    cfg = AGENTS[name].config()
-    nets = {f.name: MLPConfig(hidden=[8]) for f in fields(cfg) if isinstance(getattr(cfg, f.name), MLPConfig)}
-    known = {f.name for f in fields(cfg)}
-    few = {k: v for k, v in {"critics": 3, "samples": 2, "backup_samples": 2}.items() if k in known}
-    return replace(cfg, **nets | few | change)
+FEW = {"critics": 3, "samples": 2}
+batch = partial(nets.batch, (3,), mc_return=0.5)
 
 
 def make(name, seeds=(3,), **change):
-    agent = make_agent(small(name, **change), Spec(OBS, ACT, seeds))
-    agent.prepare(batch((), 50))
+    """An agent with few critics and samples that has seen the scale of some data."""
+    known = {f.name for f in fields(AGENTS[name].config)}
+    few = {key: n for key, n in FEW.items() if key in known}
+    agent = nets.make(name, seeds, hidden=8, **few | change)
+    agent.prepare(nets.batch(n=50))
     return agent
-
-
-def batch(seeds=(3,), n=8):
-    obs, next_obs = torch.randn(2, *seeds, n, OBS)
-    act = torch.rand(*seeds, n, ACT) * 2 - 1
-    return Batch(
-        obs,
-        act,
-        torch.rand(*seeds, n),
-        next_obs,
-        (torch.rand(*seeds, n) < 0.3).float(),
-        torch.randn(*seeds, n),
-    )
-
-
-def same(a, b):
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
 
 
 def test_there_are_agents():
@@ -83,7 +58,7 @@ def test_there_are_agents():
 def test_shapes_and_bounds(name, seeds):
     agent = make(name, seeds)
     for _ in range(2):  # delays
-        metrics = agent.update(batch(seeds))
+        metrics = update(agent, nets.batch(seeds, mc_return=0.5))
         assert metrics
         assert all(
             x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values()
@@ -110,7 +85,7 @@ def test_seeds_do_not_touch(name, poison):
             rew, obs = b.rew.clone(), b.obs.clone()
             if bad is not None:
                 rew[0], obs[0] = bad, bad
-            metrics = agent.update(Batch(obs, b.act, rew, b.next_obs, b.done, b.mc_return))
+            metrics = update(agent, Batch(obs, b.act, rew, b.next_obs, b.done, b.mc_return))
     for (key, a), b in zip(clean.state_dict().items(), poisoned.state_dict().values(), strict=True):
         if a.dim() and a.shape[0] == 3:
             assert torch.equal(a[1:], b[1:]), key
@@ -124,16 +99,16 @@ def test_seeds_do_not_touch(name, poison):
 def test_state_is_complete(name):
     agent, batches = make(name), [batch() for _ in range(7)]
     for b in batches[:3]:
-        agent.update(b)
+        update(agent, b)
     state = {k: v.clone() for k, v in agent.state_dict().items()}
     rng = torch.get_rng_state()
-    history = [agent.update(b) for b in batches[3:]]
+    history = [update(agent, b) for b in batches[3:]]
     twin = make(name)
-    twin.update(batches[0])
+    update(twin, batches[0])
     twin.load_state_dict(state)
     torch.set_rng_state(rng)
     for expected, b in zip(history, batches[3:], strict=True):
-        again = twin.update(b)
+        again = update(twin, b)
         assert expected.keys() == again.keys()
         assert all(torch.equal(again[key], x) for key, x in expected.items())
     assert same(agent, twin)
@@ -142,7 +117,7 @@ def test_state_is_complete(name):
 @pytest.mark.parametrize("name", AGENTS)
 def test_update_never_reads_back(name, monkeypatch):
     """No value leaves the device in `update`, so a GPU never waits and a graph can be captured."""
-    agent, batches = make(name), [batch() for _ in range(2)]
+    agent, batches, steps = make(name), [batch() for _ in range(2)], [nth(1), nth(2)]
 
     def refuse(*args, **kwargs):
         raise AssertionError("a tensor was read back to the host")
@@ -161,22 +136,17 @@ def test_update_never_reads_back(name, monkeypatch):
         monkeypatch.setattr(torch.Tensor, method, refuse)
     with pytest.raises(AssertionError, match="read back"):
         float(batches[0].rew.mean())  # so it would be noticed
-    for b in batches:
-        assert all(isinstance(x, torch.Tensor) for x in agent.update(b).values())
+    for step, b in zip(steps, batches, strict=True):
+        assert all(isinstance(x, torch.Tensor) for x in agent.update(b, step).values())
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_its_successor_acts_as_it_did(name):
+def test_the_online_agent_acts_as_the_offline_one_until_it_learns(name):
     """The switch with zero updates changes nothing: the same action everywhere, every part accounted for."""
-    before = (
-        make(name, normalize=True)
-        if "normalize" in {f.name for f in fields(AGENTS[name].config)}
-        else make(name)
-    )
+    before = make(name, normalize=True)
     for _ in range(3):
-        before.update(batch())
-    cfg = before.cfg.online() if hasattr(before.cfg, "online") else before.cfg
-    after = make_agent(cfg, before.spec)
+        update(before, batch())
+    after = make_agent(before.cfg.online(), before.spec)
     table = after.adopt(before)
     obs = 3 * torch.randn(3, 9, OBS)
     assert torch.equal(after.act(obs), before.act(obs))
@@ -184,7 +154,7 @@ def test_its_successor_acts_as_it_did(name):
     parts = {x.part: x.what for x in table if "." not in x.part}
     for part, _ in [*after.named_children(), *after.named_parameters(recurse=False)]:
         assert parts[part] == "kept", part
-    after.update(batch())
+    update(after, batch())
     assert after.updates == 1
 
 
@@ -194,7 +164,7 @@ def test_adopts_from_every_other(old, new):
     """Whatever two agents share crosses bit for bit; the rest is named; learning goes on."""
     before, after = make(old), make(new)
     for _ in range(2):
-        before.update(batch())
+        update(before, batch())
     fresh = copy.deepcopy(after)
     table = {x.part: x.what for x in after.adopt(before) if x.what in ("kept", "reset", "new", "dropped")}
     parts = dict(after.named_children())
@@ -205,7 +175,7 @@ def test_adopts_from_every_other(old, new):
             assert table[part] in ("new", "reset")
             assert same(module, getattr(fresh, part)), part
     assert table["observe"] == "kept"
-    assert after.update(batch()).keys()
+    assert update(after, batch()).keys()
 
 
 @pytest.mark.parametrize("name", WITH_Q)
@@ -213,7 +183,7 @@ def test_adopts_from_every_other(old, new):
 def test_explores(name, exploration):
     agent = make(name, explore=ExploreConfig(name=exploration, candidates=4, oac_delta=0.5))
     for _ in range(2):
-        agent.update(batch())
+        update(agent, batch())
     obs = torch.randn(3, 5, OBS)
     act = agent.act(obs, explore=True)
     assert act.abs().max() <= 1
@@ -231,7 +201,7 @@ def test_explores(name, exploration):
 def test_learns_under_every_target(name, target):
     agent = make(name, target=target)
     before = copy.deepcopy(agent)
-    assert agent.update(batch())["critic_loss"].isfinite().all()
+    assert update(agent, batch())["critic_loss"].isfinite().all()
     assert not same(agent.critic, before.critic)
 
 
@@ -251,7 +221,7 @@ def test_weights_and_masks_change_what_critics_learn(name, change):
     losses = []
     for agent in (plain, weighted):
         torch.manual_seed(3)
-        losses.append(agent.update(b)["critic_loss"])
+        losses.append(update(agent, b)["critic_loss"])
     assert (losses[0] != losses[1]).all()
 
 
@@ -261,3 +231,49 @@ def test_has_a_yaml_that_restates_nothing(name):
         conf_folder() / "agent" / f"{name}.yaml"
     ).read_text() == f"defaults:\n  - {name}_base\n  - _self_\n"
     assert is_dataclass(AGENTS[name].config)
+    assert issubclass(AGENTS[name].config, AgentConfig)
+
+
+# ---------------------------------------------------------------------- compiled
+
+# every agent with the settings whose code is hardest to trace: schedules, random draws, weights, delays
+DEMANDING = {
+    "sac": {"policy_delay": 2, "mask": 0.5, "sunrise": SunriseConfig("per_sample"), "backup": "max"},
+    "sacn": {"sunrise": SunriseConfig("scalar_batch"), "target": "rem", "granularity": "sample"},
+    "edac": {"policy_delay": 2},
+    "redq": {"policy_delay": 3},
+    "cql": {"gap": 0.8, "clone_steps": 2, "actor_reduction": "random_min_pair"},
+    "iql": {"actor_decay_steps": 3, "actor": MLPConfig(hidden=[8], layer_norm=True, dropout=0.1)},
+    "awac": {"weights": "softmax", "target": "weighted_min_pair"},
+    "td3bc": {"bc_final": 0.0, "bc_decay_steps": 3},
+    "adaptive_bc": {"adapt": True},
+    "lapo": {"rho": 0.7},
+    "obac": {"gate": "batch", "beta": 1.0, "density": "released"},
+    "pex": {"scale": True},
+}
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch traces no autograd.grad"
+)
+@pytest.mark.parametrize("name", AGENTS)
+def test_update_is_one_graph_per_form(name):
+    """It traces without a break, to the same bits, and again only for the steps at which a delayed part is due."""
+    torch._dynamo.reset()
+    eager = make(name, **DEMANDING.get(name, {}))
+    compiled = copy.deepcopy(eager)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled.update = torch.compile(compiled.update, fullgraph=True, backend="eager", dynamic=False)
+        engine = Engine()
+        for t in range(eager.cycle + 4):
+            # the second update may differ from the first, whose tensors have no history yet
+            stance = "default" if t <= eager.cycle else "fail_on_recompile"
+            b, drawn = batch(), []
+            for agent in (eager, compiled):
+                torch.manual_seed(t)
+                with torch.compiler.set_stance(stance):
+                    drawn.append(engine.update(agent, b))
+            assert drawn[0].keys() == drawn[1].keys()
+            assert all(torch.equal(x, drawn[1][key]) for key, x in drawn[0].items())
+    assert same(eager, compiled)
+    assert compiled.updates == eager.cycle + 4

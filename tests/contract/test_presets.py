@@ -87,7 +87,7 @@ def test_provenance_is_stored_and_is_no_part_of_a_run_s_identity(pendulum, tmp_p
 def shrink(agent):
     """The agent's config with nets of eight units and few samples; numbers of critics stay."""
     nets = {f.name: NET for f in fields(agent) if isinstance(getattr(agent, f.name), MLPConfig)}
-    few = {f.name: 2 for f in fields(agent) if f.name in ("samples", "backup_samples")}
+    few = {f.name: 2 for f in fields(agent) if f.name == "samples"}
     return replace(agent, **nets | few)
 
 
@@ -100,7 +100,7 @@ def batch(n=64):
 
 def relative_weight(agent, b):
     """c in c (log Σ exp Q - Q) beside the TD loss (Q - y)² of each critic, `(N,)`, found by differentiating both in Q."""
-    b = agent.observed(b)
+    b = agent.scaled(b)
     q = agent.q(b.obs, b.act).detach().requires_grad_()
     y, next_q = agent.backup(b)
     extra, _ = agent.regulariser(b, q)

@@ -87,7 +87,7 @@ ROWS = {
 def shrink(agent):
     """The agent's config with nets of eight units."""
     nets = {f.name: NET for f in fields(agent) if isinstance(getattr(agent, f.name), MLPConfig)}
-    few = {f.name: 2 for f in fields(agent) if f.name in ("samples", "backup_samples")}
+    few = {f.name: 2 for f in fields(agent) if f.name == "samples"}
     decay = {"actor_decay_steps": 20} if type(agent) is IQLConfig else {}
     return replace(agent, **nets | few | decay)
 

@@ -1,38 +1,21 @@
 """Adaptive BC's controller, by hand; and that imitation weighs what it says."""
 
 import math
+from functools import partial
 
+import nets
 import pytest
 import torch
 
-from mbo2o.agents.adaptive_bc import AdaptiveBC, AdaptiveBCConfig
 from mbo2o.cli.main import compose_config
-from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.training import train
-from mbo2o.types import Batch, Spec, UserError
+from mbo2o.types import UserError
 
-SMALL = MLPConfig(hidden=[16])
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
+batch = partial(nets.batch, n=16, done=0)
+make = partial(nets.make, "adaptive_bc", critics=3)
 
 
-def make(seeds=(), **cfg) -> AdaptiveBC:
-    return AdaptiveBC(
-        Spec(3, 2, seeds), AdaptiveBCConfig(**{"actor": SMALL, "critic": SMALL, "critics": 3} | cfg)
-    )
-
-
-def batch(seeds=(), n=16) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, 3)
-    return Batch(
-        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n)
-    )
-
-
-def test_controller_by_hand():
+def test_the_controller_equals_a_loop_over_episodes():
     """Over five episodes of two seeds, one of which does not end every time."""
     agent = make((2,), adapt=True, bc_weight=0.4, gain=3e-4, brake=1e-2)
     scores = [[0.3, 0.9], [0.2, math.nan], [0.6, 0.1], [0.1, 1.2], [0.5, 0.5]]
@@ -63,7 +46,7 @@ def test_b_falls_below_the_target_and_rises_after_a_bad_episode():
     assert agent.b.item() > low
 
 
-def test_offline_it_stays():
+def test_offline_the_weight_does_not_change():
     agent = make()
     agent.on_episode(torch.tensor(True), torch.tensor(math.nan), torch.tensor(1000.0))
     assert agent.b.item() == pytest.approx(0.4)
@@ -110,7 +93,7 @@ def test_b_weighs_the_imitation():
     act = agent.mode(b.obs)
     q = agent.q(b.obs, act).mean(-2)
     expected = -q.mean(-1) / q.abs().mean(-1) + agent.b * (act - b.act).square().mean((-2, -1))
-    torch.testing.assert_close(agent.improve(b)["actor_loss"], expected.detach())
+    torch.testing.assert_close(agent.improve(b, nets.nth(1))["actor_loss"], expected.detach())
 
 
 def test_a_schedule_that_would_do_nothing_is_refused():

@@ -1,9 +1,12 @@
 """The switch: what one agent takes over from another, what it says of it, and that nothing else moves."""
 
 from dataclasses import replace
+from functools import partial
 
+import nets
 import pytest
 import torch
+from nets import update
 
 from mbo2o.agents.base import Change
 from mbo2o.agents.cql import CQL, CQLConfig
@@ -11,32 +14,24 @@ from mbo2o.agents.iql import IQL, IQLConfig
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.agents.td3bc import TD3BC, TD3BCConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.types import Batch, Spec
+from mbo2o.types import Spec
 
 SMALL = MLPConfig(hidden=[8])
 TINY = {"actor": SMALL, "critic": SMALL}
 OPTIMISERS = ("actor_optim", "critic_optim", "log_alpha_optim")
 NETWORKS = ("observe", "actor", "critic", "target")
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def batch(seeds=(2,), n=8) -> Batch:
-    obs, next_obs = 2 + torch.randn(2, *seeds, n, 3)
-    done = (torch.rand(*seeds, n) < 0.3).float()
-    return Batch(obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, done)
+batch = partial(nets.batch, (2,))
 
 
 def pretrained(cls=CQL, **cfg):
     """An agent of two seeds after five updates."""
     config = CQLConfig if cls is CQL else SACConfig
     agent = cls(Spec(3, 2, (2,)), config(**TINY | {"normalize": True, "critics": 3} | cfg))
-    agent.prepare(batch((), 50))
+    data = nets.batch(n=50)
+    data.obs += 2
+    agent.prepare(data)
     for _ in range(5):
-        agent.update(batch())
+        update(agent, batch())
     return agent
 
 
@@ -76,7 +71,7 @@ def test_takes_over_everything_that_both_have():
     assert not rows(table, "reset")
 
 
-def test_says_which_settings_go_come_and_change():
+def test_the_table_lists_settings_that_are_dropped_new_or_changed():
     before = pretrained()
     after = sac(before.cfg.online(), gamma=0.9, actor=SMALL)
     settings = [x for x in after.adopt(before) if x.what != "kept"]
@@ -117,13 +112,13 @@ def test_what_was_taken_over_is_a_copy():
     after = sac(before.cfg.online())
     after.adopt(before)
     saved = {k: x.clone() for k, x in before.state_dict().items()}
-    after.update(batch())
+    update(after, batch())
     after.observe.mean.add_(1)
     assert all(torch.equal(x, saved[k]) for k, x in before.state_dict().items())
 
 
 @pytest.mark.parametrize("moments", [True, False])
-def test_moments_come_along_or_start_afresh(moments):
+def test_moments_are_taken_over_or_reset(moments):
     before = pretrained()
     after = sac(before.cfg.online())
     table = {x.part: x for x in after.adopt(before, moments=moments)}
@@ -136,7 +131,7 @@ def test_moments_come_along_or_start_afresh(moments):
 
 
 @pytest.mark.parametrize("moments", [True, False])
-def test_the_rates_of_ones_own_config_count_and_the_table_says_that_they_changed(moments):
+def test_learning_rates_are_those_of_the_new_config_and_a_change_is_listed(moments):
     before = pretrained(actor_lr=1e-5)
     after = sac(actor_lr=1e-2)
     table = {x.part: x for x in after.adopt(before, moments=moments)}
@@ -144,7 +139,7 @@ def test_the_rates_of_ones_own_config_count_and_the_table_says_that_they_changed
     assert table["actor_lr"] == Change("actor_lr", "changed", "1e-05 → 0.01")
     assert "critic_lr" not in table  # the rates are the same
     actor = after.actor.net.layers[0].weight.detach().clone()
-    after.update(batch())
+    update(after, batch())
     step = (after.actor.net.layers[0].weight.detach() - actor).abs().max()
     assert step > 1e-4  # and it is the rate that counts
 
@@ -157,7 +152,7 @@ def test_what_an_agent_becomes_has_its_rates():
     assert (after.actor_optim.lr, after.critic_optim.lr, after.log_alpha_optim.lr) == (1e-5, 2e-5, 3e-5)
 
 
-def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
+def test_critics_of_another_number_are_reset_and_the_actor_is_kept():
     before = pretrained(critics=2, critic_lr=1e-5)
     after = sac(critics=10)
     fresh = {
@@ -176,24 +171,24 @@ def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
         assert same(after, before, part)
     obs = torch.randn(2, 5, 3)
     assert torch.equal(after.act(obs), before.act(obs))
-    after.update(batch())
+    update(after, batch())
 
 
-def test_schedules_and_delays_count_anew():
+def test_schedules_and_delays_count_from_zero():
     before = pretrained()
     after = sac(before.cfg.online(), policy_delay=2)
     after.adopt(before)
     assert (before.updates, after.updates) == (5, 0)
-    assert "actor_loss" not in after.update(batch())
-    assert "actor_loss" in after.update(batch())
+    assert "actor_loss" not in update(after, batch())
+    assert "actor_loss" in update(after, batch())
 
 
-def test_normaliser_travels_and_stays():
+def test_the_normaliser_is_taken_over_and_does_not_change():
     before = pretrained()
     after = sac(normalize=False)
     after.adopt(before)
     frozen = after.observe.mean.clone()
-    after.update(batch())
+    update(after, batch())
     assert torch.equal(after.observe.mean, frozen)
     assert torch.equal(frozen, before.observe.mean)
 
@@ -208,11 +203,11 @@ def test_cql_of_no_weight_and_a_soft_backup_is_sac_step_for_step():
         for agent in (before, after):
             torch.manual_seed(t)
             improve = SAC.improve
-            agent.improve = lambda b, agent=agent, improve=improve, t=t: (
+            agent.improve = lambda b, step, agent=agent, improve=improve, t=t: (
                 torch.manual_seed(99 + t),
-                improve(agent, b),
+                improve(agent, b, step),
             )[1]
-            agent.update(b)
+            update(agent, b)
         for part in (*NETWORKS, *OPTIMISERS, "log_alpha"):
             assert same(after, before, part), (t, part)
 
@@ -221,7 +216,7 @@ def test_gradients_differ_by_the_conservative_term():
     before = pretrained(weight=2.0, backup="sampled", backup_entropy=True)
     after = sac(before.cfg.online())
     after.adopt(before)
-    b, found = before.observed(batch()), []
+    b, found = before.scaled(batch()), []
     for agent in (before, after):
         q = agent.q(b.obs, b.act)
         torch.manual_seed(1)
@@ -246,7 +241,7 @@ def test_gradients_differ_by_the_conservative_term():
 def test_moments_of_a_network_that_is_not_taken_over_are_not_either():
     """TD3+BC's actor has the shapes of IQL's deterministic one, under other names."""
     before = TD3BC(Spec(3, 2, (2,)), TD3BCConfig(**TINY))
-    before.update(batch())
+    update(before, batch())
     after = IQL(Spec(3, 2, (2,)), IQLConfig(**TINY, value_net=SMALL))
     found = {x.part: x.what for x in after.adopt(before)}
     assert found["critic_optim"] == "kept"

@@ -3,55 +3,23 @@
 import copy
 import math
 
+import nets
 import pytest
 import torch
+from nets import batch, changed, constant, rows, shake, snapshot, update
 from torch import nn
 from torch.distributions import Normal
 
-from mbo2o.agents.awac import AWAC, AWACConfig
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig
-from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import REDUCTIONS
-from mbo2o.types import Batch, Spec, UserError
-
-SMALL = MLPConfig(hidden=[16])
+from mbo2o.types import Batch, UserError
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def make(seeds=(), act_dim=2, **cfg) -> AWAC:
-    agent = AWAC(Spec(3, act_dim, seeds), AWACConfig(**{"actor": SMALL, "critic": SMALL, **cfg}))
-    for p in agent.target.parameters():
-        p.add_(0.1 * torch.randn_like(p))  # the target is not the critic
+def make(*args, **change):
+    """An agent whose target differs from its critic."""
+    agent = nets.make("awac", *args, **change)
+    shake(agent.target)
     return agent
-
-
-def batch(seeds=(), n=8, act_dim=2, done=None) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, 3)
-    d = (torch.rand(*seeds, n) < 0.5).float() if done is None else torch.full((*seeds, n), float(done))
-    return Batch(obs, torch.rand(*seeds, n, act_dim) * 2 - 1, torch.randn(*seeds, n), next_obs, d)
-
-
-def constant(net: nn.Module, values: torch.Tensor) -> None:
-    """Make each member of `net` output `values (*members, n_out)` everywhere."""
-    last = net.layers[-1]
-    nn.init.zeros_(last.weight)
-    last.bias.data.copy_(values.unsqueeze(-2))
-
-
-def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: x.clone() for name, x in module.state_dict().items()}
-
-
-def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(x, before[name]) for name, x in module.state_dict().items())
-
-
-def rows(seeds):
-    return [(s, i) for s in range(2) for i in range(8)] if seeds else [(i,) for i in range(8)]
 
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
@@ -115,7 +83,7 @@ def test_weights_of_large_advantages_stay_finite():
 
 
 @pytest.mark.parametrize("target", REDUCTIONS)
-def test_both_actions_are_judged_by_the_same_critics(target):
+def test_both_actions_are_valued_by_the_same_critics(target):
     """Critics that differ by constants: whichever a draw asks, the advantage is 0."""
     agent = make((2,), critics=5, actor_reduction=target, granularity="batch")
     constant(agent.critic, torch.randn(2, 5, 1) * 10)
@@ -133,7 +101,7 @@ def test_losses_equal_loops(weights):
     y = agent.backup(b)[0]
     w = agent.weigh(agent.advantage(b))
     torch.manual_seed(5)
-    m = agent.update(b)
+    m = update(agent, b)
     for s in range(2):
         critic = sum(sum((q[s, n, i] - y[s, i]).item() ** 2 for i in range(8)) / 8 for n in range(3))
         assert m["critic_loss"][s].item() == pytest.approx(critic, rel=1e-5)
@@ -145,7 +113,7 @@ def test_losses_equal_loops(weights):
 def test_each_step_touches_its_own_parameters_only(learns):
     agent = make((2,), **{f"{name}_lr": 1e-2 if name == learns else 0.0 for name in ("actor", "critic")})
     before = {name: snapshot(getattr(agent, name)) for name in ("actor", "critic", "target")}
-    agent.update(batch((2,)))
+    update(agent, batch((2,)))
     for name in ("actor", "critic"):
         assert changed(getattr(agent, name), before[name]) == (name == learns)
     assert changed(agent.target, before["target"])  # it follows the critic, which differs from it
@@ -154,7 +122,7 @@ def test_each_step_touches_its_own_parameters_only(learns):
 def test_target_moves_by_polyak():
     agent = make(tau=0.2)
     old = snapshot(agent.target)
-    agent.update(batch())
+    update(agent, batch())
     for name, x in agent.target.state_dict().items():
         torch.testing.assert_close(x, 0.8 * old[name] + 0.2 * agent.critic.state_dict()[name])
 
@@ -163,16 +131,16 @@ def test_target_moves_by_polyak():
 def test_state_is_complete(seeds, tmp_path):
     agent, batches = make(seeds), [batch(seeds) for _ in range(6)]
     for b in batches[:3]:
-        agent.update(b)
+        update(agent, b)
     torch.save(agent.state_dict(), tmp_path / "agent.pt")
     rng = torch.get_rng_state()
-    history = [agent.update(b) for b in batches[3:]]
+    history = [update(agent, b) for b in batches[3:]]
     twin = make(seeds)
-    twin.update(batches[0])
+    update(twin, batches[0])
     twin.load_state_dict(torch.load(tmp_path / "agent.pt"))
     torch.set_rng_state(rng)
     for expected, b in zip(history, batches[3:], strict=True):
-        again = twin.update(b)
+        again = update(twin, b)
         assert all(torch.equal(again[name], x) for name, x in expected.items())
     assert not changed(twin, snapshot(agent))
 
@@ -188,7 +156,7 @@ def test_seeds_do_not_touch(poison, weights):
             rew = b.rew.clone()
             if bad is not None:
                 rew[0] = bad
-            m = agent.update(Batch(b.obs, b.act, rew, b.next_obs, b.done))
+            m = update(agent, Batch(b.obs, b.act, rew, b.next_obs, b.done))
     for (name, a), b in zip(clean.named_parameters(), poisoned.parameters(), strict=True):
         assert torch.equal(a[1:], b[1:]), name
     assert changed(clean.critic, snapshot(poisoned.critic))
@@ -211,8 +179,8 @@ def test_every_exploration_acts_in_the_box(seeds, name):
 
 @pytest.mark.parametrize("target", REDUCTIONS)
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_every_reduction_learns_numbers_per_seed(target, seeds):
-    metrics = make(seeds, critics=3, target=target, actor_reduction=target, mask=0.5).update(batch(seeds))
+def test_every_reduction_gives_metrics_per_seed(target, seeds):
+    metrics = update(make(seeds, critics=3, target=target, actor_reduction=target, mask=0.5), batch(seeds))
     assert all(x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values())
     assert {"critic_loss", "q", "actor_loss"} <= metrics.keys()
 
@@ -230,7 +198,7 @@ def test_picks_the_better_of_two_actions(weights):
     for _ in range(300):
         b = batch((2,), n=32, act_dim=1, done=1)
         act = torch.where(torch.arange(32) % 2 == 0, 0.5, -0.5).expand(2, 32)
-        agent.update(Batch(0 * b.obs, act.unsqueeze(-1), (act == better).float(), 0 * b.obs, b.done))
+        update(agent, Batch(0 * b.obs, act.unsqueeze(-1), (act == better).float(), 0 * b.obs, b.done))
     torch.testing.assert_close(agent.act(torch.zeros(2, 1, 3))[:, 0], better, atol=0.1, rtol=0)
     q = agent.value(torch.zeros(2, 2, 3), torch.tensor([[[0.5], [-0.5]]]).expand(2, 2, 1))
     torch.testing.assert_close(q, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), atol=0.1, rtol=0)

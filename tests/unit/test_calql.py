@@ -2,34 +2,22 @@
 
 import math
 from dataclasses import asdict
+from functools import partial
 
+import nets
 import pytest
 import torch
+from nets import update
 from torch import nn
 
 from mbo2o.agents.calql import CalQL, CalQLConfig
 from mbo2o.agents.cql import CQL, CQLConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.types import Batch, Spec, UserError
+from mbo2o.types import UserError
 
 TINY = {"actor": MLPConfig(hidden=[8]), "critic": MLPConfig(hidden=[8]), "samples": 3, "backup_samples": 2}
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def make(seeds=(), **cfg) -> CalQL:
-    return CalQL(Spec(3, 2, seeds), CalQLConfig(**TINY | cfg))
-
-
-def batch(seeds=(), n=4, mc=None) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, 3)
-    mc = None if mc is None else torch.as_tensor(mc).expand(*seeds, n)
-    return Batch(
-        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n), mc
-    )
+batch = partial(nets.batch, n=4, done=0)
+make = partial(nets.make, "calql", hidden=8, samples=3, backup_samples=2)
 
 
 def twin_of(agent: CalQL) -> CQL:
@@ -43,11 +31,11 @@ def twin_of(agent: CalQL) -> CQL:
 @pytest.mark.parametrize(("mc", "calibrate"), [(-math.inf, True), (None, False), (1e9, False)])
 def test_without_a_bound_it_is_cql_bit_for_bit(mc, calibrate):
     agent = make((2,), calibrate=calibrate)
-    twin, batches = twin_of(agent), [batch((2,), mc=mc) for _ in range(3)]
+    twin, batches = twin_of(agent), [batch((2,), mc_return=mc) for _ in range(3)]
     results = []
     for a in (agent, twin):
         torch.manual_seed(1)
-        results.append([a.update(b) for b in batches])
+        results.append([update(a, b) for b in batches])
     for mine, cqls in zip(*results, strict=True):
         assert mine.keys() - cqls.keys() == ({"bound_rate"} if calibrate else set())
         assert all(torch.equal(mine[name], x) for name, x in cqls.items())
@@ -60,16 +48,16 @@ def test_without_a_bound_it_is_cql_bit_for_bit(mc, calibrate):
 
 def test_a_bound_makes_a_difference():
     agent = make()
-    twin, b = twin_of(agent), batch(mc=2.0)
+    twin, b = twin_of(agent), batch(mc_return=2.0)
     for a in (agent, twin):
         torch.manual_seed(1)
-        a.update(b)
+        update(a, b)
     assert not torch.equal(agent.critic.layers[0].weight, twin.critic.layers[0].weight)
 
 
-def test_where_the_bound_binds_nothing_is_pushed():
+def test_values_below_the_return_are_not_pushed_down():
     """Samples 1 and 3 are bounded from above all their values: only the uniform actions' values are pushed down there."""
-    agent, b = make(critics=3), batch(mc=[-math.inf, 1.0, -math.inf, 1.0])
+    agent, b = make(critics=3), batch(mc_return=[-math.inf, 1.0, -math.inf, 1.0])
     q, asked = agent.q, []
 
     def remember(obs, act):
@@ -89,7 +77,7 @@ def test_where_the_bound_binds_nothing_is_pushed():
 
 
 def test_uniform_actions_are_not_bounded_and_the_bound_comes_before_the_density():
-    agent, b = make(critics=2), batch(mc=[1.0, 2.0, -math.inf, 3.0])
+    agent, b = make(critics=2), batch(mc_return=[1.0, 2.0, -math.inf, 3.0])
     constant, log_p = torch.tensor([0.5, 1.5]), -0.7
     nn.init.zeros_(agent.critic.layers[-1].weight)
     agent.critic.layers[-1].bias.data.copy_(constant[:, None, None])
@@ -110,22 +98,22 @@ def test_bound_rate_counts_the_policys_actions(mc, rate):
     """Values 0 of the first quarter of the policy's actions and of all uniform ones, 10 of the others."""
     agent = make(samples=2)
     agent.q = lambda obs, act: torch.tensor([0.0, 0, 0, 10, 10, 10]).repeat_interleave(4).expand(2, 24)
-    assert agent.log_sum_exp(batch(mc=mc))[1]["bound_rate"] == rate
+    assert agent.log_sum_exp(batch(mc_return=mc))[1]["bound_rate"] == rate
 
 
-def test_the_bound_is_each_seeds_own():
+def test_a_seed_is_bounded_by_its_own_returns():
     agent = make((2,))
-    b = batch((2,), mc=torch.tensor([[-math.inf], [1e3]]))
-    assert agent.update(b)["bound_rate"].tolist() == [0, 1]
+    b = batch((2,), mc_return=torch.tensor([[-math.inf], [1e3]]))
+    assert update(agent, b)["bound_rate"].tolist() == [0, 1]
 
 
-def test_returns_are_asked_for():
+def test_a_batch_without_returns_is_refused():
     with pytest.raises(UserError, match=r"with_returns.*gamma.*calibrate=false"):
-        make().update(batch())
-    make(calibrate=False).update(batch())
+        update(make(), batch())
+    update(make(calibrate=False), batch())
 
 
-def test_everything_stays_online():
+def test_the_online_config_is_the_same():
     cfg = CalQLConfig(critics=5, **TINY)
     assert type(cfg.online()) is CalQLConfig
     assert asdict(cfg.online()) == asdict(cfg)

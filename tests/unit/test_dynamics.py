@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.dynamics.fit import FitConfig, _adam, _Best, _hash, fit, nll
+from mbo2o.dynamics.fit import FitConfig, _adam, _Best, fit, nll
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
+from mbo2o.ensemble.hash import row_hash
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.types import Batch, Diverged, Spec, UserError
 
@@ -187,7 +188,7 @@ def test_weight_decay_through_adam_is_the_loss_term():
 # ---- who sees which row
 
 
-def test_holdout_and_blind_rows_last_for_the_models_life():
+def test_a_refit_holds_out_the_same_rows():
     spies = [Spy(dataset(system(600))) for _ in range(2)]
     model = make()
     for spy in spies:  # a fit and a refit
@@ -233,14 +234,14 @@ def test_scored_rows_come_from_all_over_the_data():
     assert (np.histogram(rows, 4, (0, 2000))[0] > 5).all()
     assert spies[0].held_out() == spies[1].held_out()
     assert not set.union(*spies[0].trained()) & set(range(2000)) - set(
-        np.flatnonzero(_hash(torch.arange(2000), 0) >= 0.1)
+        np.flatnonzero(row_hash(torch.arange(2000), 0) >= 0.1)
     )
 
 
 def test_hash_looks_uniform_and_independent():
     n = torch.arange(200_000)
     salts = torch.randint(1 << 31, (4, 1))
-    u = torch.cat([_hash(n, 0).unsqueeze(0), _hash(n, salts)])
+    u = torch.cat([row_hash(n, 0).unsqueeze(0), row_hash(n, salts)])
     assert ((u >= 0) & (u < 1)).all()
     counts = torch.stack([torch.histc(x, 20, 0, 1) for x in u])
     assert ((counts - 10_000).abs() < 500).all()  # 5 s.e.
@@ -263,7 +264,7 @@ def test_batches_are_drawn_by_share_and_error_is_weighted_by_share():
     torch.testing.assert_close(m["holdout_mse"], error[model.elites].mean(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_part_with_next_to_no_rows_waits_until_it_has_grown():
+def test_a_part_with_very_few_rows_is_left_out_until_it_has_grown():
     buffer, data, old = ReplayBuffer(Spec(D, A), 1000), system(300), Spy(dataset(system(300)))
     model = make()
     for rows, used in ((slice(0, 0), False), (slice(0, 5), False), (slice(5, 300), True)):
@@ -338,7 +339,7 @@ def test_patience_waits_for_the_least_number_of_updates():
         assert best.settled() == (updates == 30)
 
 
-def test_a_first_fit_has_nothing_to_defend():
+def test_a_first_fit_does_not_keep_the_initial_weights():
     model = make()
     best = _Best(model, torch.full((3,), 1e-9))
     best.look(torch.full((3,), 7.0), 1, quick())
@@ -412,7 +413,7 @@ def test_non_finite_data_is_divergence(fitted):
     model = make()
     if fitted:
         fit(model, [(buffer, 1.0)], quick())
-    b.rew[_hash(torch.arange(300, 600), 0) >= 0.1] = (
+    b.rew[row_hash(torch.arange(300, 600), 0) >= 0.1] = (
         math.nan
     )  # of those that go to positions 300 on, none that is scored
     b.rew[200:] = 0.0  # these go to positions 0 on
@@ -650,7 +651,7 @@ def test_sizes_that_a_file_claims_are_not_allocated(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
-def test_mistakes_are_the_users():
+def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="elites=4"):
         make(elites=4)
     with pytest.raises(UserError, match="too few"):

@@ -55,7 +55,7 @@ def test_elites_share_the_rows(seeds, b):
             assert (counts[those] == b // ELITES).all()
 
 
-def test_who_serves_a_row_is_random():
+def test_the_elite_of_a_row_is_random():
     model = constant(())
     obs, act = inputs((), 10)
     served = torch.stack([model.step(obs, act)[1].detach().round() for _ in range(600)])  # (600, 10)
@@ -79,7 +79,7 @@ def test_each_row_gets_the_draw_of_its_own_input(seeds):
     torch.testing.assert_close(rew, act[..., 0], atol=2e-3, rtol=0)
 
 
-def test_the_noise_is_the_members_and_fresh_in_every_row():
+def test_the_noise_is_the_members_and_drawn_for_every_row():
     model = constant((), log_var=-2.0)
     model.targets.std.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
     model.net.max_log_var.data.fill_(10.0)  # far from the bounds
@@ -96,7 +96,7 @@ def test_the_noise_is_the_members_and_fresh_in_every_row():
     assert z.flatten().unique().numel() > 0.99 * z.numel()
 
 
-def test_a_generator_makes_the_step_its_own():
+def test_a_generator_decides_the_draws():
     model = constant((2,), log_var=0.0)
     obs, act = inputs((2,), 50)
     before = torch.get_rng_state()

@@ -159,11 +159,11 @@ def interrupted(path, directory, monkeypatch):
 
     update, turns = BC.update, []
 
-    def dies(self, batch):
+    def dies(self, batch, step):
         turns.append(batch)
         if len(turns) > 15:
             raise Killed
-        return update(self, batch)
+        return update(self, batch, step)
 
     with monkeypatch.context() as patched:
         patched.setattr(BC, "update", dies)

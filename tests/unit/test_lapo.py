@@ -3,39 +3,25 @@
 import copy
 import itertools
 import math
+from functools import partial
 
+import nets
 import pytest
 import torch
-from torch import nn
+from nets import batch, changed, constant, rows, snapshot, update
 from torch.distributions import Normal, kl_divergence
 
 from mbo2o.agents.base import make_agent
 from mbo2o.agents.lapo import LAPO, LOG_VAR, LAPOConfig
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig
+from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig, reduction
 from mbo2o.types import Batch, Spec, UserError
 
 SMALL = MLPConfig(hidden=[16])
 PARTS = ("critic", "value_net", "cvae", "latent", "target", "latent_target", "decoder_target")
 RATES = ("critic_lr", "cvae_lr", "latent_lr")
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def make(seeds=(), act_dim=2, obs_dim=3, **cfg) -> LAPO:
-    return LAPO(
-        Spec(obs_dim, act_dim, seeds), LAPOConfig(**{"critic": SMALL, "cvae": SMALL, "latent": SMALL, **cfg})
-    )
-
-
-def batch(seeds=(), n=8, act_dim=2, done=None, obs_dim=3) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, obs_dim)
-    d = (torch.rand(*seeds, n) < 0.5).float() if done is None else torch.full((*seeds, n), float(done))
-    return Batch(obs, torch.rand(*seeds, n, act_dim) * 2 - 1, torch.randn(*seeds, n), next_obs, d)
+make = partial(nets.make, "lapo")
 
 
 def prepared(seeds=(), **cfg) -> LAPO:
@@ -46,26 +32,6 @@ def prepared(seeds=(), **cfg) -> LAPO:
         for p in net.parameters():
             p.data.add_(0.1 * torch.randn_like(p))
     return agent
-
-
-def constant(net: nn.Module, values: torch.Tensor) -> None:
-    """Make each member of `net` output `values (*members, n_out)` everywhere."""
-    last = net.layers[-1]
-    nn.init.zeros_(last.weight)
-    last.bias.data.copy_(values.unsqueeze(-2))
-
-
-def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: x.clone() for name, x in module.state_dict().items()}
-
-
-def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(x, before[name]) for name, x in module.state_dict().items())
-
-
-def each(seeds, n=8):
-    """Every index of `(*S, n)`."""
-    return itertools.product(*(range(s) for s in seeds), range(n))
 
 
 def target_q(agent: LAPO, obs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
@@ -82,7 +48,7 @@ def target_q(agent: LAPO, obs: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("rho", [1.0, 0.7])
 def test_value_target_equals_a_loop_over_samples(seeds, rho):
     agent = prepared(seeds, critics=3, rho=rho, latent_noise=0.15)
-    b = agent.observed(batch(seeds))
+    b = agent.scaled(batch(seeds))
     torch.manual_seed(5)
     noise = 0.15 * torch.randn(*seeds, 8, 4)
     assert noise.abs().max() > 0.2  # so that its clip is seen
@@ -93,7 +59,7 @@ def test_value_target_equals_a_loop_over_samples(seeds, rho):
     torch.manual_seed(5)
     v = agent.value_target(b)
     clamped = 0
-    for *s, i in each(seeds):
+    for *s, i in rows(seeds):
         members = [q[(*s, n, i)].item() for n in range(3)]
         raw = rho * min(members) + (1 - rho) * max(members)
         expected = min(max(raw, low), high)
@@ -107,10 +73,10 @@ def test_value_target_equals_a_loop_over_samples(seeds, rho):
 def test_critics_learn_from_the_online_v(seeds):
     """And from V as it is: the bounds are for what V learns."""
     agent = prepared(seeds, gamma=0.9, v_min=-1e-3, v_max=1e-3)
-    b = agent.observed(batch(seeds))
+    b = agent.scaled(batch(seeds))
     y, next_q = agent.backup(b)
     v = agent.value_net(b.next_obs)[..., 0]
-    for index in each(seeds):
+    for index in rows(seeds):
         expected = b.rew[index].item() + (0.0 if b.done[index] else 0.9 * v[index].item())
         assert y[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert not y.requires_grad
@@ -138,11 +104,11 @@ def test_truncation_bootstraps_and_termination_does_not():
 def test_weight_is_the_expectile_of_the_advantages_sign(seeds, rho):
     agent = prepared(seeds, critics=3, rho=rho, expectile=0.8, gamma=0.9)
     agent.target.layers[-1].bias.data.add_(torch.arange(3.0)[:, None, None] - 1)  # critics that disagree
-    b = agent.observed(batch(seeds, n=32))
+    b = agent.scaled(batch(seeds, n=32))
     next_q = agent.backup(b)[1]
     w = agent.weight(b, next_q)
     v = agent.value_net(b.obs)[..., 0]
-    for *s, i in each(seeds, 32):
+    for *s, i in rows(seeds, 32):
         members = [next_q[(*s, n, i)].item() for n in range(3)]
         tail = rho * min(members) + (1 - rho) * max(members)
         advantage = b.rew[(*s, i)].item() + (0.0 if b.done[(*s, i)] else 0.9 * tail) - v[(*s, i)].item()
@@ -151,7 +117,7 @@ def test_weight_is_the_expectile_of_the_advantages_sign(seeds, rho):
     assert not w.requires_grad
 
 
-def test_no_advantage_is_no_advantage():
+def test_an_advantage_of_zero_counts_as_none():
     agent, b = make(expectile=0.9), batch(done=1)
     constant(agent.value_net, torch.zeros(1))
     b.rew.zero_()
@@ -162,7 +128,7 @@ def test_no_advantage_is_no_advantage():
 def test_cvae_loss_equals_a_loop(seeds):
     """||a - â||² + β KL, KL by torch.distributions."""
     agent = prepared(seeds)
-    b = agent.observed(batch(seeds))
+    b = agent.scaled(batch(seeds))
     act = agent.action_scale(b.act)
     agent.cvae.encoder.layers[-1].bias.data.add_(0.5)  # a fresh encoder's log σ² is near 0
     torch.manual_seed(5)
@@ -172,7 +138,7 @@ def test_cvae_loss_equals_a_loop(seeds):
     out = agent.cvae.encoder(b.obs, act)
     mean, std = out[..., :4], (out[..., 4:] / 2).exp()
     decoded = agent.cvae.decoder(b.obs, mean + std * noise)
-    for index in each(seeds):
+    for index in rows(seeds):
         error = sum((decoded[index][j] - act[index][j]).item() ** 2 for j in range(2))
         kl = sum(
             kl_divergence(Normal(mean[index][j], std[index][j]), Normal(0.0, 1.0)).item() for j in range(4)
@@ -180,7 +146,7 @@ def test_cvae_loss_equals_a_loop(seeds):
         assert loss[index].item() == pytest.approx(error + 0.3 * kl, rel=1e-4)
 
 
-def test_wild_encoders_are_clamped():
+def test_the_encoders_log_variance_is_clamped():
     agent, b = make(), batch()
     for value, limit in ((1e4, LOG_VAR[1]), (-1e4, LOG_VAR[0])):
         constant(agent.cvae.encoder, torch.tensor([0.0] * 4 + [value] * 4))
@@ -194,7 +160,7 @@ def test_losses_of_an_update_equal_loops(seeds):
     agent = prepared(seeds, critics=3, kl_weight=0.5, **dict.fromkeys(RATES, 0.0))
     raw = batch(seeds)
     agent.v_range.widen(raw.rew, 0.99)
-    b = agent.observed(raw)
+    b = agent.scaled(raw)
     act = (b.act - agent.action_scale.mean) / agent.action_scale.std
     q, v = agent.critic(b.obs, act)[..., 0], agent.value_net(b.obs)[..., 0]
     y, next_q = agent.backup(b)
@@ -206,7 +172,7 @@ def test_losses_of_an_update_equal_loops(seeds):
     decoded = (agent.decoder_target(b.obs, z) * scale.std + scale.mean).clamp(-1, 1)
     q_pi = agent.critic(b.obs, (decoded - scale.mean) / scale.std)[..., 0]
     torch.manual_seed(5)
-    m = agent.update(raw)
+    m = update(agent, raw)
     for s in itertools.product(*(range(k) for k in seeds)):
         rows = range(8)
         td = sum(sum((q[(*s, n, i)] - y[(*s, i)]).item() ** 2 for i in rows) / 8 for n in range(3))
@@ -231,16 +197,14 @@ def test_targets_are_reduced_as_the_config_says(name):
     v = agent.value_target(b)
     torch.manual_seed(5)
     torch.randn(2, 8, 4)
-    torch.testing.assert_close(
-        v, REDUCTIONS[name](values.unsqueeze(-1).expand(2, 4, 8), "batch").expand(2, 8)
-    )
+    torch.testing.assert_close(v, reduction(name)(values.unsqueeze(-1).expand(2, 4, 8)).expand(2, 8))
 
 
-def test_rho_is_for_the_minimum_alone():
+def test_rho_mixes_the_largest_critic_into_the_minimum_only():
     q = torch.tensor([[1.0], [5.0], [3.0]])
     for rho, expected in ((1.0, 1.0), (0.7, 2.2), (0.0, 5.0)):
         assert make(critics=3, rho=rho).reduce(q).item() == pytest.approx(expected)
-    with pytest.raises(UserError, match="'weighted_min_pair' wants rho=1"):
+    with pytest.raises(UserError, match="'weighted_min_pair' needs rho=1"):
         make(rho=0.7, target="weighted_min_pair")
     assert make(critics=3, target="weighted_min_pair").reduce(q).item() == pytest.approx((1 + 1 + 3) / 3)
 
@@ -252,7 +216,7 @@ def test_rho_is_for_the_minimum_alone():
 def test_each_step_touches_its_own_parameters_only(learns):
     agent = prepared((2,), **{rate: 1e-2 if rate == learns else 0.0 for rate in RATES}, tau=0.0)
     before = {name: snapshot(getattr(agent, name)) for name in PARTS}
-    agent.update(batch((2,)))
+    update(agent, batch((2,)))
     moves = {"critic_lr": {"critic", "value_net"}, "cvae_lr": {"cvae"}, "latent_lr": {"latent"}, None: set()}[
         learns
     ]
@@ -262,7 +226,7 @@ def test_each_step_touches_its_own_parameters_only(learns):
 def test_targets_move_by_polyak():
     agent = prepared(tau=0.2)
     old = {name: snapshot(getattr(agent, name)) for name in PARTS}
-    agent.update(batch())
+    update(agent, batch())
     pairs = (
         (agent.target, agent.critic),
         (agent.latent_target, agent.latent),
@@ -280,7 +244,7 @@ def test_the_policy_learns_through_the_decoders_copy_from_the_first_critic():
     obs = agent.observe(b.obs)
     loss = -agent.critic(obs, agent.action_scale(agent.mode(obs)))[0].mean()
     expected = torch.autograd.grad(loss, list(agent.latent.parameters()))
-    agent.update(b)
+    update(agent, b)
     for mean, g in zip((agent.latent_optim.get_buffer(f"mean_{i}") for i in range(4)), expected, strict=True):
         torch.testing.assert_close(mean, 0.1 * g)
     constant(agent.decoder_target, torch.tensor([50.0, -50.0]))
@@ -344,7 +308,7 @@ def test_a_value_below_the_worst_reward_for_ever_can_be_learned():
     data.rew.fill_(1.0)
     agent.prepare(data)
     for _ in range(200):
-        m = agent.update(data)
+        m = update(agent, data)
     assert m["v"].item() == pytest.approx(1.0, abs=0.3)
 
 
@@ -365,10 +329,10 @@ def test_bounds_widen_for_rewards_that_the_data_did_not_have():
     b = batch((2,))
     b.rew.fill_(0.5)
     b.rew[1, 3] = 2.0
-    agent.update(b)
+    update(agent, b)
     assert agent.v_range.high.tolist() == pytest.approx([100.0, 200.0])
     scratch = make()
-    scratch.update(batch())
+    update(scratch, batch())
     assert scratch.v_range.high == math.inf
 
 
@@ -436,7 +400,7 @@ def test_decoding_what_was_encoded_gives_the_action_back():
     assert (decoded - act).square().mean() < 0.1  # of a variance of 1
 
 
-def test_stays_where_the_data_are():
+def test_actions_stay_within_the_data():
     """Actions in [0.2, 0.4]; more is better, so that critics tempt to 1 and beyond."""
     agent = make((2,), act_dim=1, obs_dim=1, critic_lr=3e-3, cvae_lr=3e-3, latent_lr=3e-3, tau=0.02)
     data = batch(n=512, act_dim=1, obs_dim=1, done=1)
@@ -445,7 +409,7 @@ def test_stays_where_the_data_are():
     agent.prepare(data)
     for _ in range(600):
         i = torch.randint(512, (2, 64))
-        agent.update(data.map(lambda x, i=i: x[i]))
+        update(agent, data.map(lambda x, i=i: x[i]))
     obs = data.obs[:100].expand(2, 100, 1)
     found = agent.act(obs)
     assert found.min() > 0.3  # better than the data's mean
@@ -467,7 +431,7 @@ def test_good_actions_are_imitated_more():
             good = (torch.rand(64) < 0.5).float()
             act = (good - 0.5).unsqueeze(-1) + 0.02 * torch.randn(64, 1)
             zero = torch.zeros(64, 1)
-            agent.update(Batch(zero, act, good, zero, torch.ones(64)))
+            update(agent, Batch(zero, act, good, zero, torch.ones(64)))
         made = agent.cvae.decoder(torch.zeros(500, 1), torch.randn(500, 2))
         return (made > 0).float().mean().item()
 
@@ -481,7 +445,7 @@ def test_learns_a_bandit():
     best = torch.tensor([[0.5], [-0.5]])
     for _ in range(600):
         b = batch((2,), n=64, act_dim=1, done=1)
-        agent.update(Batch(0 * b.obs, b.act, -(b.act[..., 0] - best).square(), 0 * b.obs, b.done))
+        update(agent, Batch(0 * b.obs, b.act, -(b.act[..., 0] - best).square(), 0 * b.obs, b.done))
     assert (agent.act(torch.zeros(2, 1, 3))[:, 0] - best).abs().max() < 0.3
 
 
@@ -500,27 +464,27 @@ def test_learns_a_bandit():
 def test_shapes_of_metrics(cfg):
     for seeds in ((), (2,)):
         agent = make(seeds, **cfg)
-        metrics = agent.update(batch(seeds))
+        metrics = update(agent, batch(seeds))
         assert {"critic_loss", "q"} <= set(metrics)
         assert all(x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values())
 
 
-def test_disputed_targets_weigh_less():
+def test_targets_that_critics_disagree_on_weigh_less():
     """SUNRISE looks at the target critics where the latent policy goes next."""
     plain = prepared(critics=3)
     weighted = prepared(critics=3, sunrise=SunriseConfig(weight="per_sample"))
     weighted.load_state_dict(plain.state_dict())
-    b = plain.observed(batch())
+    b = plain.scaled(batch())
     y, next_q = plain.backup(b)
     q = plain.q(b.obs, b.act)
     w = torch.sigmoid(-10 * next_q.std(-2, correction=0)) + 0.5
     torch.testing.assert_close(weighted.td_loss(b, q, y, next_q), (w * (q - y).square()).mean(-1).sum(-1))
 
 
-def test_goes_online_as_it_is():
+def test_the_online_agent_is_the_same():
     offline = prepared((2,), critics=3)
     for _ in range(3):
-        offline.update(batch((2,)))
+        update(offline, batch((2,)))
     assert offline.cfg.online() == offline.cfg
     online = make_agent(offline.cfg.online(), Spec(3, 2, (2,)))
     table = online.adopt(offline)
@@ -532,22 +496,22 @@ def test_goes_online_as_it_is():
 
 def own(agent: LAPO) -> dict[str, torch.Tensor]:
     """What an agent does not take over: whose turn it is to explore, who learns from what, how long."""
-    return {k: v.clone() for k, v in agent.state_dict().items() if k in ("head", "salt", "_extra_state")}
+    return {k: v.clone() for k, v in agent.state_dict().items() if k in ("head", "salt", "updates")}
 
 
 @pytest.mark.parametrize("seeds", [(), (3,)])
 def test_state_is_complete(seeds, tmp_path):
     agent, batches = prepared(seeds), [batch(seeds) for _ in range(6)]
     for b in batches[:3]:
-        agent.update(b)
+        update(agent, b)
     torch.save(agent.state_dict(), tmp_path / "agent.pt")
     rng = torch.get_rng_state()
-    history = [agent.update(b) for b in batches[3:]]
+    history = [update(agent, b) for b in batches[3:]]
     twin = make(seeds)
     twin.load_state_dict(torch.load(tmp_path / "agent.pt"))
     torch.set_rng_state(rng)
     for expected, b in zip(history, batches[3:], strict=True):
-        again = twin.update(b)
+        again = update(twin, b)
         assert all(torch.equal(again[name], x) for name, x in expected.items())
     assert twin.updates == agent.updates == 6
     assert not changed(twin, snapshot(agent))
@@ -563,7 +527,7 @@ def test_seeds_do_not_touch(poison):
             rew = b.rew.clone()
             if bad is not None:
                 rew[0] = bad
-            m = agent.update(Batch(b.obs, b.act, rew, b.next_obs, b.done))
+            m = update(agent, Batch(b.obs, b.act, rew, b.next_obs, b.done))
     mine, theirs = clean.state_dict(), poisoned.state_dict()
     for name, x in mine.items():
         if x.dim() and x.shape[0] == 3:  # parameters, moments, scales, bounds

@@ -1,45 +1,34 @@
 """OBAC: its gate on constructed values, its constraint by hand, its offline learner, and SAC where it has no say."""
 
 import math
+from functools import partial
 
+import nets
 import pytest
 import torch
+from nets import batch, nth, update
 from torch import nn
 
-from mbo2o.agents.obac import OBAC, OBACConfig
+from mbo2o.agents.obac import OBAC
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.types import Batch, Spec, UserError
 
 SMALL = MLPConfig(hidden=[16])
 TINY = {"actor": SMALL, "critic": SMALL}
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def make(seeds=(), **cfg) -> OBAC:
-    return OBAC(Spec(3, 2, seeds), OBACConfig(**TINY | cfg))
-
-
-def batch(seeds=(), n=8) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, 3)
-    done = (torch.rand(*seeds, n) < 0.3).float()
-    return Batch(obs, torch.rand(*seeds, n, 2) * 1.8 - 0.9, torch.randn(*seeds, n), next_obs, done)
+make = partial(nets.make, "obac")
 
 
 def constant(net: nn.Module, value: float) -> None:
-    last = net.layers[-1]
-    nn.init.zeros_(last.weight)
-    nn.init.constant_(last.bias, value)
+    """Make every member of `net` output `value` everywhere."""
+    nets.constant(net, torch.full((*net.members, 1), value))
 
 
 def constraint(agent, b) -> torch.Tensor:
     """What OBAC adds to SAC's loss of the actor, per state."""
     act, log_prob = agent.actor.sample(b.obs)
-    return agent.actor_loss(b, act, log_prob) - SAC.actor_loss(agent, b, act, log_prob)
+    (whole, _), (sacs, _) = (f(agent, b, act, log_prob, nth(1)) for f in (OBAC.actor_loss, SAC.actor_loss))
+    return whole - sacs
 
 
 @pytest.mark.parametrize("gate", ["state", "batch"])
@@ -144,7 +133,7 @@ def test_without_its_constraint_it_is_sac_bit_for_bit(off):
     for agent in (sac, obac):
         torch.manual_seed(2)
         for b in batches:
-            metrics = agent.update(b)
+            metrics = update(agent, b)
     assert all(
         torch.equal(x, obac.state_dict()[k]) for k, x in sac.state_dict().items() if torch.is_tensor(x)
     )
@@ -160,11 +149,11 @@ def test_imitates_where_the_offline_learner_is_ahead():
     b = batch((2,), 32)
     b = Batch(b.obs, torch.full_like(b.act, 0.6), b.rew, b.next_obs, b.done)
     for _ in range(150):
-        agent.update(b)
+        update(agent, b)
     torch.testing.assert_close(agent.act(b.obs), torch.full_like(b.act, 0.6), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("setting", ["constraint", "gate", "density"])
-def test_settings_that_there_are_not(setting):
+def test_unknown_settings_are_refused(setting):
     with pytest.raises(UserError, match=f"obac: {setting} 'sometimes'"):
         make(**{setting: "sometimes"})

@@ -1,32 +1,21 @@
 """PEX: who acts, by how much, what the second actor learns from, and that the first stays what it was."""
 
+from functools import partial
+
+import nets
 import pytest
 import torch
+from nets import nth, update
 from torch import nn
 
 from mbo2o.agents.iql import IQL, IQLConfig
-from mbo2o.agents.pex import PEX, PEXConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.types import Batch, Spec, UserError
+from mbo2o.types import Spec, UserError
 
 SMALL = MLPConfig(hidden=[16])
 TINY = {"actor": SMALL, "critic": SMALL, "value_net": SMALL}
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def make(seeds=(), **cfg) -> PEX:
-    return PEX(Spec(3, 2, seeds), PEXConfig(**TINY | cfg))
-
-
-def batch(seeds=(), n=8) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, 3)
-    return Batch(
-        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n)
-    )
+batch = partial(nets.batch, done=0)
+make = partial(nets.make, "pex")
 
 
 def values(agent, of_first, of_second, second):
@@ -64,7 +53,7 @@ def test_evaluates_the_better_of_both_modes():
 def test_starts_from_iql_and_keeps_its_actor():
     before = IQL(Spec(3, 2, (2,)), IQLConfig(**TINY))
     for _ in range(3):
-        before.update(batch((2,)))
+        update(before, batch((2,)))
     after = make((2,))
     table = {x.part: x.what for x in after.adopt(before)}
     assert {x for x, what in table.items() if what == "kept"} >= {
@@ -78,7 +67,7 @@ def test_starts_from_iql_and_keeps_its_actor():
     assert table["actor_optim"] == "dropped"
     own = [p.clone() for p in after.second.parameters()]
     for _ in range(5):
-        after.update(batch((2,)))
+        update(after, batch((2,)))
     assert all(
         torch.equal(p, q) for p, q in zip(before.actor.parameters(), after.actor.parameters(), strict=True)
     )
@@ -88,7 +77,7 @@ def test_starts_from_iql_and_keeps_its_actor():
 def test_weighs_by_what_the_chosen_actions_beat():
     agent, b = make(beta=2.0, weight_clip=3.0), batch(n=16)
     torch.manual_seed(1)
-    metrics = agent.improve(b, torch.full((16,), torch.nan))  # the data's advantage has no say
+    metrics = agent.improve(b, torch.full((16,), torch.nan), nth(1))  # the data's advantage has no say
     torch.manual_seed(0)
     again = make(beta=2.0, weight_clip=3.0)  # as it was before the step
     torch.manual_seed(1)
@@ -109,7 +98,7 @@ def test_second_actor_goes_where_the_critics_point():
     towards = lambda obs, act: -5 * (act - 0.5).square().sum(-1).unsqueeze(-2).expand(2, 2, -1)  # noqa: E731
     agent.q = agent.q_target = towards
     for _ in range(200):
-        agent.improve(batch((2,), 64), torch.zeros(2, 64))
+        agent.improve(batch((2,), 64), torch.zeros(2, 64), nth(1))
     mean = agent.second(torch.randn(2, 50, 3))[0]
     torch.testing.assert_close(mean, torch.full_like(mean, 0.5), atol=0.25, rtol=0)
 

@@ -1,34 +1,21 @@
 """REDQ: when the actor moves, which critics the target asks, and what the actor climbs."""
 
 import json
+from functools import partial
 from itertools import combinations
 
+import nets
 import pytest
 import torch
+from nets import update
 
 from bench.agents import print_agents
-from mbo2o.agents.redq import REDQ, REDQConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import SunriseConfig
-from mbo2o.types import Batch, Spec
 
 SMALL = MLPConfig(hidden=[8])
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def make(seeds=(), **cfg) -> REDQ:
-    return REDQ(Spec(3, 2, seeds), REDQConfig(actor=SMALL, critic=SMALL, **cfg))
-
-
-def batch(seeds=(), n=6) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, 3)
-    return Batch(
-        obs, torch.rand(*seeds, n, 2) * 2 - 1, torch.randn(*seeds, n), next_obs, torch.zeros(*seeds, n)
-    )
+batch = partial(nets.batch, n=6, done=0)
+make = partial(nets.make, "redq", hidden=8)
 
 
 def weights(module):
@@ -41,7 +28,7 @@ def test_actor_moves_with_every_kth_update_and_critics_with_all(delay):
     for t in range(1, 8):
         before = [weights(x) for x in (agent.critic, agent.target, agent.actor)]
         log_alpha = agent.log_alpha.item()
-        metrics = agent.update(batch())
+        metrics = update(agent, batch())
         critic, target, actor = (
             not torch.equal(weights(x), w)
             for x, w in zip((agent.critic, agent.target, agent.actor), before, strict=True)
@@ -55,13 +42,13 @@ def test_actor_moves_with_every_kth_update_and_critics_with_all(delay):
 
 def test_delay_goes_on_where_it_was_saved():
     agent, twin = make(policy_delay=3), make(policy_delay=3)
-    agent.update(batch())
-    agent.update(batch())
+    update(agent, batch())
+    update(agent, batch())
     twin.load_state_dict(agent.state_dict())
-    assert "actor_loss" in twin.update(batch())
+    assert "actor_loss" in update(twin, batch())
 
 
-def test_target_asks_a_random_pair_of_ten():
+def test_the_target_is_the_smaller_of_a_random_pair():
     """One pair per update and seed, whatever the batch; any of the 45."""
     agent, values = make((2,), backup_entropy=False, gamma=0.5), torch.randperm(20).float().reshape(2, 10)
     agent.target.layers[-1].weight.zero_()
@@ -84,13 +71,13 @@ def test_actor_climbs_the_mean():
     agent.critic.layers[-1].bias.data.copy_(values[:, None, None])
     b = batch()
     torch.testing.assert_close(agent.value(b.obs, b.act), values.mean().expand(6))
-    m = agent.update(b)
+    m = update(agent, b)
     torch.testing.assert_close(m["actor_loss"], -m["entropy"] - values.mean())
 
 
 @pytest.mark.parametrize("backup", ["sampled", "deterministic", "max"])
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_two_target_critics_are_asked_and_no_more(backup, seeds):
+def test_only_two_target_critics_are_evaluated(backup, seeds):
     """The values are those of two different members of ten, and the target is the smaller one."""
     agent, b = make(seeds, backup=backup, backup_entropy=False, gamma=0.5), batch(seeds)
     for p in agent.target.parameters():
@@ -109,7 +96,7 @@ def test_two_target_critics_are_asked_and_no_more(backup, seeds):
 @pytest.mark.parametrize(
     "change", [{"granularity": "sample"}, {"sunrise": SunriseConfig("per_sample")}, {"target": "min_q"}]
 )
-def test_all_are_asked_where_all_matter(change):
+def test_all_target_critics_are_evaluated_where_all_are_needed(change):
     assert make(**change).backup(batch())[1].shape == (10, 6)
 
 

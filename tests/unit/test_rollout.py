@@ -110,7 +110,7 @@ def test_rows_up_to_the_termination_and_the_flag_on_the_last():
     assert m["ended"] == 1
 
 
-def test_branches_end_on_their_own():
+def test_branches_end_independently():
     """Branch i terminates at step i + 1."""
     log = Log()
     m = roll(Counter(), log, horizon=3, termination=lambda o, a, n: n[..., 1] > n[..., 0])
@@ -163,7 +163,7 @@ def test_metrics_are_means_over_what_was_kept():
     assert m["ended"].item() == pytest.approx(0.5)
 
 
-def test_without_penalty_only_one_member_is_asked():
+def test_without_a_penalty_one_member_computes_each_row():
     model, log = Counter(), Log()
     m = roll(model, log, coef=0.0, penalty=None)
     assert set(model.calls) == {"step"}
@@ -184,7 +184,7 @@ def test_a_given_reward_replaces_the_predicted_one():
 
 @pytest.mark.parametrize("broken", ["next_obs", "reward", "penalty"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_never_enters(broken, value):
+def test_transitions_that_are_not_finite_are_left_out(broken, value):
     """Branch 2 breaks at step 1: its rows of steps 0 stay, nothing after does, and the metrics stay numbers."""
 
     class Breaking(Counter):

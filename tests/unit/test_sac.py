@@ -2,9 +2,12 @@
 
 import copy
 import math
+from functools import partial
 
+import nets
 import pytest
 import torch
+from nets import batch, changed, constant, snapshot, update
 from torch import nn
 
 from mbo2o.agents.base import make_agent
@@ -13,36 +16,7 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.types import Batch, Spec
 
 SMALL = MLPConfig(hidden=[16])
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def make(seeds=(), act_dim=2, **cfg) -> SAC:
-    return SAC(Spec(3, act_dim, seeds), SACConfig(**{"actor": SMALL, "critic": SMALL, **cfg}))
-
-
-def batch(seeds=(), n=8, act_dim=2, done=None) -> Batch:
-    obs, next_obs = torch.randn(2, *seeds, n, 3)
-    d = (torch.rand(*seeds, n) < 0.5).float() if done is None else torch.full((*seeds, n), float(done))
-    return Batch(obs, torch.rand(*seeds, n, act_dim) * 2 - 1, torch.randn(*seeds, n), next_obs, d)
-
-
-def constant(net: nn.Module, values: torch.Tensor) -> None:
-    """Make each member of `net` output `values (*members, n_out)` everywhere."""
-    last = net.layers[-1]
-    nn.init.zeros_(last.weight)
-    last.bias.data.copy_(values.unsqueeze(-2))
-
-
-def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: x.clone() for name, x in module.state_dict().items()}
-
-
-def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(x, before[name]) for name, x in module.state_dict().items())
+make = partial(nets.make, "sac")
 
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
@@ -76,7 +50,7 @@ def test_truncation_bootstraps_and_termination_does_not():
         torch.testing.assert_close(agent.backup(b)[0], b.rew + tail)
 
 
-def test_the_smallest_critic_speaks():
+def test_target_actor_and_value_take_the_smallest_critic():
     agent = make((2,), critics=3, alpha_lr=0.0, critic_lr=0.0, init_alpha=0.5)
     low = torch.tensor([[[3.0], [1.0], [2.0]], [[-1.0], [0.0], [-2.0]]])
     constant(agent.critic, low)
@@ -88,7 +62,7 @@ def test_the_smallest_critic_speaks():
     b.rew.zero_()
     agent.cfg.backup_entropy = False
     torch.testing.assert_close(agent.backup(b)[0], 0.99 * (1 - b.done) * smallest)
-    m = agent.update(b)
+    m = update(agent, b)
     torch.testing.assert_close(m["actor_loss"], -0.5 * m["entropy"] - smallest[:, 0])
     torch.testing.assert_close(m["q"], low.mean((-2, -1)))
 
@@ -99,7 +73,7 @@ def test_critic_loss_equals_a_loop():
     torch.manual_seed(5)
     y = agent.backup(b)[0]
     torch.manual_seed(5)
-    loss = agent.update(b)["critic_loss"]
+    loss = update(agent, b)["critic_loss"]
     for s in range(2):
         expected = sum(sum((q[s, n, i] - y[s, i]).item() ** 2 for i in range(8)) / 8 for n in range(3))
         assert loss[s].item() == pytest.approx(expected, rel=1e-5)
@@ -111,7 +85,7 @@ def test_each_step_touches_its_own_parameters_only(learns):
     agent = make((2,), **rates)
     before = {name: snapshot(getattr(agent, name)) for name in ("actor", "critic", "target")}
     log_alpha = agent.log_alpha.clone()
-    agent.update(batch((2,)))
+    update(agent, batch((2,)))
     assert changed(agent.actor, before["actor"]) == (learns == "actor")
     assert changed(agent.critic, before["critic"]) == (learns == "critic")
     assert changed(agent.target, before["target"]) == (learns == "critic")  # it follows the critic
@@ -121,7 +95,7 @@ def test_each_step_touches_its_own_parameters_only(learns):
 def test_target_moves_by_polyak():
     agent = make(tau=0.2)
     old = snapshot(agent.target)
-    agent.update(batch())
+    update(agent, batch())
     for name, x in agent.target.state_dict().items():
         torch.testing.assert_close(x, 0.8 * old[name] + 0.2 * agent.critic.state_dict()[name])
 
@@ -131,7 +105,7 @@ def test_temperature_pulls_entropy_to_its_target():
     agent = make((2,), act_dim=1, actor_lr=0.0, target_entropy=-0.5)
     log_std = torch.tensor([-0.2, -3.0])  # entropy near log 2 = 0.69, and near -1.6
     constant(agent.actor.net, torch.stack([torch.zeros(2), log_std], -1))
-    m = agent.update(batch((2,), n=256, act_dim=1))
+    m = update(agent, batch((2,), n=256, act_dim=1))
     assert m["entropy"][0] > 0.6
     assert m["entropy"][1] == pytest.approx(math.log(math.sqrt(2 * math.pi * math.e)) - 3.0, abs=0.1)
     assert agent.log_alpha[0] < 0 < agent.log_alpha[1]
@@ -158,7 +132,7 @@ def test_actor_is_paid_for_entropy():
     constant(agent.critic, torch.zeros(2, 1))
     nn.init.constant_(agent.actor.net.layers[-1].bias[0, 1:], -2.0)  # log σ
     b = batch(n=64, act_dim=1)
-    entropies = [agent.update(b)["entropy"].item() for _ in range(100)]
+    entropies = [update(agent, b)["entropy"].item() for _ in range(100)]
     assert entropies[-1] > entropies[0] + 0.3
 
 
@@ -177,7 +151,7 @@ def test_soft_value_exceeds_the_hard_one(backup_entropy):
     )
     for _ in range(300):
         b = batch(n=64, act_dim=1, done=0)
-        q = agent.update(Batch(0 * b.obs, b.act, 0 * b.rew, 0 * b.obs, b.done))["q"].item()
+        q = update(agent, Batch(0 * b.obs, b.act, 0 * b.rew, 0 * b.obs, b.done))["q"].item()
     # uniform policy: H = log 2, so αH γ/(1-γ) = 0.81
     expected = 0.5 * math.log(2) * 0.7 / 0.3 if backup_entropy else 0.0
     assert q == pytest.approx(expected, abs=0.1)
@@ -187,16 +161,16 @@ def test_soft_value_exceeds_the_hard_one(backup_entropy):
 def test_state_is_complete(seeds, tmp_path):
     agent, batches = make(seeds), [batch(seeds) for _ in range(6)]
     for b in batches[:3]:
-        agent.update(b)
+        update(agent, b)
     torch.save(agent.state_dict(), tmp_path / "agent.pt")
     rng = torch.get_rng_state()
-    history = [agent.update(b) for b in batches[3:]]
+    history = [update(agent, b) for b in batches[3:]]
     twin = make(seeds)
-    twin.update(batches[0])
+    update(twin, batches[0])
     twin.load_state_dict(torch.load(tmp_path / "agent.pt"))
     torch.set_rng_state(rng)
     for expected, b in zip(history, batches[3:], strict=True):
-        again = twin.update(b)
+        again = update(twin, b)
         assert all(torch.equal(again[name], x) for name, x in expected.items())
     assert not changed(twin, snapshot(agent))
 
@@ -211,7 +185,7 @@ def test_seeds_do_not_touch(poison):
             rew = b.rew.clone()
             if bad is not None:
                 rew[0] = bad
-            m = agent.update(Batch(b.obs, b.act, rew, b.next_obs, b.done))
+            m = update(agent, Batch(b.obs, b.act, rew, b.next_obs, b.done))
     for (name, a), b in zip(clean.named_parameters(), poisoned.parameters(), strict=True):
         assert torch.equal(a[1:], b[1:]), name
     assert changed(clean.critic, snapshot(poisoned.critic))
@@ -221,7 +195,7 @@ def test_seeds_do_not_touch(poison):
 @pytest.mark.parametrize("seeds", [(), (2,)])
 def test_shapes_of_metrics_and_actions(seeds):
     agent = make(seeds)
-    metrics = agent.update(batch(seeds))
+    metrics = update(agent, batch(seeds))
     assert all(x.shape == seeds and x.isfinite().all() and not x.requires_grad for x in metrics.values())
     obs = torch.randn(*seeds, 5, 3)
     for explore in (False, True):
@@ -249,7 +223,7 @@ def test_learns_a_bandit():
     best = torch.tensor([[0.5], [-0.5]])
     for _ in range(500):
         b = batch((2,), n=64, act_dim=1, done=1)
-        agent.update(Batch(0 * b.obs, b.act, -(b.act[..., 0] - best).square(), 0 * b.obs, b.done))
+        update(agent, Batch(0 * b.obs, b.act, -(b.act[..., 0] - best).square(), 0 * b.obs, b.done))
     found = agent.act(torch.zeros(2, 1, 3))[:, 0]
     assert (found - best).abs().max() < 0.1
     q = agent.value(torch.zeros(2, 3, 3), torch.tensor([[[-0.5], [0.0], [0.5]]]).expand(2, 3, 1))

@@ -16,6 +16,7 @@ from mbo2o.ensemble.targets import (
     member_std,
     min_q,
     random_min_pair,
+    reduction,
     rem,
     sunrise_weight,
     weighted_min_pair,
@@ -52,24 +53,25 @@ def test_deterministic_reductions_equal_loops(seeds, n):
         "weighted_min_pair": pair_mean,
     }
     for name, loop in loops.items():
-        out = REDUCTIONS[name](q, "batch")
+        out = REDUCTIONS[name](q)
         assert out.shape == (*seeds, 6)
         for k in each(*seeds, 6):
             assert out[k].item() == pytest.approx(loop(column(q, k)), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_relations(granularity):
+def test_reductions_lie_between_the_smallest_and_the_largest_member(granularity):
     q = torch.randn(2, 5, 200)
     low, high, middle = min_q(q), q.amax(-2), weighted_min_pair(q)
     assert (low <= middle).all()
     assert (middle <= mean_q(q)).all()
-    for f in REDUCTIONS.values():
-        out = f(q, granularity)
+    for name in REDUCTIONS:
+        f = reduction(name, granularity)
+        out = f(q)
         assert (out >= low - 1e-6).all()
         assert (out <= high + 1e-6).all()
-        torch.testing.assert_close(f(q[:, :1].expand_as(q), granularity), q[:, 0])  # all agree
-        torch.testing.assert_close(f(q[:, :1], granularity), q[:, 0])  # one alone
+        torch.testing.assert_close(f(q[:, :1].expand_as(q)), q[:, 0])  # all agree
+        torch.testing.assert_close(f(q[:, :1]), q[:, 0])  # one alone
     two = q[:, :2]
     assert torch.equal(random_min_pair(two, granularity), min_q(two))
     torch.testing.assert_close(weighted_min_pair(two), min_q(two))
@@ -90,7 +92,7 @@ def test_mean_shift_of_gaussian_values():
     }
     assert shifts.keys() == REDUCTIONS.keys()
     for name, shift in shifts.items():
-        assert REDUCTIONS[name](q, "sample").mean().item() == pytest.approx(shift, abs=0.01)
+        assert reduction(name, "sample")(q).mean().item() == pytest.approx(shift, abs=0.01)
     assert weighted_min_pair(q[:5]).mean().item() == pytest.approx(-0.564, abs=0.01)
 
 
@@ -104,7 +106,7 @@ def test_random_pairs_are_uniform():
 
 
 @pytest.mark.parametrize("f", [rem, random_min_pair])
-def test_granularity(f):
+def test_random_reductions_draw_per_batch_or_per_sample(f):
     """One draw per seed and call, or one per transition; never one for all seeds."""
     q = torch.arange(10.0).unsqueeze(-1).expand(64, 10, 32)
     batch, again, sample = f(q, "batch"), f(q, "batch"), f(q, "sample")
@@ -112,8 +114,9 @@ def test_granularity(f):
     assert (sample != sample[:, :1]).any(-1).all()
     assert len(batch[:, 0].unique()) > 5
     assert not torch.equal(batch, again)
-    with pytest.raises(UserError, match="transition"):
-        f(q, "transition")
+    for mistaken in (lambda: f(q, "transition"), lambda: reduction("min_q", "transition")):
+        with pytest.raises(UserError, match="transition"):
+            mistaken()
 
 
 def test_rem_weights():
@@ -130,8 +133,8 @@ def test_rem_weights():
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_gradients_are_the_members_shares(granularity):
     q = torch.randn(2, 5, 7, requires_grad=True)
-    for f in REDUCTIONS.values():
-        (grad,) = torch.autograd.grad(f(q, granularity).sum(), q)
+    for name in REDUCTIONS:
+        (grad,) = torch.autograd.grad(reduction(name, granularity)(q).sum(), q)
         torch.testing.assert_close(grad.sum(-2), torch.ones(2, 7))
     (grad,) = torch.autograd.grad(weighted_min_pair(q).sum(), q)
     torch.testing.assert_close(
@@ -143,7 +146,7 @@ def test_seeds_do_not_meet():
     """Other values in seed 0 leave seed 1's results as they are, bit for bit."""
     q = torch.randn(2, 5, 7)
     other = torch.stack([100 * torch.randn(5, 7), q[1]])
-    calls = [lambda q, f=f, g=g: f(q, g) for f in REDUCTIONS.values() for g in GRANULARITIES]
+    calls = [reduction(name, granularity) for name in REDUCTIONS for granularity in GRANULARITIES]
     for cfg in (SunriseConfig("per_sample", std_norm="batch_mean"), SunriseConfig("scalar_batch")):
         calls.append(lambda q, cfg=cfg: sunrise_weight(q, cfg))
     for f in calls:
@@ -200,7 +203,7 @@ def test_sunrise_weight_falls_from_1_to_a_half():
     assert 0.5 < w[-1] < 0.51
 
 
-def test_batch_mean_frees_the_weights_from_the_values_scale():
+def test_batch_mean_makes_weights_independent_of_the_values_scale():
     q, cfg = torch.randn(5, 64), SunriseConfig("per_sample", 1.0, "batch_mean")
     torch.testing.assert_close(sunrise_weight(1000 * q, cfg), sunrise_weight(q, cfg))
 
@@ -275,7 +278,7 @@ def test_masks_depend_on_each_number_and_on_the_salt():
         assert (m == other).float().mean().item() == pytest.approx(agreement, abs=0.03)
 
 
-def test_coarse_content_makes_fair_masks_too():
+def test_masks_of_coarse_numbers_are_fair():
     """Numbers on a grid, whose bits are mostly zero, as mazes and clipped actions have."""
     grid = torch.cartesian_prod(*[torch.arange(-4.0, 4)] * 4)
     b = Batch(grid[:, :2], grid[:, 2:3] / 4, grid[:, 3], grid[:, :2], torch.zeros(4096))
