@@ -258,7 +258,7 @@ def test_offline_moments_are_carried_or_reset(pendulum, tmp_path):
 def test_the_rates_after_the_switch_are_those_of_the_resolved_config(preset, pendulum, tmp_path):
     """Also a rate that the user gives: nothing overwrites it."""
     cfg = small(preset, pendulum, tmp_path / "run", start=40, online_steps=10)
-    given = cfg.recipe.online or cfg.recipe.offline.online()
+    given = cfg.recipe.online or cfg.recipe.offline.after_switch()
     rates = {f.name: 1.5 * getattr(given, f.name) for f in fields(given) if f.name.endswith("_lr")}
     for online in (cfg.recipe.online, replace(given, **rates)):
         directory = tmp_path / ("named" if online is not cfg.recipe.online else "derived")

@@ -67,7 +67,7 @@ def test_offline_it_stays():
     agent = make()
     agent.on_episode(torch.tensor(True), torch.tensor(math.nan), torch.tensor(1000.0))
     assert agent.b.item() == pytest.approx(0.4)
-    assert agent.cfg.online().adapt
+    assert agent.cfg.after_switch().adapt
 
 
 @pytest.mark.parametrize(("recipe", "agent"), [("finetune", "recipe.offline"), ("scratch", "recipe.agent")])
