@@ -73,7 +73,7 @@ def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
     enoto = ENOTOConfig()
     plain = replace(wsrl, online=None, utd=1)
     append = replace(plain, buffer="append", start=0)
-    freed = replace(cql.after_switch(), target="min_q")
+    freed = replace(cql.online(), target="min_q")
     rlpd = replace(
         sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from mbo2o.agents.qensemble import QConfig
 from mbo2o.ensemble.explore import ExploreConfig
@@ -26,7 +26,7 @@ class ENOTOConfig(FinetuneConfig):
     an agent's setting that contradicts them is refused, unless it is the agent's default.
     """
 
-    OFFLINE = (*FinetuneConfig.OFFLINE, "critics", "offline_target")
+    OFFLINE: ClassVar[tuple[str, ...]] = (*FinetuneConfig.OFFLINE, "critics", "offline_target")
 
     critics: int = 10  # N, before and after the switch
     offline_target: str = "min_q"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import MISSING
@@ -34,7 +34,7 @@ INHERITED = ("all", "policy", "critics", "none")
 class FinetuneConfig(RecipeConfig):
     """Defaults: ENOTO's protocol (arXiv 2306.06871 and its authors' E2O code) unless said."""
 
-    OFFLINE = ("offline", "offline_steps", "batch")
+    OFFLINE: ClassVar[tuple[str, ...]] = ("offline", "offline_steps", "batch")
 
     offline: Any = MISSING  # the agent of the offline phase, one of `mbo2o methods`
     # The agent of the online phase. None: what the offline agent becomes (its config's `after_switch()`), or with `keep`

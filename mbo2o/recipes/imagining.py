@@ -132,14 +132,8 @@ class Imagining(Recipe):
             self.model.save(run.directory / "dynamics" / run.phase, info)
 
     def _roll(self, starts: Tensor, into: Sink, coef: float, horizon: int) -> Metrics:
-        return rollout(
-            self.model,
-            lambda obs: self.agent.act(obs, explore=True),
-            starts,
-            into,
-            horizon=horizon,
-            termination=self.termination,
-            penalty=self.penalty,
-            coef=coef,
-            reward=self.reward,
-        )
+        rules = {"termination": self.termination, "penalty": self.penalty, "reward": self.reward}
+        return rollout(self.model, self._explore, starts, into, horizon=horizon, coef=coef, **rules)
+
+    def _explore(self, obs: Tensor) -> Tensor:
+        return self.agent.act(obs, explore=True)

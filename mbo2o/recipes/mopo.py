@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.imagining import Imagining, ImaginingConfig
@@ -15,7 +16,7 @@ from mbo2o.sources.base import check_counts, check_steps
 class MOPOConfig(ImaginingConfig):
     """Defaults: the authors' code."""
 
-    OFFLINE = (
+    OFFLINE: ClassVar[tuple[str, ...]] = (
         *("agent", "dynamics", "fit", "termination", "reward", "penalty", "coef", "horizon", "real_share"),
         *("batch", "offline_steps", "rollouts", "rollout_every", "retain"),
     )
