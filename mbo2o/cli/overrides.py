@@ -166,7 +166,9 @@ def _chosen(given: Sequence[str]) -> Any:
     from hydra import compose
     from hydra.errors import HydraException
 
-    names = [o for o in given if re.fullmatch(r"(recipe|(?:agent|source)@[\w.]+|switch|experiment)=[\w-]+", o)]
+    names = [
+        o for o in given if re.fullmatch(r"(recipe|(?:agent|source)@[\w.]+|switch|experiment)=[\w-]+", o)
+    ]
     for kept in (names, [o for o in names if "@" not in o], [o for o in names if o.startswith("recipe=")]):
         try:
             return compose("config", overrides=kept, return_hydra_config=True)
@@ -194,6 +196,8 @@ def _no_place(key: str, chosen_in: str | None, base: Any) -> str:
 
 def _no_setting(path: Sequence[str], base: Any) -> str:
     """The first part of a dotted key that is not there, and what is there instead; empty if all of it is there."""
+    from mbo2o.recipes.older import HINTS
+
     node: Any = base
     for i, part in enumerate(path):
         here, full = ".".join(path[:i]), ".".join(path)
@@ -204,6 +208,8 @@ def _no_setting(path: Sequence[str], base: Any) -> str:
                 return f"{here} is null{origin}; choose one by name, as {place}=sac, before you set {full!r}"
             return f"{full!r} is not a setting: {here} is {'null' if node is None else f'the value {node}'}, not a group"
         if part not in node:
+            if path[0] == "recipe" and i == 1 and part in HINTS:
+                return f"'{here}.{part}' is not a setting any more; {HINTS[part]}"
             known = [str(k) for k in node if i or k != "hydra"]
             near = difflib.get_close_matches(part, known, 1, 0.5)
             hint = f"did you mean {'.'.join([*path[:i], near[0]])!r}? " if near else ""

@@ -22,7 +22,6 @@ from mbo2o.run.run import Run, RunConfig
 from mbo2o.sources import make_source
 from mbo2o.sources.anneal import AnnealConfig
 from mbo2o.sources.append import AppendConfig
-from mbo2o.sources.balanced import BalancedConfig
 from mbo2o.sources.distilled import DistilledConfig
 from mbo2o.sources.mix import MixConfig
 from mbo2o.sources.online import OnlineConfig
@@ -239,7 +238,7 @@ def test_distillation_keeps_a_random_part(opened, share, rows, expected):
 
 def test_distillation_that_does_not_fit_is_refused_before_anything_is_learned(opened, pendulum, tmp_path):
     distilled, _ = opened(DistilledConfig(rows=600), capacity=100)
-    with pytest.raises(UserError, match="keeps 600 rows, more than run.online_capacity=100"):
+    with pytest.raises(UserError, match=r"keeps 600 rows, more than run\.online_capacity=100"):
         distilled.begin()
     cfg = small("cql-sac", pendulum, tmp_path / "run", source=DistilledConfig(rows=600))
     cfg.run.online_capacity = 100

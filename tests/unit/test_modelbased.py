@@ -14,8 +14,8 @@ from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.horizon import branch_length, longest
+from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.moore import MOORe, MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.read import read_run
