@@ -11,13 +11,13 @@ from mbo2o.run.run import Run
 
 @dataclass
 class RecipeConfig:
-    """Base of all settings of recipes. A subclass checks its numbers in `__post_init__`, and calls `super()`'s there."""
+    """Base of all settings of recipes. A subclass extends `__post_init__` by checks of its own numbers."""
 
     OFFLINE: ClassVar[tuple[str, ...]] = ()
     """Names of the settings that decide what the offline phase learns."""
 
     def __post_init__(self) -> None:
-        """Raise a `UserError` for a setting that cannot be. `make_recipe` asks again, since a config may be changed."""
+        """Raise a `UserError` for a setting that cannot be; `make_recipe` asks again, after any changes."""
 
     def offline_part(self) -> dict[str, Any]:
         """The settings that an offline phase depends on: two runs that agree on them have the same one."""
@@ -25,7 +25,7 @@ class RecipeConfig:
 
 
 class Recipe:
-    """`offline`, `switch`, `online`: what a method does with the turns that a `Run` hands out. See `Run` for the rules."""
+    """`offline`, `switch`, `online`: what a method does with the turns of a `Run`, which says the rules."""
 
     needs_dataset: ClassVar[bool] = True
     paper: ClassVar[str]
@@ -49,7 +49,7 @@ class Recipe:
         """Learn from the environment."""
 
     def __call__(self, run: Run) -> None:
-        """The whole method, or its offline phase alone if `online_steps` is 0, so that other runs can start from it."""
+        """The whole method. With `online_steps=0` the offline phase alone, for other runs to start from."""
         offline_only = self.needs_dataset and getattr(self.cfg, "online_steps", None) == 0
         for phase in ("offline",) if offline_only else ("offline", "switch", "online"):
             run.enter(phase)

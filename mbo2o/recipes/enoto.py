@@ -1,4 +1,4 @@
-"""ENOTO: ensemble-based offline-to-online RL (Zhao et al. 2023, arXiv 2306.06871), on any agent with a Q-ensemble."""
+"""ENOTO: ensemble-based offline-to-online RL (Zhao et al. 2023, arXiv 2306.06871), on agents with critics."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mbo2o.types import UserError
 
 @dataclass
 class ENOTOConfig(FinetuneConfig):
-    """Defaults: the authors' E2O code, except that it weights a whole batch by one number, which Adam cancels.
+    """Defaults: the authors' E2O code, but for its weight of a whole batch by one number, which Adam cancels.
 
-    SUNRISE's weight per sample, on a spread divided by its batch mean, wants a temperature near 1: at E2O's 10 nearly
-    all weights are at their floor of 0.5.
+    SUNRISE's weight per sample, on a spread divided by its batch mean, wants a temperature near 1: at E2O's
+    10 nearly all weights are at their floor of 0.5.
 
-    The settings below are the recipe's to say. They replace those of the agents, which the run tells when it begins;
-    an agent's setting that contradicts them is refused, unless it is the agent's default.
+    The settings below are the recipe's to say. They replace those of the agents, which the run tells when
+    it begins; an agent's setting that contradicts them is refused, unless it is the agent's default.
     """
 
     OFFLINE: ClassVar[tuple[str, ...]] = (*FinetuneConfig.OFFLINE, "critics", "offline_target")
@@ -44,19 +44,19 @@ class ENOTOConfig(FinetuneConfig):
 
 @recipe("enoto", ENOTOConfig)
 class ENOTO(Finetune):
-    """N critics carry pessimism across the switch; online their target is loosened and their disagreement explores."""
+    """N critics carry pessimism across the switch; online their target is loosened and they explore."""
 
     paper = "Zhao et al. 2023, arXiv 2306.06871"
     cfg: ENOTOConfig
 
     def configs(self) -> tuple[Any, Any]:
-        """Offline: the learner with N critics and the smallest as target. Online: without its pessimistic term."""
+        """Offline: the learner with N critics and the smallest as target. Online: without its pessimism."""
         _, after = super().configs()
         for config in (self.cfg.offline, after):
             if not isinstance(config, QConfig):
-                raise UserError(
-                    f"enoto: {type(config).__name__} has no critics; take an agent that has, as cql, lapo or td3bc"
-                )
+                kind = type(config).__name__
+                wanted = "take an agent that has, as cql, lapo or td3bc"
+                raise UserError(f"enoto: {kind} has no critics; {wanted}")
         offline, online = self.rules()
         return replace(self.cfg.offline, **offline), replace(after, **online)
 
@@ -77,7 +77,7 @@ class ENOTO(Finetune):
 
 
 def _replaced(config: Any, where: str, rules: dict[str, Any]) -> list[str]:
-    """The settings of an agent that the rules replace, as text; `UserError` for one that was set to something else."""
+    """An agent's settings that the rules replace, as text; `UserError` for one that was set otherwise."""
     found = []
     for name, ours in rules.items():
         own = ours if config is None else getattr(config, name)

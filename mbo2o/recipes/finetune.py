@@ -1,7 +1,7 @@
 """Pre-train any agent on the data, hand its networks to an online agent, go on in the environment.
 
-SAC-N, EDAC, CQL, Cal-QL, IQL, AWAC, TD3+BC and LAPO, and every pair of them that shares networks, are settings of
-this recipe.
+SAC-N, EDAC, CQL, Cal-QL, IQL, AWAC, TD3+BC and LAPO, and every pair of them that shares networks, are
+settings of this recipe.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class FinetuneConfig(RecipeConfig):
     OFFLINE: ClassVar[tuple[str, ...]] = ("offline", "offline_steps", "batch")
 
     offline: Any = MISSING  # the agent of the offline phase, one of `mbo2o methods`
-    # The agent of the online phase. None: what the offline agent becomes (its config's `after_switch()`), or with `keep`
-    # the offline agent as it is, its pessimism included.
+    # The agent of the online phase. None: what the offline agent becomes (its config's `after_switch()`),
+    # or with `keep` the offline agent as it is, its pessimism included.
     online: Any = None
     keep: bool = False
     offline_steps: int = 1_000_000  # gradient steps
@@ -50,9 +50,8 @@ class FinetuneConfig(RecipeConfig):
     inherit: str = "all"  # networks that cross the switch: all, policy, critics or none (WSRL, section 5.6)
     carry_moments: bool = True  # the optimisers' moments cross the switch
     probe_every: int = 1000  # turns between looks at Q and actions on fixed rows of the dataset
-    carry_temperature: bool = (
-        True  # the entropy temperature crosses the switch; balanced replay starts at 1 again
-    )
+    # the entropy temperature crosses the switch; balanced replay starts at 1 again
+    carry_temperature: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,7 +122,7 @@ class Finetune(Recipe):
 
 
 def check_ahead(run: Run, after: Any, source: SourceConfig | None, online_steps: int) -> None:
-    """Refuse now, before anything is learned, what the online phase would refuse: an agent's config, or a source.
+    """Refuse before anything is learned what the online phase would refuse: an agent's config, or a source.
 
     The agent that is made for this is thrown away; the global random stream stays where it is.
     """
@@ -144,10 +143,11 @@ def open_source(run: Run, cfg: SourceConfig | None, warmup: int) -> BaseSource:
 
 
 def probe(run: Run, agent: Agent) -> Metrics:
-    """On the same rows of the dataset each time: the critics' mean and spread, the policy's distance to the data.
+    """On the same rows of the dataset each time: the critics' mean and spread, the policy's distance to data.
 
-    `distance` is the median over rows of ‖π(s) - a‖ (ENOTO's figure 1c), `q_std` the mean over rows of the deviation
-    over critics, `td_error` their mean squared distance from their targets: without offline data it rises (WSRL).
+    `distance` is the median over rows of ‖π(s) - a‖ (ENOTO's figure 1c), `q_std` the mean over rows of the
+    deviation over critics, `td_error` their mean squared distance from their targets: without offline data
+    it rises (WSRL).
     """
     data = run.dataset
     index = data.index[torch.linspace(0, len(data) - 1, PROBE).long()]

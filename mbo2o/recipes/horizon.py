@@ -10,9 +10,9 @@ from mbo2o.types import UserError
 def branch_length(horizon: Any, epoch: int) -> int:
     """Steps of an imagined branch in an epoch, which counts from 0.
 
-    horizon: the number itself, or [FROM, TO, FIRST, LAST]: FROM until epoch FIRST, then along a line to TO, which is
-    reached in epoch LAST and kept (MBPO on Hopper: [1, 15, 20, 150]). Fractions are cut off, as in MBPO's code. An
-    epoch is `rollout_every` updates offline, and `recipe.epoch` steps online.
+    horizon: the number itself, or [FROM, TO, FIRST, LAST]: FROM until epoch FIRST, then along a line to TO,
+    which is reached in epoch LAST and kept (MBPO on Hopper: [1, 15, 20, 150]). Fractions are cut off, as in
+    MBPO's code. An epoch is `rollout_every` updates offline, and `recipe.epoch` steps online.
     """
     if isinstance(horizon, int):
         return horizon
@@ -31,9 +31,8 @@ def check_horizon(name: str, horizon: Any) -> None:
     grows = isinstance(horizon, list)
     numbers = horizon if grows else [horizon]
     if len(numbers) != (4 if grows else 1) or not all(type(x) is int for x in numbers):
-        raise UserError(
-            f"recipe.{name}={horizon} must be a number of steps, or [FROM, TO, FIRST, LAST], four whole numbers"
-        )
+        wanted = "a number of steps, or [FROM, TO, FIRST, LAST], four whole numbers"
+        raise UserError(f"recipe.{name}={horizon} must be {wanted}")
     if min(numbers[:2]) < 1:
         raise UserError(f"recipe.{name}={horizon}: a branch must have at least 1 step")
     if grows and not 0 <= numbers[2] < numbers[3]:

@@ -1,4 +1,4 @@
-"""What MOPO, MOORe and MBPO call: make a model, fit it, imagine with it, look at what it does not know, keep it."""
+"""What MOPO, MOORe and MBPO call: make a model, fit it, imagine, probe what the model knows, keep it."""
 
 from __future__ import annotations
 
@@ -35,32 +35,23 @@ PROBE = 1000
 class ImaginingConfig(RecipeConfig):
     """Defaults: MOPO's code (mopo/algorithms/mopo.py, examples/config/d4rl) unless said."""
 
-    agent: SACConfig = field(
-        default_factory=SACConfig
-    )  # or a variant: redq, sacn, edac, cql (as in COMBO), obac
+    # SAC or a variant of it: redq, sacn, edac, cql (as in COMBO), obac
+    agent: SACConfig = field(default_factory=SACConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     fit: FitConfig = field(default_factory=FitConfig)
-    termination: str = (
-        "auto"  # by the environment's name; or a rule's name, `learned`, `none`, `module:function`
-    )
+    termination: str = "auto"  # by the environment's name; or a rule's, `learned`, `none`, `module:function`
     reward: str | None = None  # `module:function` instead of the learned reward
-    penalty: str = (
-        "max_aleatoric"  # u(s, a): see mbo2o/ensemble/uncertainty.py; each has coefficients of its own
-    )
+    penalty: str = "max_aleatoric"  # u(s, a), see ensemble/uncertainty.py; each wants coefficients of its own
     coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
-    horizon: Any = (
-        5  # steps of a branch, 1 or 5 by task in MOPO; or [FROM, TO, FIRST, LAST]: see `branch_length`
-    )
+    horizon: Any = 5  # steps of a branch, 1 or 5 in MOPO; or [FROM, TO, FIRST, LAST]: see `branch_length`
     real_share: float = 0.05  # of the agent's batches; the reward of real rows carries no penalty
     batch: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.agent, SACConfig):
-            raise UserError(
-                f"recipe.agent: {type(self.agent).__name__} is no SAC; "
-                "take sac or a variant: redq, sacn, edac, cql, obac"
-            )
+            wanted = "take sac or a variant: redq, sacn, edac, cql, obac"
+            raise UserError(f"recipe.agent: {type(self.agent).__name__} is no SAC; {wanted}")
         find(PENALTIES, self.penalty, "penalty")
         check_horizon("horizon", self.horizon)
         check_counts("recipe", self, "batch")
@@ -109,8 +100,8 @@ class Imagining(Recipe):
     def probe(self, run: Run, horizon: int, news: int = 0) -> Metrics:
         """What the model does not know, and its true one-step error, on states it was not trained on.
 
-        offline: rows that every fit holds out. online: the latest `news` rows, which no fit has seen yet. imagined:
-        where the policy goes from there (from offline states while there are none), over fresh branches.
+        offline: rows that every fit holds out. online: the latest `news` rows, which no fit has seen yet.
+        imagined: where the policy goes from the latter, or else from the former, over fresh branches.
         """
         batches = {}
         if self.needs_dataset:

@@ -1,4 +1,4 @@
-"""MBPO: when to trust your model (Janner et al. 2019, arXiv 1906.08253): MOORe without offline data and penalty."""
+"""MBPO: when to trust your model (Janner et al. 2019, arXiv 1906.08253); MOORe without data and penalty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbo2o.sources.base import check_steps
 
 @dataclass
 class MBPOConfig(RefittingConfig):
-    """Defaults: the authors' code on HalfCheetah and Walker2d, but for their updates per step: HalfCheetah 40."""
+    """Defaults: the authors' code on HalfCheetah and Walker2d, except that HalfCheetah has utd=40 there."""
 
     random_steps: int = 5000  # uniform random actions before the online phase
     coef: float = 0.0  # no penalty

@@ -20,14 +20,10 @@ from mbo2o.sources.aged import Aged, AgedConfig, check_sampling
 class MOOReConfig(RefittingConfig, MOPOConfig):
     """The paper's own numbers are not known: MOPO's offline and MBPO's online."""
 
-    sampling: str = (
-        "geometric"  # how offline data fade; uniform, half and online are the ablation's baselines
-    )
+    sampling: str = "geometric"  # how offline data fade; uniform, half, online: the ablation's baselines
     alpha: float = 0.9  # pace of the offline data's fading, per epoch (ours)
     online_coef: float | None = None  # λ online; None: what it was offline, as the paper has it
-    online_horizon: Any = (
-        None  # as horizon, in epochs online; None: the length that the offline phase ends with
-    )
+    online_horizon: Any = None  # as horizon, in epochs online; None: as long as the offline phase's last
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,10 +34,7 @@ class MOOReConfig(RefittingConfig, MOPOConfig):
 
 @recipe("moore", MOOReConfig)
 class MOORe(MOPO):
-    """Offline data fade by age; the model is refitted as they do, so its uncertainty and the penalty fade by themselves.
-
-    The offline phase is MOPO's.
-    """
+    """MOPO offline; online its data fade and the model is refitted: uncertainty and penalty fade, too."""
 
     paper = "Mao et al. 2022, arXiv 2201.10070"
     cfg: MOOReConfig
@@ -58,10 +51,7 @@ class MOORe(MOPO):
         self.remember(run, self.cfg.retained(longest(self.online_horizon)))
 
     def online(self, run: Run) -> None:
-        """Act; refit the model as offline data fade; imagine; learn from what is imagined and a little from what is real.
-
-        The model that was fitted offline imagines in the first turn, so that the agent learns from then on.
-        """
+        """Act; refit as offline data fade; imagine, from the first turn on; learn from both kinds of data."""
         cfg = self.cfg
         coef = cfg.coef if cfg.online_coef is None else cfg.online_coef
         aged = Aged(AgedConfig(cfg.sampling, cfg.alpha, cfg.epoch), run.spec, run.dataset, run.online)

@@ -34,7 +34,7 @@ class MOPOConfig(ImaginingConfig):
 
 @recipe("mopo", MOPOConfig)
 class MOPO(Imagining):
-    """SAC inside the learned model, paid r - λ u: it goes where the data say it is good and the model knows what happens."""
+    """SAC inside the learned model, paid r - λ u: it goes where rewards are high and the model is sure."""
 
     paper = "Yu et al. 2020, arXiv 2005.13239"
     cfg: MOPOConfig
@@ -49,10 +49,9 @@ class MOPO(Imagining):
             fitted = self.fit(run, [(run.dataset, 1.0)], cfg.fit)
             run.write("model", fitted)
             if bool((fitted["updates"] >= cfg.fit.max_updates).any()):
-                # An agent exploits what a model has not learned yet: on HalfCheetah this alone cost MOPO all its return.
-                run.say(
-                    f"the fit was stopped by recipe.fit.max_updates={cfg.fit.max_updates}: its error was still falling"
-                )
+                # An agent exploits what a model has not learned: on HalfCheetah it cost MOPO all its return.
+                limit = f"recipe.fit.max_updates={cfg.fit.max_updates}"
+                run.say(f"the fit was stopped by {limit}: its error was still falling")
         for t in run.steps(cfg.offline_steps):
             length = branch_length(cfg.horizon, t // cfg.rollout_every)
             if t % cfg.rollout_every == 0:

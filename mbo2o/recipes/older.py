@@ -1,4 +1,4 @@
-"""Settings of recipes as older versions stored them, in today's words, and the other way round for names of directories."""
+"""Settings of recipes as older versions stored them, in today's words; and back, for names of directories."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUFFERS: dict[str, tuple[str, dict[str, str]]] = {
     "anneal": ("anneal", {"offline_share": "offline_share", "anneal_steps": "steps"}),
     "distill": ("distilled", {"distill_share": "share", "distill_rows": "rows"}),
 }
-"""What recipe.buffer could be, beside `balanced`: the source that it is today, and the names of the source's settings."""
+"""What recipe.buffer could be, beside `balanced`: today's source, and its settings, old name to new."""
 UNUSED: Settings = {
     "offline_share": 0.5,
     "anneal_steps": 100_000,
@@ -56,7 +56,7 @@ HINTS = {
 
 
 def modern(name: str, settings: Settings) -> tuple[str, Settings]:
-    """A stored recipe's name and settings in today's words; settings of today's version come back as they are."""
+    """A stored recipe's name and settings in today's words; what is today's already comes back as it is."""
     found = copy.deepcopy(settings)
     _carry_rates(found)
     for old, new in RENAMED.get(name, {}).items():
@@ -79,7 +79,7 @@ def modern(name: str, settings: Settings) -> tuple[str, Settings]:
 def original(name: str, settings: Settings) -> Settings:
     """Settings of today's version in the words that directories of runs were first named by.
 
-    A source that there was no word for, and the settings of a recipe that did not exist, come back as they are.
+    A source without an older word, and the settings of a recipe that did not exist, come back as they are.
     """
     found = copy.deepcopy(settings)
     for old, new in RENAMED.get(name, {}).items():
@@ -104,7 +104,7 @@ def _without_source(settings: Settings) -> Settings:
 
 
 def _carry_rates(settings: Settings) -> None:
-    """With carry_rates a named online agent learned at the offline agent's rates, whatever its own config said."""
+    """With carry_rates a named online agent learned at the offline agent's rates instead of its own."""
     offline, online = settings.get("offline"), settings.get("online")
     if settings.pop("carry_rates", False) and isinstance(offline, dict) and isinstance(online, dict):
         online |= {key: offline[key] for key in online if key.endswith("_lr") and key in offline}

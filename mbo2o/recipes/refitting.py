@@ -17,7 +17,7 @@ def short_fit() -> FitConfig:
 
 @dataclass
 class RefittingConfig(ImaginingConfig):
-    """Learning in the environment with a model that is refitted. Defaults: MBPO (mbpo/algorithms/mbpo.py) unless said."""
+    """Settings of an online phase whose model is refitted. Defaults: mbpo/algorithms/mbpo.py unless said."""
 
     online_steps: int = 100_000  # environment steps per seed
     epoch: int = 1000  # environment steps

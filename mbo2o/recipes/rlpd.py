@@ -21,13 +21,12 @@ from mbo2o.sources.mix import MixConfig
 class RLPDConfig(RecipeConfig):
     """Defaults: the authors' code on locomotion (train_finetuning.py) unless said."""
 
-    agent: Any = (
-        MISSING  # an agent of `mbo2o methods`; theirs is SAC with ten critics that are layer-normalised
-    )
+    # an agent of `mbo2o methods`; theirs is SAC with ten critics that are layer-normalised
+    agent: Any = MISSING
     online_steps: int = 250_000  # environment steps per seed, the warm-up among them
     batch: int = 256
     utd: int = 20  # gradient steps of the critics per environment step
-    # The first steps: the agent acts, nothing learns. There these actions are uniform, here the untrained policy's.
+    # The first steps: the agent acts, nothing learns. Their first actions are uniform, here the policy's.
     warmup: int = 5000
     source: SourceConfig | None = None  # what batches are drawn from; None: half of each from the dataset
     probe_every: int = 1000  # turns between looks at Q and actions on fixed rows of the dataset
@@ -42,7 +41,7 @@ class RLPDConfig(RecipeConfig):
 
 @recipe("rlpd", RLPDConfig)
 class RLPD(Recipe):
-    """There is no offline phase: an agent with random networks learns online, and half of every batch is offline."""
+    """An agent with random networks learns online at once, and half of every batch is offline."""
 
     paper = "Ball et al. 2023, arXiv 2302.02948"
     cfg: RLPDConfig

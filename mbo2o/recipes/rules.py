@@ -1,4 +1,4 @@
-"""What ends an imagined episode, and what pays for its steps: rules that are named, the user's own, or learned."""
+"""What ends an imagined episode, and what its steps pay: by rules that are named, the user's, or learned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mbo2o.types import RewardFn, TerminationFn, UserError
 
 
 def reward_rule(run: Run, name: str | None) -> RewardFn | None:
-    """The user's reward function in the units that the run's other rewards have; None: the model's own is used."""
+    """The user's reward function in the units of the run's other rewards; None: the model's own is used."""
     reward = resolve_reward(name)
     if reward is None:
         return None
@@ -26,7 +26,7 @@ def reward_rule(run: Run, name: str | None) -> RewardFn | None:
 
 
 def termination_rule(run: Run, name: str, has_dataset: bool) -> TerminationFn:
-    """The rule of that name, compared with the dataset where there is one; `learned` fits one to the dataset."""
+    """The rule of that name, compared with the dataset if there is one; `learned` fits one to the dataset."""
     if name != "learned":
         rule = resolve(name, run.env.id, run.env.kwargs, run.env.layout)
         if has_dataset:

@@ -19,14 +19,13 @@ class ScratchConfig(RecipeConfig):
     """Defaults: SAC as in its paper's code unless said."""
 
     agent: Any = MISSING  # an agent of `mbo2o methods`
-    # A second agent that learns from the same batches, never acts, and is evaluated beside the first (OBAC, section 4).
+    # A second agent that learns from the same batches, never acts, and is evaluated too (OBAC, section 4).
     watcher: Any = None
     online_steps: int = 250_000  # environment steps per seed (ENOTO's budget)
     batch: int = 256
     utd: int = 1  # gradient steps per environment step
-    random_steps: int = (
-        5000  # uniform random actions before the online phase (REDQ; SUNRISE 1000, OAC 10 000)
-    )
+    # uniform random actions before the online phase (REDQ; SUNRISE 1000, OAC 10 000)
+    random_steps: int = 5000
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,7 +35,7 @@ class ScratchConfig(RecipeConfig):
 
 @recipe("scratch", ScratchConfig)
 class Scratch(Recipe):
-    """An online agent with random networks and no data acts at random for a while, then learns while it acts."""
+    """An agent with random networks and no data acts at random for a while, then learns while it acts."""
 
     paper = "Haarnoja et al. 2018, arXiv 1812.05905, or the agent's own"
     needs_dataset = False

@@ -15,9 +15,8 @@ class WSRLConfig(FinetuneConfig):
 
     offline_steps: int = 250_000  # gradient steps
     online_steps: int = 300_000  # environment steps per seed, the warm-up among them
-    utd: int = (
-        4  # gradient steps of the critics per environment step; the online agent's policy_delay is as large
-    )
+    # gradient steps of the critics per environment step; the online agent's policy_delay is as large
+    utd: int = 4
     warmup: int = 5000  # K: the first online steps
 
 
@@ -25,8 +24,9 @@ class WSRLConfig(FinetuneConfig):
 class WSRL(Finetune):
     """The offline policy acts for K steps and nothing learns; then learn fast from online data alone.
 
-    The offline phase and the switch are those of `Finetune`. What the K steps leave in the buffer stands for the
-    offline data: without it the critics are wrong where the first online batches are, and unlearn what they knew.
+    The offline phase and the switch are those of `Finetune`. What the K steps leave in the buffer stands
+    for the offline data: without it the critics are wrong where the first online batches are, and unlearn
+    what they knew.
     """
 
     paper = "Zhou et al. 2024, arXiv 2412.07762"

@@ -1,4 +1,4 @@
-"""Balanced replay (Lee et al. 2021, arXiv 2107.00591): rows that look like online ones are drawn more often."""
+"""Balanced replay (Lee et al. 2021, arXiv 2107.00591): rows that look online are drawn more often."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ FLOOR, CEILING = 1e-3, 1e3
 class BalancedConfig(SourceConfig):
     """Defaults: the authors' code."""
 
-    first_share: float = (
-        0.5  # f: the share of batches that the first recipe.warmup online rows get between them
-    )
+    # f: the share of batches that the first recipe.warmup online rows get between them
+    first_share: float = 0.5
     temperature: float = 5.0  # T: priorities are ratios to the power 1/T, which mutes them
     first_updates: int = 10_000  # updates of agent and ratio in the first turn that learns
     lr: float = 3e-4
@@ -44,8 +43,8 @@ class BalancedConfig(SourceConfig):
 class Balanced(BaseSource, nn.Module):
     """Offline and online rows by priority, with the network that the priorities come from.
 
-    w(s, a) estimates how much likelier a pair is online than offline. A row's priority is renewed when it has been
-    drawn: w^(1/T) over its mean offline. New rows enter with the highest priority so far.
+    w(s, a) estimates how much likelier a pair is online than offline. A row's priority is renewed when it
+    has been drawn: w^(1/T) over its mean offline. New rows enter with the highest priority so far.
     """
 
     cfg: BalancedConfig

@@ -1,4 +1,4 @@
-"""What every registered source of online batches offers, and the checks that configs make of their numbers."""
+"""What every registered source of online batches offers, and checks that configs make of their numbers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class BaseSource:
 
     A recipe makes one at the switch, calls `begin` there once, and calls `advance` in each turn that learns.
 
-    A subclass that has networks or other state is a `torch.nn.Module` too: then the recipe saves its state with
-    the run. A subclass that learns has a method `learn(batch) -> Metrics`, which `Run.learn` calls after each
-    update of the agent with the batch of that update.
+    A subclass that has networks or other state is a `torch.nn.Module` too: then the recipe saves its state
+    with the run. A subclass that learns has a method `learn(batch) -> Metrics`, which `Run.learn` calls
+    after each update of the agent with the batch of that update.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class BaseSource:
 
     @classmethod
     def check(cls, cfg: Any, rows: int, capacity: int) -> None:
-        """Raise a `UserError` if `rows` rows of data and an online buffer of `capacity` rows do not suit `cfg`.
+        """Raise a `UserError` if `rows` rows of data and a buffer for `capacity` rows do not suit `cfg`.
 
         Recipes ask before the offline phase, so that no training is lost.
         """
@@ -54,7 +54,8 @@ class BaseSource:
     def advance(self, steps: int) -> None:
         """Set what depends on time for a turn that learns.
 
-        steps: environment steps per seed of the online phase before this turn, which has added one row already.
+        steps: environment steps per seed of the online phase before this turn, which has added one row
+        already.
         """
 
     def updates(self, usual: int) -> int:
@@ -74,9 +75,8 @@ def source_class(cfg: SourceConfig) -> type[BaseSource]:
     for entry in SOURCES.values():
         if entry.config is type(cfg):
             return entry.cls
-    raise UserError(
-        f"recipe.source={cfg}: no source is registered with that config; choices: {', '.join(sorted(SOURCES))}"
-    )
+    names = ", ".join(sorted(SOURCES))
+    raise UserError(f"recipe.source={cfg}: no source is registered with that config; choices: {names}")
 
 
 def make_source(

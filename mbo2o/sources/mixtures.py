@@ -14,7 +14,7 @@ from mbo2o.types import Batch, Source, cat, combine
 
 
 class Mix:
-    """Exact shares of every batch: `Mix((offline, 0.5), (online, 0.5))` is half and half for data of any size."""
+    """Exact shares of every batch: `Mix((offline, 0.5), (online, 0.5))` is half and half at any sizes."""
 
     def __init__(self, *parts: tuple[Source, float]):
         total = sum(share for _, share in parts)
@@ -28,7 +28,7 @@ class Mix:
         return sum(len(source) for source, _ in self.parts)
 
     def counts(self, n: int) -> list[int]:
-        """How many of `n` rows come from each part: exact shares, rounded by largest remainder so that they add up."""
+        """How many of `n` rows come from each part: rounded by largest remainder, so that they add up."""
         exact = [n * share for _, share in self.parts]
         counts = [int(x) for x in exact]
         by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
@@ -59,8 +59,8 @@ class Youngest:
 class Blend:
     """Offline and online rows, each offline with probability `share` and then uniform among its kind.
 
-    With two levels of priority this is exactly prioritised sampling, at a cost that does not depend on the number
-    of rows. The share is 1 while nothing is online.
+    With two levels of priority this is exactly prioritised sampling, at a cost that does not depend on the
+    number of rows. The share is 1 while nothing is online.
     """
 
     def __init__(self, offline: TransitionDataset, online: ReplayBuffer, share: float):

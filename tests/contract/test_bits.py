@@ -337,7 +337,9 @@ def test_bits_are_those_recorded(name, golden, pendulum, tmp_path):
 def test_a_page_of_its_own_computes_what_finetune_does_with_these_settings(name, golden):
     """The log alone differs: a warm-up has no probes, and without an offline phase nothing crosses a switch."""
     page, settings = golden["runs"][f"{name}-on-its-page"], golden["runs"][name]
-    assert {k: v for k, v in page.items() if k != "metrics"} == {k: v for k, v in settings.items() if k != "metrics"}
+    assert {k: v for k, v in page.items() if k != "metrics"} == {
+        k: v for k, v in settings.items() if k != "metrics"
+    }
 
 
 def test_no_recorded_run_is_left_over(golden):

@@ -86,7 +86,9 @@ def test_without_references_it_is_refused_before_anything_is_learned(recipe, age
         "recipe.online_steps=5",
     ]
     more = (
-        ["recipe.offline_steps=5"] if recipe == "finetune" else ["recipe.random_steps=0", "recipe.agent.adapt=true"]
+        ["recipe.offline_steps=5"]
+        if recipe == "finetune"
+        else ["recipe.random_steps=0", "recipe.agent.adapt=true"]
     )
     with pytest.raises(
         UserError, match=r"steers by scores, and run\.reference knows no returns of Pendulum-v1"
