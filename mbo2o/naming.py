@@ -194,17 +194,4 @@ def _offline(cfg: Config, env_id: str) -> dict[str, Any]:
         for x in ("seed", "seeds", "env", "dataset", "dataset_actions", "env_kwargs", "env_layout")
     }
     rewards = {x: values["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
-    return flat(task | {"run": rewards, "recipe": values_of(_offline_part(cfg.recipe))})
-
-
-# MERGE: delete this with its use above; each recipe's config has `offline_part`.
-_OFFLINE = (
-    "agent dynamics offline offline_steps batch critics offline_target fit penalty coef horizon rollouts"
-)
-_OFFLINE += " rollout_every retain real termination reward"
-
-
-def _offline_part(recipe: Any) -> dict[str, Any]:
-    if hasattr(recipe, "offline_part"):
-        return dict(recipe.offline_part())
-    return {x: getattr(recipe, x, None) for x in _OFFLINE.split()}
+    return flat(task | {"run": rewards, "recipe": values_of(cfg.recipe.offline_part())})

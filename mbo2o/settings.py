@@ -13,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mbo2o.dynamics.termination import name_of
+from mbo2o.recipes import older
 from mbo2o.registry import AGENTS, RECIPES, SOURCES, Entry, entry_of, find
 from mbo2o.run.run import RunConfig
 from mbo2o.types import UserError, at_least_one
@@ -193,7 +194,8 @@ def read_config(directory: Path) -> tuple[Config, str]:
     values = stored(directory)
     recipe = values.pop("recipe")
     settings = BEFORE | values.pop("run")
-    entry: Entry = _found(directory, RECIPES, recipe.pop("name"), "recipe")
+    name, recipe = older.modern(recipe.pop("name"), recipe)
+    entry: Entry = _found(directory, RECIPES, name, "recipe")
     known = {f.name for f in fields(Config)}
     own = {k: v for k, v in values.items() if k in known} | {"dir": str(directory)}
     as_stored = {k: v for k, v in own.items() if k in AS_STORED}
@@ -220,13 +222,8 @@ BEFORE = {"allow_mismatch": True}
 
 
 def _build(directory: Path, config: type, values: dict[str, Any]) -> Any:
-    """An instance of the dataclass `config` from stored values, with agents and sources by their names.
-
-    A config that has a class method `modern` gets its stored values in the words of this version by it.
-    """
+    """An instance of the dataclass `config` from stored values, with agents and sources by their names."""
     values = dict(values)
-    if hasattr(config, "modern"):
-        values = config.modern(values)
     usual = config()
     for key, value in values.items():
         if not isinstance(value, dict) or "name" not in value or hasattr(getattr(usual, key, None), "name"):

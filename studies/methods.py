@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mbo2o.recipes.balanced import BalancedConfig
 from omegaconf import OmegaConf
 
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.recipes.balanced import BalancedConfig
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.moore import MOOReConfig
@@ -74,7 +74,7 @@ def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
     enoto = ENOTOConfig()
     plain = replace(wsrl, online=None, utd=1)
     append = replace(plain, buffer="append", start=0)
-    freed = replace(cql.online(), target="min_q")
+    freed = replace(cql.after_switch(), target="min_q")
     rlpd = replace(
         sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5
     )

@@ -34,7 +34,7 @@ class AdaptiveBCConfig(TD3BCConfig):
         """The reference of scores decides what is learned: after the switch the scores move b."""
         return True
 
-    def online(self) -> AdaptiveBCConfig:
+    def after_switch(self) -> AdaptiveBCConfig:
         """The same with a b that adapts."""
         return replace(self, adapt=True)
 

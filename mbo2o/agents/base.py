@@ -25,11 +25,11 @@ class AgentConfig:
     # scale observations by the dataset's mean and deviation, which then stay as they are
     normalize: bool = False
 
-    def online(self) -> AgentConfig:
+    def after_switch(self) -> AgentConfig:
         """The config that goes on in the environment, without what only offline learning needs."""
-        return self.kept()
+        return self.unchanged()
 
-    def kept(self) -> AgentConfig:
+    def unchanged(self) -> AgentConfig:
         """The config of this agent when it goes on in the environment as it is, pessimism included."""
         return self
 

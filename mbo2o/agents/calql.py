@@ -31,11 +31,11 @@ class CalQLConfig(CQLConfig):
         """Values are bounded by the returns of the data."""
         return self.calibrate
 
-    def online(self) -> CalQLConfig:
+    def after_switch(self) -> CalQLConfig:
         """Cal-QL goes on as it is: the conservative term and, by `calibrate_online`, its bound both stay."""
-        return self.kept()
+        return self.unchanged()
 
-    def kept(self) -> CalQLConfig:
+    def unchanged(self) -> CalQLConfig:
         """The same without cloning, and with the bound if `calibrate_online` says so."""
         return replace(self, clone_steps=0, calibrate=self.calibrate_online)
 

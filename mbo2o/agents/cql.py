@@ -39,13 +39,13 @@ class CQLConfig(SACConfig):
     # in so many updates at first the actor imitates the data (CQL's example script 40k; d3rlpy, CORL 0)
     clone_steps: int = 0
 
-    def online(self) -> SACConfig:
+    def after_switch(self) -> SACConfig:
         """SAC: the conservative term goes, and the backup becomes soft (ENOTO)."""
         own = {f.name: getattr(self, f.name) for f in fields(SACConfig)}
         backup = {"backup": "sampled", "backup_entropy": True, "backup_samples": SACConfig.backup_samples}
         return SACConfig(**own | backup)
 
-    def kept(self) -> CQLConfig:
+    def unchanged(self) -> CQLConfig:
         """The same without cloning, which is over."""
         return replace(self, clone_steps=0)
 

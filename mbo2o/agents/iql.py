@@ -45,7 +45,7 @@ class IQLConfig(QConfig):
     value_net: MLPConfig = field(default_factory=MLPConfig)
     actor: MLPConfig = field(default_factory=MLPConfig)  # adroit: dropout 0.1
 
-    def online(self) -> IQLConfig:
+    def after_switch(self) -> IQLConfig:
         """The same with a constant rate; in CORL the cosine goes on, so the rate starts at 0 and rises."""
         return replace(self, actor_decay_steps=None)
 

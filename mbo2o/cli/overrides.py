@@ -240,6 +240,8 @@ def _no_place(key: str, chosen_in: str | None, base: Any) -> str:
 
 def _no_setting(path: Sequence[str], base: Any) -> str:
     """Which part of a dotted key is not there, and what is there instead; empty if all of it is there."""
+    from mbo2o.recipes.older import HINTS
+
     node: Any = base
     for i, part in enumerate(path):
         here, full = ".".join(path[:i]), ".".join(path)
@@ -251,6 +253,8 @@ def _no_setting(path: Sequence[str], base: Any) -> str:
             value = "null" if node is None else f"the value {node}"
             return f"{full!r} is not a setting: {here} is {value}, not a group"
         if part not in node:
+            if path[0] == "recipe" and i == 1 and part in HINTS:
+                return f"'{here}.{part}' is not a setting any more; {HINTS[part]}"
             known = [str(k) for k in node if i or k != "hydra"]
             hint = did_you_mean(part, known, 0.5, before=f"{here}." if here else "")
             has = f"{here or 'the config'} has: {', '.join(known)}" if known else f"{here} has no settings"

@@ -5,7 +5,7 @@ import pkgutil
 
 from mbo2o.recipes.base import Recipe, make_recipe
 
-# importing a sibling registers it: a new method is a new file, and nothing else changes
+# Importing a module registers its recipe: a new method is a new file, and nothing else changes.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mbo2o.agents.base import Agent
@@ -9,8 +10,23 @@ from mbo2o.registry import RECIPES
 from mbo2o.run.run import Run
 
 
+@dataclass
+class RecipeConfig:
+    """Base of all settings of recipes. A subclass extends `__post_init__` by checks of its own numbers."""
+
+    OFFLINE: ClassVar[tuple[str, ...]] = ()
+    """Names of the settings that decide what the offline phase learns."""
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for a setting that cannot be; `make_recipe` asks again, after any changes."""
+
+    def offline_part(self) -> dict[str, Any]:
+        """The settings that an offline phase depends on: two runs that agree on them have the same one."""
+        return {name: getattr(self, name) for name in self.OFFLINE}
+
+
 class Recipe:
-    """`offline`, `switch`, `online`: what a method does with the turns that a `Run` hands out. See `Run` for the rules."""
+    """`offline`, `switch`, `online`: what a method does with the turns of a `Run`, which says the rules."""
 
     needs_dataset: ClassVar[bool] = True
     paper: ClassVar[str]
@@ -23,8 +39,8 @@ class Recipe:
 
     @property
     def gamma(self) -> float:
-        """The discount that values are compared with true returns by."""
-        return self.cfg.agent.gamma
+        """The discount of the returns that values are compared with."""
+        return float(self.cfg.agent.gamma)
 
     def offline(self, run: Run) -> None:
         """Learn from the dataset."""
@@ -36,16 +52,18 @@ class Recipe:
         """Learn from the environment."""
 
     def __call__(self, run: Run) -> None:
-        """The whole method; with `online_steps=0` its offline phase alone, for others to start from."""
+        """The whole method. With `online_steps=0` the offline phase alone, for other runs to start from."""
         offline_only = self.needs_dataset and getattr(self.cfg, "online_steps", None) == 0
         for phase in ("offline",) if offline_only else ("offline", "switch", "online"):
             run.enter(phase)
             getattr(self, phase)(run)
 
 
-def make_recipe(cfg: Any) -> Recipe:
-    """The recipe that is registered with `cfg`'s dataclass."""
+def make_recipe(cfg: RecipeConfig) -> Recipe:
+    """The recipe that is registered with `cfg`'s dataclass; `UserError` for a setting that cannot be."""
     for entry in RECIPES.values():
         if entry.config is type(cfg):
-            return entry.cls(cfg)
+            cfg.__post_init__()
+            recipe: Recipe = entry.cls(cfg)
+            return recipe
     raise TypeError(f"no recipe is registered with the config {type(cfg).__name__}")

@@ -28,13 +28,25 @@ class Engine:
         """Make `updates` updates of every agent on batches of `n` rows; yields the metrics of each in turn.
 
         The rows of all updates are drawn at once and dealt out, so that exact shares are exact in each batch.
+        A source that learns, by a method `learn(batch) -> Metrics`, is asked for one batch at a time, and
+        learns from each batch after the agents.
 
         agents: by the prefix of their metrics' names; "" is no prefix. All learn from the same batches.
         """
-        for batch in source.sample(n * updates).deal(updates):
-            for name, agent in agents.items():
-                metrics = self.update(agent, batch)
-                yield {f"{name}_{key}": x for key, x in metrics.items()} if name else metrics
+        teach = getattr(source, "learn", None)
+        if teach is None:
+            for batch in source.sample(n * updates).deal(updates):
+                yield from self._update_all(batch, agents)
+            return
+        for _ in range(updates):
+            batch = source.sample(n)
+            yield from self._update_all(batch, agents)
+            yield teach(batch)
+
+    def _update_all(self, batch: Batch, agents: dict[str, Agent]) -> Iterator[Metrics]:
+        for name, agent in agents.items():
+            metrics = self.update(agent, batch)
+            yield {f"{name}_{key}": x for key, x in metrics.items()} if name else metrics
 
     def _next(self, agent: Agent) -> Step:
         """Count an update of `agent`, and tell it which one it is."""

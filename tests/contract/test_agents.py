@@ -146,7 +146,7 @@ def test_the_online_agent_acts_as_the_offline_one_until_it_learns(name):
     before = make(name, normalize=True)
     for _ in range(3):
         update(before, batch())
-    after = make_agent(before.cfg.online(), before.spec)
+    after = make_agent(before.cfg.after_switch(), before.spec)
     table = after.adopt(before)
     obs = 3 * torch.randn(3, 9, OBS)
     assert torch.equal(after.act(obs), before.act(obs))

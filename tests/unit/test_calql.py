@@ -115,5 +115,5 @@ def test_a_batch_without_returns_is_refused():
 
 def test_the_online_config_is_the_same():
     cfg = CalQLConfig(critics=5, **TINY)
-    assert type(cfg.online()) is CalQLConfig
-    assert asdict(cfg.online()) == asdict(cfg)
+    assert type(cfg.after_switch()) is CalQLConfig
+    assert asdict(cfg.after_switch()) == asdict(cfg)
