@@ -125,7 +125,7 @@ def measures(arms: dict[str, tuple[Curve, int, bool]]) -> dict[str, list[Row]]:
 
 def recompute(path: Path) -> None:
     """Compute again, from `NAME-curves.csv`, what `NAME.csv` says of its curves: after a definition has changed."""
-    rows, arms = read(path), stored_curves(path)
+    rows, arms = read_rows(path), stored_curves(path)
     online = "j0" in next(iter(rows.values()))[0]
     utd = {arm: int(found[0]["utd"]) if online else 1 for arm, found in rows.items()}
     new = measures({arm: (arms[arm], utd[arm], found[0]["final"] != "nan") for arm, found in rows.items()})
@@ -140,7 +140,7 @@ def recompute(path: Path) -> None:
 
 def stored_curves(path: Path) -> dict[str, Curve]:
     """By arm of `NAME.csv` its curve in `NAME-curves.csv`."""
-    rows, found = read(path), read(path.with_name(f"{path.stem}-curves.csv"))
+    rows, found = read_rows(path), read_rows(path.with_name(f"{path.stem}-curves.csv"))
     out = {}
     for arm, points in found.items():
         seeds = sorted({int(p["seed"]) for p in points})
@@ -159,7 +159,7 @@ def draw(path: Path, panels: dict[str, list[str]], phase: str = "online", suffix
 
     A panel of which fewer than two arms were run is left out, unless none is left.
     """
-    arms, first = stored_curves(path), next(iter(read(path).values()))[0]
+    arms, first = stored_curves(path), next(iter(read_rows(path).values()))[0]
     shown = {title: {arm: arms[arm] for arm in names if arm in arms} for title, names in panels.items()}
     drawn = {title: found for title, found in shown.items() if len(found) > 1}
     if len(drawn) == 1:  # a title tells panels apart
@@ -205,7 +205,7 @@ def write(path: Path, rows: list[Row]) -> None:
         )
 
 
-def read(path: Path) -> dict[str, list[dict[str, str]]]:
+def read_rows(path: Path) -> dict[str, list[dict[str, str]]]:
     """A file of `write`, by arm."""
     with open(path, newline="") as f:
         rows = list(csv.DictReader(f))

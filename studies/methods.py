@@ -1,4 +1,4 @@
-"""Every offline-to-online method on one dataset, with the same nets, batches and budgets; and where each one's figures are."""
+"""Every offline-to-online method on one dataset, with the same nets, batches and budgets; and where the figures of each are."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
-from mbo2o.dynamics.fit import FitConfig
-from mbo2o.dynamics.model import DynamicsConfig
-from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.recipes.balanced import BalancedConfig
-from mbo2o.recipes.enoto import ENOTOConfig
+from mbo2o.recipes import make_recipe
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.moore import MOOReConfig
-from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import interval
-from mbo2o.train import Config, find_dataset
-from mbo2o.types import UserError
+from mbo2o.train import Config
 from studies import moore as moore_study
 from studies.arms import (
     QUICK_Q,
@@ -30,128 +24,147 @@ from studies.arms import (
     offline_alone,
     online_rows,
     publish,
-    read,
     read_arms,
+    read_rows,
     run_arm,
     run_offline,
 )
 from studies.claims import Claim, apart, difference
-from studies.offline import sized
+from studies.presets import at_size, changed, drawing, preset, task_of, warmup
 
+SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
 SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
+UCB_COEF = 1.0
+"""The weight of SUNRISE's upper bound here, where the authors' code has 10 (see the arm `ucb-10` of the study enoto)."""
 
 
 def arms(base: Config) -> dict[str, Config]:
-    """Methods by name, at the sizes of `base`, whose offline agent is CQL, and whose online one is WSRL's SAC.
+    """Methods by name: their presets at the size of `base`, which is WSRL on CQL, and what differs on purpose.
 
-    `no-data` is RLPD without them. Where a paper makes several updates per step, here it is as many as the base's `utd`. What
-    learns from weighted imitation sees standardised observations and rewards in thousandths of the spread of the data's
-    returns, as IQL's authors and CORL have it between them; where `base` shapes rewards itself (a sparse task), they are as it
-    says.
+    Every other setting is the preset's.
     """
+    cql, n = base.recipe.offline, base.recipe.offline.critics
+    # one CQL, the base's, and one IQL: arms that share an offline learner start from one checkpoint
+    iql = imitating(base, "switch=iql", {"recipe.offline.actor_decay_steps": None})
+    rlpd = at_size("switch=rlpd", base, cql, n)
+    return {
+        "cql": _on(cql, "switch=cql", base),
+        "cql-sac": _on(cql, "switch=cql-sac", base),
+        "enoto": _on(cql, "switch=cql-sac", base, {"recipe.online": enoto_online(base)}),
+        "wsrl": base,
+        "balanced": balanced(base),
+        # Cal-QL differs from the base's CQL in its bound alone
+        "calql": changed(
+            at_size("switch=calql-dense", base, cql),
+            {f"recipe.offline.{x}": v for x, v in pessimism(cql).items()},
+        ),
+        "iql": iql,
+        "pex": pex(base, iql.recipe.offline),
+        "awac": imitating(base, "switch=awac"),
+        # the buffer begins with a twentieth of the rows, without the preset's least number, which is half of these files
+        "adaptive-bc": imitating(
+            base, "switch=adaptive-bc", {"recipe.offline.normalize": True, "recipe.distill_rows": 0}
+        ),
+        "rlpd": rlpd,
+        "no-data": changed(rlpd, drawing("empty")),
+        **_from_nothing(base),
+        **_model_based(base),
+    }
+
+
+def _on(cql: Any, command: str, base: Config, changes: dict[str, Any] | None = None) -> Config:
+    """A method that goes on from the base's CQL, with one update for each environment step."""
+    return changed(at_size(command, base, cql), {"recipe.offline": cql} | (changes or {}))
+
+
+def enoto_online(base: Config) -> Any:
+    """What ENOTO makes of the base's CQL online. The run is a `finetune`, so that it can start where the other arms do."""
+    cql = base.recipe.offline
+    enoto = preset("switch=cql-enoto").recipe
+    enoto = replace(
+        enoto, offline=cql, critics=cql.critics, explore=replace(enoto.explore, ucb_coef=UCB_COEF)
+    )
+    return make_recipe(enoto).configs()[1]
+
+
+def pessimism(cql: Any) -> dict[str, Any]:
+    """The settings that Cal-QL takes from the base's CQL."""
+    names = ("weight", "ensemble", "gap", "actor_lr", "backup", "normalize")
+    return {x: getattr(cql, x) for x in names}
+
+
+def balanced(base: Config) -> Config:
+    """Balanced replay from the base's CQL. Its first updates at once are ten for each step of the warm-up, as in its preset's."""
+    arm = _on(base.recipe.offline, "switch=balanced", base)
+    online = replace(arm.recipe.online, critics=base.recipe.offline.critics)
+    first = 10 * getattr(base.recipe, warmup(base.recipe))
+    return changed(
+        arm,
+        {
+            "recipe.online": online,
+            "recipe.balanced.first_updates": first,
+            "recipe.balanced.ratio": base.recipe.offline.critic,
+        },
+    )
+
+
+def imitating(base: Config, command: str, changes: dict[str, Any] | None = None) -> Config:
+    """A method whose temperature, or whose weight of imitation, is in units of return.
+
+    It sees rewards in thousandths of the spread of the data's returns, as IQL's authors have it; where `base` shapes rewards
+    itself (a sparse task), they are as it says. IQL's schedule over a million updates hardly moves within the budget of a
+    study, so that its arms have none.
+    """
+    arm = changed(at_size(command, base, base.recipe.offline, base.recipe.offline.critics), changes or {})
     raw = (base.run.reward_scale, base.run.reward_shift) == (1, 0)
-    scaled = replace(base.run, reward_scale="auto") if raw else base.run
-    recipes: dict[str, Any] = {
-        **_recipes(base.recipe),
-        **_from_nothing(base.recipe),
-        **_model_based(base.recipe),
-    }
-    return {
-        name: replace(base, recipe=x, run=scaled if name in IMITATING else base.run)
-        for name, x in recipes.items()
-    }
+    return replace(arm, run=replace(base.run, reward_scale="auto")) if raw else arm
 
 
-IMITATING = ("iql", "pex", "awac", "adaptive-bc")
-"""Methods whose temperature is in units of return."""
+def pex(base: Config, iql: Any) -> Config:
+    """PEX from the IQL of the arm `iql`: its preset has an IQL of its own, with other settings."""
+    shared = {f"recipe.online.{x}": getattr(iql, x) for x in ("expectile", "normalize")}
+    return imitating(base, "switch=pex", {"recipe.offline": iql} | shared)
 
 
-def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
-    """The recipe of each arm."""
-    cql, sac, n = wsrl.offline, wsrl.online, wsrl.offline.critics
-    enoto = ENOTOConfig()
-    plain = replace(wsrl, online=None, utd=1)
-    append = replace(plain, buffer="append", start=0)
-    freed = replace(cql.online(), target="min_q")
-    rlpd = replace(
-        sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5
+def _from_nothing(base: Config) -> dict[str, Config]:
+    """SAC, and ENOTO's online part on SAC-N, without an offline phase and over as many environment steps."""
+    cql = base.recipe.offline
+    sac = at_size("experiment=sac-paper", base, cql)
+    random = getattr(base.recipe, warmup(base.recipe))
+    sac = replace(
+        sac, dataset=None, recipe=replace(sac.recipe, online_steps=base.recipe.online_steps - random)
     )
-    pessimism = {
-        "weight": cql.weight,
-        "ensemble": cql.ensemble,
-        "gap": None,
-        "actor_lr": cql.actor_lr,
-        "backup": cql.backup,
-    }
-    loosened = replace(freed, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
-    demonstrated = replace(
-        wsrl, offline=replace(rlpd, policy_delay=wsrl.utd), online=None, offline_steps=0, buffer="mix"
-    )
-    return {
-        "cql": replace(append, keep=True),
-        "cql-sac": replace(plain, online=freed),
-        "enoto": replace(plain, online=loosened),
-        "wsrl": wsrl,
-        "balanced": replace(
-            plain,
-            online=replace(sac, target="min_q", backup_entropy=True, policy_delay=1),
-            buffer="balanced",
-            balanced=BalancedConfig(first_updates=10 * wsrl.start, ratio=cql.critic),
-            carry_moments=False,
-            carry_temperature=False,
-        ),
-        "calql": replace(plain, offline=replace(sized("calql", cql), **pessimism), buffer="mix"),
-        "iql": replace(append, offline=sized("iql", cql)),
-        "pex": replace(plain, offline=sized("iql", cql), online=sized("pex", cql), buffer="mix"),
-        "awac": replace(append, offline=sized("awac", cql)),
-        "adaptive-bc": replace(
-            plain,
-            offline=replace(sized("adaptive_bc", cql), critics=n, normalize=True),
-            buffer="distill",
-            utd=wsrl.utd,
-            distill_share=0.05,
-            distill_rows=0,
-        ),
-        "rlpd": demonstrated,
-        "no-data": replace(demonstrated, buffer="empty"),
-    }
+    loosened = enoto_online(base)
+    n = at_size("switch=sacn", base, cql, cql.critics).recipe.offline
+    n = replace(n, target=loosened.target, explore=loosened.explore, sunrise=loosened.sunrise)
+    return {"sac": sac, "scratch": changed(sac, {"recipe.agent": n})}
 
 
-def _from_nothing(wsrl: FinetuneConfig) -> dict[str, ScratchConfig]:
-    """SAC, and ENOTO's online part (SAC-N, the weighted minimum of pairs, SUNRISE), without an offline phase."""
-    cql, enoto = wsrl.offline, ENOTOConfig()
-    sac = sized("sac", cql)
-    sac_n = replace(sized("sacn", cql), critics=cql.critics)
-    loosened = replace(sac_n, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
-    steps = {"online_steps": wsrl.online_steps - wsrl.start, "start": wsrl.start, "batch": wsrl.batch}
-    return {"sac": ScratchConfig(agent=sac, **steps), "scratch": ScratchConfig(agent=loosened, **steps)}
-
-
-def _model_based(wsrl: FinetuneConfig) -> dict[str, Any]:
+def _model_based(base: Config) -> dict[str, Config]:
     """MOPO, which learns offline alone, MOORe, which goes on from it, and MBPO from nothing.
 
-    The agent's nets, batches and budgets are the base's; the model and its rollouts are those of experiment=hopper-small.
+    The model and its rollouts are those of experiment=hopper-small, and so is the first temperature of the agent. Its other
+    settings are SAC's. The fits and rollouts are no longer than the base's offline phase.
     """
-    cql, epoch = wsrl.offline, max(50, wsrl.online_steps // 10)
-    agent = replace(sized("sac", cql), init_alpha=0.2)
-    moore = MOOReConfig(
-        agent=agent,
-        dynamics=DynamicsConfig(members=5, elites=4, net=MLPConfig(hidden=[128, 128, 128])),
-        fit=FitConfig(max_updates=min(6000, wsrl.offline_steps)),
-        refit=FitConfig(
-            min_updates=200, max_updates=min(400, wsrl.offline_steps), epoch_updates=100, patience=3
-        ),
-        batch=wsrl.batch,
-        offline_steps=wsrl.offline_steps,
-        rollouts=2000,
-        online_steps=wsrl.online_steps,
+    most, epoch = base.recipe.offline_steps, max(50, base.recipe.online_steps // 10)
+    moore: MOOReConfig = preset("experiment=hopper-small").recipe
+    sac = at_size("experiment=sac-paper", base, base.recipe.offline).recipe.agent
+    moore = replace(
+        moore,
+        agent=replace(sac, init_alpha=moore.agent.init_alpha),
+        fit=replace(moore.fit, max_updates=min(moore.fit.max_updates, most)),
+        refit=replace(moore.refit, max_updates=min(moore.refit.max_updates, most)),
+        batch=base.recipe.batch,
+        offline_steps=most,
+        online_steps=base.recipe.online_steps,
         epoch=epoch,
         model_every=epoch,
-        online_rollouts=min(10_000, wsrl.offline_steps),
-        alpha=0.65,
+        online_rollouts=min(moore.online_rollouts, most),
     )
-    return {"mopo": moore_study.as_mopo(moore), "moore": moore, "mbpo": moore_study.mbpo(moore)}
+    recipes = {"mopo": moore_study.as_mopo(moore), "moore": moore, "mbpo": moore_study.mbpo(moore)}
+    arms = {name: replace(base, recipe=recipe) for name, recipe in recipes.items()}
+    return arms | {"mbpo": replace(arms["mbpo"], dataset=None)}
 
 
 PANELS = {
@@ -164,29 +177,19 @@ PANELS = {
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
+    known = arms(base)
     for name in chosen:
-        arm = arms(base)[name]
-        if name in ("sac", "scratch", "mbpo"):
-            run_arm(replace(arm, dataset=None, env=_task(base)), out / name)
-            continue
-        if name in ("mopo", "moore"):
-            run_arm(arms(base)["mopo"], out / "mopo")
+        arm = known[name]
+        if arm.dataset is None:  # it learns from nothing
+            run_arm(replace(arm, env=task_of(base)), out / name)
+        elif name in ("mopo", "moore"):
+            run_arm(known["mopo"], out / "mopo")
             if name == "moore":
                 run_arm(arm, out / name, out / "mopo")
-            continue
-        agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
-        run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
-        run_arm(arm, out / name, out / f"offline-{agent}")
-
-
-def _task(base: Config) -> str:
-    """The environment that what starts from nothing learns in: the dataset's, if no other is named."""
-    env_id = base.env or find_dataset(base.dataset).attrs.get("env_id")
-    if not env_id:
-        raise UserError(
-            "no environment is named: give --set env=ID (the dataset does not say which it was collected in)"
-        )
-    return str(env_id)
+        else:
+            agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
+            run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
+            run_arm(arm, out / name, out / f"offline-{agent}")
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
@@ -317,7 +320,7 @@ def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]
     paths = (
         [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith("-curves")] if study else []
     )
-    return [(path.stem, rows) for path in paths if (rows := read(path).get(arm, []))]
+    return [(path.stem, rows) for path in paths if (rows := read_rows(path).get(arm, []))]
 
 
 def declared(command: str) -> str:

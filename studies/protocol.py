@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mbo2o.report.statistics import bootstrap_interval, t_quantile
-from studies.arms import Row, read, write
+from studies.arms import Row, read_rows, write
 from studies.claims import Apart, Claim, Measured
 from studies.methods import OLDER, TODAYS
 
@@ -205,7 +205,7 @@ def studies_table(results: Path) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for path in sorted(results.glob("*-curves.csv")):
         path = path.with_name(path.name.replace("-curves", ""))
-        rows = [r for found in read(path).values() for r in found]
+        rows = [r for found in read_rows(path).values() for r in found]
         seeds = {r["seed"] for r in rows}
         steps = sorted({int(r["steps"]) for r in rows})
         window = (

@@ -22,7 +22,7 @@ from mbo2o.envs.scores import sets
 from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.statistics import FEWEST, KIND
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from studies.arms import read, recompute
+from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, Measured, figures, verdicts
 from studies.methods import METHODS, declared, measured, measured_by, with_interval
 from studies.offline import LEARNERS
@@ -48,7 +48,7 @@ def _moore() -> str:
     columns += ["U3 online", "U5 online", "penalty / reward"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for path in files_of():
-        for arm, mine in read(path).items():
+        for arm, mine in read_rows(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
             decay = [
                 f"{_mean(mine, f'{u}_first'):.2f} → {_mean(mine, f'{u}_last'):.2f}"
@@ -70,7 +70,7 @@ def _moore_main() -> str:
         "|---|---|---|" + "---|" * 4,
     ]
     for path in files_of():
-        by_arm = read(path)
+        by_arm = read_rows(path)
         first = next(iter(by_arm.values()))
         behaviour = f", {float(first[0]['behaviour']):.0f}" if first[0]["behaviour"] else ""
         data = f"{path.stem[6:]} ({len(first)}{behaviour})"
@@ -91,7 +91,7 @@ def files_of(kind: str = "moore") -> list[Path]:
 
 
 def _offline() -> str:
-    tables = {path.stem.removeprefix("offline-"): read(path) for path in files_of("offline")}
+    tables = {path.stem.removeprefix("offline-"): read_rows(path) for path in files_of("offline")}
     first = {name: next(iter(arms.values()))[0] for name, arms in tables.items()}
     lines = ["| agent | " + " | ".join(tables) + " |", "|---|" + "---|" * len(tables)]
     behaviour = [f"{float(row['behaviour']):.0f}" for row in first.values()]
@@ -111,7 +111,7 @@ COLUMNS = {"j0": "at the switch", "drop": "drop", "auc": "mean online", "final":
 
 
 def _arms(kind: str) -> str:
-    tables = {path.stem.removeprefix(f"{kind}-"): read(path) for path in files_of(kind)}
+    tables = {path.stem.removeprefix(f"{kind}-"): read_rows(path) for path in files_of(kind)}
     rows = [row for arms in tables.values() for found in arms.values() for row in found]
     columns = {
         x: "at the start" if (x, kind) == ("j0", "obac") else text
@@ -139,7 +139,7 @@ def numbers(path: Path) -> Measured:
     words = ("arm", "behaviour", "env")
     return {
         arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k not in words}
-        for arm, rows in read(path).items()
+        for arm, rows in read_rows(path).items()
     }
 
 
@@ -238,7 +238,7 @@ def _layout(kind: str) -> str:
     """How a study's numbers were taken, by data; that it is less than the protocol asks for is said."""
     parts: dict[str, list[str]] = {}
     for path in files_of(kind):
-        rows = [r for found in read(path).values() for r in found]
+        rows = [r for found in read_rows(path).values() for r in found]
         evals, episodes, seeds = ({int(r[x]) for r in rows} for x in ("final_evals", "eval_episodes", "seed"))
         text = (
             f"{max(seeds) + 1} seeds, finals of {_span(evals, 'evaluation')} of {_span(episodes, 'episode')}"

@@ -20,13 +20,15 @@ from studies.arms import (
     offline_alone,
     online_rows,
     publish,
-    read,
     read_arms,
+    read_rows,
     run_arm,
     run_offline,
 )
 from studies.claims import Claim, Measured, difference
+from studies.presets import changed, drawing, warmup
 
+SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
 SMALLEST = QUICK_Q
 
@@ -36,39 +38,43 @@ RETAINED = (0, 5, 10, 25, 50)
 
 
 def arms(base: Config) -> dict[str, Config]:
-    """Online variants by name; `warm` is WSRL, `cold` the same without its warm-up.
+    """Online variants by name; `warm` is WSRL, the base, and `cold` the same without its warm-up.
 
     `seeded` has as many rows of the dataset in its buffer instead of a warm-up; `mix-X` and `kept-mix` keep the dataset; `kept`
     and `kept-mix` go on with the offline agent, at one update per step. So do `iql-keep-X` and `calql-keep-X`, which keep X per
     cent of each batch offline (the paper's figure on retention).
     """
-    variants = {name: replace(base, recipe=recipe) for name, recipe in _variants(base.recipe).items()}
+    variants = _variants(base)
     others = methods.arms(base)
+    steps = getattr(base.recipe, warmup(base.recipe))
     for agent in ("iql", "calql"):
-        like: FinetuneConfig = others[agent].recipe
+        arm = others[agent]
+        plain = {"recipe.keep": True, "recipe.online": None, "recipe.utd": 1}
+        plain |= {f"recipe.{warmup(arm.recipe)}": steps}
         for share in RETAINED:
-            buffer = {"buffer": "mix", "offline_share": share / 100} if share else {"buffer": "empty"}
-            kept = replace(like, keep=True, online=None, utd=1, start=base.recipe.start, **buffer)
-            variants[f"{agent}-keep-{share}"] = replace(others[agent], recipe=kept)
+            source = drawing("mix", share / 100) if share else drawing("empty")
+            variants[f"{agent}-keep-{share}"] = changed(arm, plain | source)
     return variants
 
 
-def _variants(warm: FinetuneConfig) -> dict[str, FinetuneConfig]:
+def _variants(warm: Config) -> dict[str, Config]:
     """Arms that start from the base's own offline phase."""
-    cold = replace(warm, start=0)
-    kept = replace(warm, online=None, keep=True, utd=1)
+    steps = f"recipe.{warmup(warm.recipe)}"
+    rows = {"recipe.distill_share": 0.0, "recipe.distill_rows": getattr(warm.recipe, warmup(warm.recipe))}
+    cold = changed(warm, {steps: 0})
+    kept = changed(warm, {"recipe.online": None, "recipe.keep": True, "recipe.utd": 1})
     return {
         "warm": warm,
         "cold": cold,
-        "seeded": replace(cold, buffer="distill", distill_share=0.0, distill_rows=warm.start),
-        "mix-5": replace(warm, buffer="mix", offline_share=0.05),
-        "mix-50": replace(warm, buffer="mix", offline_share=0.5),
+        "seeded": changed(cold, drawing("distill") | rows),
+        "mix-5": changed(warm, drawing("mix", 0.05)),
+        "mix-50": changed(warm, drawing("mix", 0.5)),
         "kept": kept,
-        "kept-mix": replace(kept, buffer="mix", offline_share=0.5),
-        "policy": replace(warm, inherit="policy"),
-        "critics": replace(warm, inherit="critics"),
-        "none": replace(warm, inherit="none"),
-        "utd-1": replace(warm, utd=1, online=replace(warm.online, policy_delay=1)),
+        "kept-mix": changed(kept, drawing("mix", 0.5)),
+        "policy": changed(warm, {"recipe.inherit": "policy"}),
+        "critics": changed(warm, {"recipe.inherit": "critics"}),
+        "none": changed(warm, {"recipe.inherit": "none"}),
+        "utd-1": changed(warm, {"recipe.utd": 1, "recipe.online.policy_delay": 1}),
     }
 
 
@@ -93,18 +99,19 @@ WATCHED = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """The offline phases that the chosen arms need, then the arms, under `out`; what is finished is not run again."""
+    known = arms(base)
     for name in chosen:
-        arm, agent = arms(base)[name], name.partition("-keep-")
-        offline = out / (f"offline-{agent[0]}" if agent[1] else "offline")
-        run_offline(replace(arm, recipe=offline_alone(arm.recipe)), offline)
-        run_arm(arm, out / name, offline)
+        agent, retained, _ = name.partition("-keep-")
+        offline = out / (f"offline-{agent}" if retained else "offline")
+        run_offline(replace(known[name], recipe=offline_alone(known[name].recipe)), offline)
+        run_arm(known[name], out / name, offline)
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
     logs = read_arms(out, list(arms(base)))
     measured = online_rows(logs)
-    rows = [row for arm, log in logs.items() for row in _rows(measured[arm], log)]
+    rows = [row for arm, log in logs.items() for row in _wsrl_rows(measured[arm], log)]
     publish(results / f"{name}.csv", rows, logs)
     figure(results / f"{name}.csv")
     critics = {x: {arm: _watched(logs[arm], x) for arm in WATCHED if arm in logs} for x in CRITICS}
@@ -115,7 +122,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
 
 def figure(path: Path) -> None:
     """The figure of a results file, and another of the shares of data that IQL and Cal-QL keep, where they were run."""
-    found = read(path)
+    found = read_rows(path)
     if any(arm in found for names in PANELS.values() for arm in names):
         draw(path, PANELS)
     if any(arm in found for names in RETENTION.values() for arm in names):
@@ -129,7 +136,7 @@ def _watched(log: RunLog, metric: str) -> Curve:
     return Curve(series.step.astype(float), series.values / critics, frozen=log.frozen_steps)
 
 
-def _rows(rows: list[Row], log: RunLog) -> list[Row]:
+def _wsrl_rows(rows: list[Row], log: RunLog) -> list[Row]:
     curve, td = log.series("eval", "return", "online"), log.series("probe", "td_error", "online").values
     q, true = log.series("eval", "q", "online").values, log.series("eval", "mc_return", "online").values
     batch_q, loss = (log.series("train", x, "online").values for x in ("q", "critic_loss"))
@@ -150,7 +157,7 @@ def _rows(rows: list[Row], log: RunLog) -> list[Row]:
     return rows
 
 
-def _more_td(m: Measured, where: str = "td_error") -> np.ndarray:
+def _td_decades(m: Measured, where: str = "td_error") -> np.ndarray:
     return np.log10(m["warm"][where] / m["mix-5"][where])
 
 
@@ -159,11 +166,11 @@ CLAIMS = [
     Claim("W1", "steps until 90 % of J0 are back: cold > warm", difference("t90", "cold", "warm")),
     Claim("W2", "Q - return at its lowest: warm > cold", difference("q_low", "warm", "cold")),
     Claim("W2", "Q of online batches at its lowest: warm > cold", difference("batch_q_low", "warm", "cold")),
-    Claim("W3", "decades of TD error on the dataset: none kept > 5 % kept", _more_td),
+    Claim("W3", "decades of TD error on the dataset: none kept > 5 % kept", _td_decades),
     Claim(
         "W3",
         "of online batches: they differ by less than a factor of 2",
-        lambda m: np.log10(2) - abs(_more_td(m, "td_online")),
+        lambda m: np.log10(2) - abs(_td_decades(m, "td_online")),
     ),
     Claim("W4", "final: warm > CQL with half offline", difference("final", "warm", "kept-mix")),
     Claim("W4", "final: warm > SAC with half offline", difference("final", "warm", "mix-50")),

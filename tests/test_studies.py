@@ -17,7 +17,7 @@ from mbo2o.store.datasets import data_folders
 from mbo2o.train import read_config, train
 from mbo2o.types import Diverged
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from studies.arms import read, recompute, run_arm
+from studies.arms import read_rows, recompute, run_arm
 from studies.claims import Claim, figures, verdicts
 from studies.readme import RESULTS, files_of, numbers
 from studies.readme import STUDIES as MEASURED
@@ -38,7 +38,7 @@ def test_enoto_compares_arms_from_the_same_checkpoints(pendulum, tmp_path, where
     arms = ["kept", "freed", "freed-n", "wmp", "bootstrapped", "sunrise"]
     study("enoto", pendulum, *where, "--arms", *arms)
     name = f"enoto-{pendulum.stem}"
-    rows = read(tmp_path / "results" / f"{name}.csv")
+    rows = read_rows(tmp_path / "results" / f"{name}.csv")
     assert list(rows) == arms
     start = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
     assert len(start["wmp"]) == 2
@@ -221,7 +221,7 @@ def test_an_arm_that_diverges_is_told_and_the_others_run(pendulum, tmp_path, whe
     (out / name / "wmp" / "metrics.jsonl").write_text("".join(lines[:cut]))
     capsys.readouterr()
     study("enoto", pendulum, *where, "--arms", "kept", "freed")
-    rows = read(tmp_path / "results" / f"{name}.csv")
+    rows = read_rows(tmp_path / "results" / f"{name}.csv")
     assert list(rows) == ["kept", "freed"]
     assert rows["freed"][0]["auc"] == "nan"
     assert rows["freed"][0]["j0"] == rows["kept"][0]["j0"]
@@ -250,7 +250,7 @@ def test_other_methods_stand_beside_the_arms(pendulum, tmp_path, where):
     sizes += ["run.eval_every=20", "run.eval_episodes=1", "report=false", f"dir={out / name / 'scratch'}"]
     train(compose_config(["recipe=scratch", "env=Pendulum-v1", "seeds=2", *sizes]))
     study("enoto", pendulum, *where, "--arms", "kept")
-    assert list(read(tmp_path / "results" / f"{name}.csv")) == ["kept", "scratch"]
+    assert list(read_rows(tmp_path / "results" / f"{name}.csv")) == ["kept", "scratch"]
 
 
 def test_a_study_wants_its_own_kind_of_experiment(pendulum, where, capsys):
@@ -279,14 +279,14 @@ def test_enoto_on_another_learner_as_the_help_says(pendulum, tmp_path, where):
         "--name",
         "my-td3bc",
     )
-    assert len(read(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2
+    assert len(read_rows(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2
 
 
 def test_moore_compares_samplings_paces_and_penalties_from_one_checkpoint(pendulum, tmp_path, where):
     arms = list(moore.arms(compose_config(["experiment=hopper-small", "dataset=x"])))
     study("moore", pendulum, *where, "--arms", *arms)
     name = f"moore-{pendulum.stem}"
-    rows = read(tmp_path / "results" / f"{name}.csv")
+    rows = read_rows(tmp_path / "results" / f"{name}.csv")
     assert list(rows) == arms
     scratch = rows.pop("mbpo")
     assert {r["behaviour"] for r in scratch} == {""}  # it saw no data
@@ -315,7 +315,7 @@ def test_moore_spreads_count_each_seed_for_itself():
 
 def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     study("wsrl", pendulum, *where)
-    rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
     assert list(rows) == list(wsrl.DEFAULT)
     whole = {arm: found for arm, found in rows.items() if arm not in ("policy", "critics", "none")}
     assert len({tuple(r["j0"] for r in found) for found in whole.values()}) == 1
@@ -335,7 +335,7 @@ def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
 def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, where):
     arms = ["iql-keep-0", "iql-keep-25", "calql-keep-50"]
     study("wsrl", pendulum, *where, "--arms", *arms)
-    rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
     assert list(rows) == arms
     start = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
     assert start["iql-keep-0"] == start["iql-keep-25"] != start["calql-keep-50"]
@@ -356,7 +356,7 @@ def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, 
 def test_obac_compares_agents_from_nothing(tmp_path, where):
     arms = ["sac", "iql", "redq", "obac", "obac-0.1", "fixed-0.1", "sac-sparse", "obac-sparse"]
     study("obac", "Pendulum-v1", *where, "--arms", *arms)
-    rows = read(tmp_path / "results" / "obac-Pendulum-v1.csv")
+    rows = read_rows(tmp_path / "results" / "obac-Pendulum-v1.csv")
     assert set(rows) == {*arms, obac.WATCHER}
     assert all(0 <= float(r["wins"]) <= 1 for r in rows[obac.WATCHER])
     assert all(0 <= float(r["ahead"]) <= 1 for r in rows["obac"])
@@ -402,7 +402,7 @@ def test_wins_count_what_is_ahead_by_more_than_the_noise():
 
 def test_methods_stand_side_by_side(pendulum, tmp_path, where):
     study("methods", pendulum, *where)
-    rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
     assert list(rows) == list(methods.arms(compose_config(["experiment=wsrl-small", "dataset=x"])))
     starts = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
     assert (
@@ -462,7 +462,7 @@ def test_methods_with_and_without_a_model_and_data_stand_in_one_table(pendulum, 
     """From one dataset, over as many environment steps; MOPO takes none, and its return stays what it was."""
     arms = ["cql-sac", "sac", "scratch", "mopo", "moore", "mbpo"]
     study("methods", pendulum, *where, "--arms", *arms)
-    rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
     assert set(rows) == set(arms)
     assert all(r["final"] == r["j0"] == r["auc"] for r in rows["mopo"])
     assert [r["j0"] for r in rows["mopo"]] == [r["j0"] for r in rows["moore"]]
