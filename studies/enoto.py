@@ -174,7 +174,10 @@ CLAIMS = [
     Claim("A6", "swing of Q: freed > freed-n", apart("q_range", "freed", "freed-n")),
     Claim("A7", "distance to the data: freed-n > kept", apart("distance", "freed-n", "kept")),
     Claim(
-        "A7", "and otherwise distributed: p < 0.01 (KS)", lambda m: 0.01 - m["freed-n"]["ks_p"], sanity=True
+        "A7",
+        "distances of freed-n and kept have different distributions (KS, p < 0.01)",
+        lambda m: 0.01 - m["freed-n"]["ks_p"],
+        sanity=True,
     ),
     Claim(
         "A7",
@@ -202,6 +205,6 @@ CLAIMS = [
     Claim("E1", "final: sunrise > iql", apart("final", "sunrise", "iql")),
     Claim("E2", "J0: kept-n > kept", apart("j0", "kept-n", "kept")),
     Claim("E2", "AUC: kept-n > kept", apart("auc", "kept-n", "kept")),
-    Claim("E/F", "AUC: sunrise > kept", apart("auc", "sunrise", "kept")),
-    Claim("E/F", "final: sunrise > kept", apart("final", "sunrise", "kept")),
+    Claim("E1, F1", "AUC: sunrise > kept", apart("auc", "sunrise", "kept")),
+    Claim("E1, F1", "final: sunrise > kept", apart("final", "sunrise", "kept")),
 ]

@@ -264,7 +264,7 @@ METHODS = [
     Method(
         "Adaptive BC", "arXiv 2210.13846", "switch=adaptive-bc", BOTH, ("methods", "adaptive-bc", "final")
     ),
-    Method("CQL", "arXiv 2006.04779", "switch=cql", BOTH, ("enoto-hopper", "kept-data", "final")),
+    Method("CQL", "arXiv 2006.04779", "switch=cql", BOTH, ("methods", "cql", "final")),
     Method("CQL → SAC", "arXiv 2306.06871", "switch=cql-sac", BOTH, ("enoto-hopper", "freed", "final")),
     Method("Cal-QL", "arXiv 2303.05479", "switch=calql", BOTH, ("methods", "calql", "final")),
     Method("IQL", "arXiv 2110.06169", "switch=iql", BOTH, ("methods", "iql", "final")),

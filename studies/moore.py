@@ -168,7 +168,7 @@ CLAIMS = [
     Claim("M5", "final: without penalty online > with", difference("final", "no-penalty", "priority")),
     Claim(
         "M6",
-        "AUC's spread: over 0, alpha, 1 > over 0.5, alpha, 0.9",
+        "range of AUC: over alpha of 0, the base's and 1 > over 0.5, the base's and 0.9",
         lambda m: _auc_range(m, EXTREMES) - _auc_range(m, PACES),
     ),
     Claim("", "final: priority > half", difference("final", "priority", "half")),

@@ -151,7 +151,12 @@ def _best_fixed_hurt(m: Measured) -> np.ndarray:
 
 CLAIMS = [
     Claim("O1", "watching IQL ahead at more than 0.15 of evaluations", lambda m: m[WATCHER]["wins"] - 0.15),
-    Claim("O1", "and at less than 0.95", lambda m: 0.95 - m[WATCHER]["wins"], sanity=True),
+    Claim(
+        "O1",
+        "watching IQL ahead at less than 0.95 of evaluations",
+        lambda m: 0.95 - m[WATCHER]["wins"],
+        sanity=True,
+    ),
     Claim("O1", "AUC: watching IQL > SAC", difference("auc", WATCHER, "sac")),
     Claim(
         "O2", "bias of Q: SAC - 0.1 > acting IQL", lambda m: Apart(m["sac"]["bias"] - 0.1, m["iql"]["bias"])

@@ -1,8 +1,9 @@
-"""The tables and verdicts of the README, the results page and the protocol, from the CSV files of data/results.
+"""The tables and verdicts of all pages, and the pages of methods, from code, `conf/` and the CSV files of data/results.
 
-`python -m studies.readme` writes them; with `--check` it changes nothing, and its exit code is 1 if they are stale.
-With `--recompute` it first computes again, from the stored curves, what the CSV files say of them; with `--figures` it
-draws the figures of the studies again; with `--coverage` it simulates how often intervals hold the truth.
+`python -m studies.readme` writes them; with `--check` it changes nothing, and its exit code is 1 if they are
+stale. With `--recompute` it first computes again, from the stored curves, what the CSV files say of them; with
+`--figures` it draws the figures of the studies again; with `--coverage` it simulates how often intervals hold the
+truth.
 """
 
 from __future__ import annotations
@@ -24,12 +25,21 @@ from mbo2o.report.statistics import FEWEST, KIND
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
 from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, Measured, figures, verdicts
+from studies.methodpages import method_pages, page_of, quoted
 from studies.methods import METHODS, declared, measured, measured_by, with_interval
 from studies.offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results"
-PAGES = [ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "protocol.md"]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    RESULTS / "README.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted((DOCS / "results").glob("*.md")),
+    DOCS / "methods" / "index.md",
+]
+"""Pages that people write, with generated blocks. The other pages of docs/methods are generated as a whole."""
 STUDIES = {"moore": moore, "enoto": enoto, "wsrl": wsrl, "methods": methods, "obac": obac}
 """Those that test claims."""
 
@@ -150,7 +160,7 @@ def _claims(kind: str, claims: Sequence[Claim]) -> str:
     columns = list(dict.fromkeys(f.data for f in found))
     heads = [data + _dagger(kind, data, ("*",), notes) for data in columns]
     lines = [
-        "| claim | measure, ours - theirs | seeds | " + " | ".join(heads) + " |",
+        "| claim | what should be positive | seeds | " + " | ".join(heads) + " |",
         "|---|---|---|" + "---|" * len(columns),
     ]
     for claim in dict.fromkeys((f.claim.name, f.claim.text) for f in found):
@@ -181,24 +191,29 @@ def _dagger(kind: str, data: str, claims: Sequence[str], notes: list[str]) -> st
     )
 
 
-def _verdicts(kind: str, claims: Sequence[Claim]) -> str:
-    """The verdicts of a study in words, those that are certain first."""
+BULLETS = 5
+"""The most bullets of a study's page."""
+
+
+def _bullets(kind: str, claims: Sequence[Claim]) -> str:
+    """How many comparisons have which verdict, and the most certain of those that hold or are contrary after correction."""
     found = [f for f in verdicts(claims, studied(kind)) if not f.claim.sanity]
     notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
-    lines = []
-    for word in ("holds", "contrary", "holds before correction", "contrary before correction"):
-        lines += [
-            f"- {_sentence(f, _dagger(kind, f.data, (f.claim.name, '*'), notes))}"
-            for f in found
-            if f.verdict == word
-        ]
-    rest = [
-        f for f in found if f.verdict in ("direction only", "not reproduced", "no difference", "undefined")
-    ]
-    for word in dict.fromkeys(f.verdict for f in rest):
-        where = [f"{f.claim.name} {f.claim.text} ({f.data})".strip() for f in rest if f.verdict == word]
-        lines.append(f"- *{word}*, {len(where)} of {len(found)}: {'; '.join(where)}.")
-    return "\n".join(lines)
+    sure = sorted((f for f in found if f.verdict in ("holds", "contrary")), key=lambda f: f.q)
+    lines = [f"- {len(found)} comparisons: {_counts(found)}."]
+    lines += [f"- {_sentence(f, _dagger(kind, f.data, (f.claim.name, '*'), notes))}" for f in sure]
+    return "\n".join(lines[:BULLETS])
+
+
+def _counts(found: Sequence[Finding]) -> str:
+    return ", ".join(f"{n} {word}" for word in WORDS if (n := sum(f.verdict == word for f in found)))
+
+
+def _statements(claims: Sequence[Claim]) -> str:
+    """What the papers state, for the numbers that a study's claims have."""
+    said = {name: text for found in protocol.STATED.values() for name, text in found.items()}
+    names = dict.fromkeys(x for c in claims for x in c.name.split(", ") if x)
+    return "\n".join(f"- **{name}**: {said[name]}" for name in names)
 
 
 def _sentence(f: Finding, dagger: str = "") -> str:
@@ -206,13 +221,14 @@ def _sentence(f: Finding, dagger: str = "") -> str:
 
 
 def _short() -> str:
-    """For the README: how many claims of each study have which verdict, and those that hold or are contrary, corrected."""
+    """How many claims of each study have which verdict, and those that hold or are contrary after correction."""
     lines = []
     for kind, study in STUDIES.items():
         found = [f for f in verdicts(study.CLAIMS, studied(kind)) if not f.claim.sanity]
-        counts = [f"{n} {word}" for word in WORDS if (n := sum(f.verdict == word for f in found))]
         notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
-        lines.append(f"- **{TITLES[kind]}** ({len(found)} comparisons: {', '.join(counts)}).")
+        lines.append(
+            f"- **{TITLES[kind]}** ([results]({kind}.md); {len(found)} comparisons: {_counts(found)})."
+        )
         for f in found:
             if f.verdict in ("holds", "contrary"):
                 tuned = " †" if _dagger(kind, f.data, (f.claim.name, "*"), notes) else ""
@@ -272,7 +288,7 @@ def _interval(values: list[float]) -> str:
 def _agents() -> str:
     lines = ["| agent | idea |", "|---|---|"]
     lines += [
-        f"| `{e.name}` | {' '.join((e.cls.__doc__ or '').split(chr(10) * 2)[0].split())} |"
+        f"| [`{e.name}`]({e.name}.md) | {' '.join((e.cls.__doc__ or '').split(chr(10) * 2)[0].split())} |"
         for e in AGENTS.values()
     ]
     return "\n".join(lines)
@@ -283,29 +299,46 @@ def _recipes() -> str:
     for e in RECIPES.values():
         idea = " ".join((e.cls.__doc__ or "").split("\n\n")[0].split())
         needs = "a dataset" if e.cls.needs_dataset else "an environment"  # type: ignore[attr-defined]
-        lines.append(f"| `{e.name}` | {idea} | {e.cls.paper} | {needs} |")  # type: ignore[attr-defined]
+        lines.append(f"| [`{e.name}`]({e.name}.md) | {idea} | {e.cls.paper} | {needs} |")  # type: ignore[attr-defined]
     return "\n".join(lines)
 
 
 def _methods() -> str:
+    """Each method with where its numbers are from and what was measured, for docs/methods."""
     lines = [
-        "| method | paper | the paper's numbers: `mbo2o train` | source | needs "
+        "| method | the paper's numbers: `mbo2o train` | source "
         f"| measured, small: return at the switch → final [{KIND}] | measured by |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|",
     ]
     for m in METHODS:
         figures, by = measured(m, RESULTS).replace("; ", "<br>"), measured_by(m, RESULTS)
-        commands = "<br>".join(_command(x) for x in by.split("; ")) if by else ""
+        commands = "<br>".join(quoted(x) for x in by.split("; ")) if by else ""
         kind = declared(m.command).partition(": ")[0]
-        lines.append(
-            " | ".join([f"| {m.name}", m.paper, f"`{m.command}`", kind, m.needs, figures, commands]) + " |"
-        )
+        cells = [f"| [{m.name}]({page_of(m)}.md)", f"`{m.command}`", kind, figures, commands]
+        lines.append(" | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _command(measured: str) -> str:
-    command, at, commit = measured.removeprefix("mbo2o ").partition(" at ")
-    return f"`{command}`{at}{commit}"
+def _methods_short() -> str:
+    """The README's table."""
+    lines = ["| method | arXiv | `mbo2o train` | needs | result |", "|---|---|---|---|---|"]
+    for m in METHODS:
+        study = m.measured[0].partition("-")[0]
+        result = f"[{study}](docs/results/{study}.md)" if measured(m, RESULTS) else ""
+        name = f"[{m.name}](docs/methods/{page_of(m)}.md)"
+        cells = [name, m.paper.removeprefix("arXiv "), f"`{m.command}`", NEEDS[m.needs], result]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+NEEDS = {methods.BOTH: "data, task", methods.DATA: "data", methods.TASK: "task"}
+
+
+def _costs(table: str) -> str:
+    """A table of data/results/costs.csv, what one run or the tests take."""
+    with open(RESULTS / "costs.csv", newline="") as f:
+        rows = [r for r in csv.DictReader(f) if r["table"] == table]
+    return "\n".join(["| what | measured |", "|---|---|", *(f"| {r['what']} | {r['value']} |" for r in rows)])
 
 
 def _bench() -> str:
@@ -360,7 +393,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finetuned": partial(_arms, "methods"),
     "obac": partial(_arms, "obac"),
     **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
-    **{f"{kind}-verdicts": partial(_verdicts, kind, study.CLAIMS) for kind, study in STUDIES.items()},
+    **{f"{kind}-bullets": partial(_bullets, kind, study.CLAIMS) for kind, study in STUDIES.items()},
+    **{f"{kind}-statements": partial(_statements, study.CLAIMS) for kind, study in STUDIES.items()},
+    "methods-short": _methods_short,
+    "times": partial(_costs, "times"),
+    "memory": partial(_costs, "memory"),
     "bench": _bench,
     "promises": _promises,
     "references": _references,
@@ -391,8 +428,9 @@ def main(options: Sequence[str]) -> int:
     if "--coverage" in options:
         protocol.write_coverage(RESULTS / protocol.COVERAGE)
     fresh = {page: render(page.read_text()) for page in PAGES}
+    fresh |= {DOCS / "methods" / f"{name}.md": text for name, text in method_pages().items()}
     if "--check" in options:
-        return int(any(page.read_text() != text for page, text in fresh.items()))
+        return int(any(not page.exists() or page.read_text() != text for page, text in fresh.items()))
     for page, text in fresh.items():
         page.write_text(text)
     return 0
