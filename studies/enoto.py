@@ -1,4 +1,4 @@
-"""What makes the switch smooth? ENOTO's claims (arXiv 2306.06871, figures 1 to 4), all arms from the same checkpoints."""
+"""What makes the switch smooth? ENOTO's claims (arXiv 2306.06871, figures 1 to 4)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SMALLEST = [*QUICK_Q, "recipe.critics=3"]
 def arms(base: Config) -> dict[str, Config]:
     """Online variants by name; with CQL offline, `freed` is CQL → SAC and `freed-n` CQL-N → SAC-N.
 
-    The base is ENOTO's preset at a small size, and `sunrise` is ENOTO itself: the variants take parts of it away. Those with 2
-    critics start from an offline phase with 2, the others from one with N.
+    The base is ENOTO's preset at a small size. `sunrise` is ENOTO itself; the others are without parts of it.
+    Arms with 2 critics start from an offline phase with 2, the others from one with N.
     """
     enoto: ENOTOConfig = base.recipe
     n = replace(enoto, target="min_q", explore=ExploreConfig(), sunrise=SunriseConfig())
@@ -70,7 +70,7 @@ UNSHOWN = ("kept-n", "ucb", "ucb-10", "weight", "weight-scalar")
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """The offline phases that the chosen arms need, then the arms, under `out`; what is finished is not run again."""
+    """Run the chosen arms, and the offline phases that they need, under `out`; none runs twice."""
     known = arms(base)
     for name in chosen:
         arm = known[name]
@@ -104,7 +104,7 @@ def figure(path: Path) -> None:
 
 
 def _distance_gaps(out: Path) -> dict[tuple[str, int], tuple[float, float]]:
-    """Gap and p-value, for each seed, between the distances to the data of CQL-N → SAC-N and of CQL as it ends."""
+    """Gap and p-value (KS), by seed, between the final distances to the data of `freed-n` and `kept`."""
     ours, theirs = _distances(out / "freed-n"), _distances(out / "kept")
     return {("freed-n", k): ks_two_sample(a, b) for k, (a, b) in enumerate(zip(ours, theirs, strict=True))}
 
@@ -118,14 +118,14 @@ def _distances(directory: Path) -> np.ndarray:
 
 
 def _random_distance(act: Tensor) -> float:
-    """Median over rows of ‖a - a'‖, a' uniform: how far chance acts from the data (see `Finetune.probe`)."""
+    """Median over rows of ‖a - a'‖ with a' uniform: the distance of random actions (see `Finetune.probe`)."""
     chance = torch.rand(act.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return float((chance - act).norm(dim=-1).median())
 
 
 def _enoto_rows(rows: list[Row], log: RunLog) -> list[Row]:
     ret = log.series("eval", "return", "online").values
-    # of the two evaluations at the switch the claims need one; Q is looked at where data are
+    # Q is measured on rows of the dataset
     q, distance = log.series("probe", "q", "online").values, log.series("probe", "distance", "online").values
     end = max(1, round(0.1 * len(ret)))
     believed, true = (log.series("eval", x, "online").values[-end:].mean(0) for x in ("q", "mc_return"))
@@ -146,7 +146,7 @@ def _auc_gain(arm: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _excess(arm: dict[str, np.ndarray]) -> np.ndarray:
-    """What the critics believe beyond what came of it."""
+    """The critics' value minus the discounted return that followed."""
     return arm["q_end"] - arm["mc_end"]
 
 

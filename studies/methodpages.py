@@ -1,4 +1,4 @@
-"""A page for each recipe and agent under docs/methods, from docstrings, from comments of settings, and from `conf/`."""
+"""A page for each recipe and agent in docs/methods, from docstrings, comments of settings, and `conf/`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mbo2o.registry import AGENTS, RECIPES, Entry, conf_folder
 from studies.methods import METHODS, Method, measured, measured_by
 
 OWN_PAGES = ("enoto", "moore", "mopo", "mbpo", "wsrl", "rlpd")
-"""Recipes whose presets stand on the recipe's page. Presets of others stand on the page that their name begins with."""
+"""Recipes whose presets stand on the recipe's page. Other presets stand on the page of their name."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A file of `conf/switch` or `conf/experiment`: what its comment says, where its numbers come from, what it sets."""
+    """A file of `conf/switch` or `conf/experiment`: its comment, the source of its numbers, its settings."""
 
     name: str
     """As `mbo2o train` takes it, such as `switch=wsrl`."""
@@ -62,7 +62,7 @@ def _page_of(path: Path) -> str:
 
 
 def _page_named(stem: str) -> str:
-    """The page whose name a preset's name begins with: `adaptive_bc` for `adaptive-bc`, `calql` for `calql-dense`."""
+    """The longest name of a page that the preset's name begins with: `calql` for `calql-dense`."""
     name = stem.replace("-", "_")
     known = [*RECIPES, *AGENTS, *getattr(registry, "SOURCES", {}), *PUBLISHED]
     return max((x for x in known if f"{name}_".startswith(f"{x}_")), key=len)
@@ -167,7 +167,7 @@ def _equations(cls: type) -> Iterator[str]:
 
 
 def _settings(config: type, name: str) -> list[str]:
-    """Tables of a config's own settings and of those that it shares; a parent with a page of its own is linked."""
+    """Tables of a config's own settings and of shared ones; a parent that has a page is linked."""
     pages = {e.config: e.name for e in [*RECIPES.values(), *AGENTS.values()] if e.name != name}
     parts, seen = [], set()
     for cls in config.__mro__:
@@ -216,7 +216,7 @@ def _brief(value: Any) -> str:
 
 
 def comments(cls: type) -> dict[str, str]:
-    """What the source says of each field of a dataclass: a comment at its end or above it, or a string below it."""
+    """The comment of each field of a dataclass: at its end, above it, or as a string below it."""
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = tokenize.generate_tokens(StringIO(source).readline)
     at = {
@@ -232,7 +232,7 @@ def comments(cls: type) -> dict[str, str]:
             name = node.target.id
             inside = [at[i][0] for i in range(node.lineno, (node.end_lineno or 0) + 1) if i in at]
             between = [at[i][0] for i in range(end + 1, node.lineno) if i in at]
-            # comment lines go on with what stands at the end of the field above, unless this field has no other comment
+            # a comment between two fields belongs to the first one if the second one has a comment of its own
             if between and inside and last:
                 found[last] += between
                 between = []

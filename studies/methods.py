@@ -1,4 +1,4 @@
-"""Every offline-to-online method on one dataset, with the same nets, batches and budgets; and where the figures of each are."""
+"""Offline-to-online methods on one dataset with the same nets and budgets, and the table of methods."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
 SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
 UCB_COEF = 1.0
-"""The weight of SUNRISE's upper bound here, where the authors' code has 10 (see the arm `ucb-10` of the study enoto)."""
+"""The weight of the upper bound; the authors' code has 10 (the arm `ucb-10` of the study enoto)."""
 
 
 def arms(base: Config) -> dict[str, Config]:
-    """Methods by name: their presets at the size of `base`, which is WSRL on CQL, and what differs on purpose.
+    """Methods by name. The base is WSRL on CQL.
 
-    Every other setting is the preset's.
+    An arm is the preset of its method at the base's size, and the settings that are named here. All others
+    are the preset's.
     """
     cql, n = base.recipe.offline, base.recipe.offline.critics
     # one CQL, the base's, and one IQL: arms that share an offline learner start from one checkpoint
@@ -62,7 +63,7 @@ def arms(base: Config) -> dict[str, Config]:
         "iql": iql,
         "pex": pex(base, iql.recipe.offline),
         "awac": imitating(base, "switch=awac"),
-        # the buffer begins with a twentieth of the rows, without the preset's least number, which is half of these files
+        # the preset's least number of rows in the buffer would be half of these files
         "adaptive-bc": imitating(
             base, "switch=adaptive-bc", {"recipe.offline.normalize": True, "recipe.distill_rows": 0}
         ),
@@ -79,7 +80,7 @@ def _on(cql: Any, command: str, base: Config, changes: dict[str, Any] | None = N
 
 
 def enoto_online(base: Config) -> Any:
-    """What ENOTO makes of the base's CQL online. The run is a `finetune`, so that it can start where the other arms do."""
+    """ENOTO's online agent for the base's CQL. The arm is a `finetune`, and starts from the shared CQL."""
     cql = base.recipe.offline
     enoto = preset("switch=cql-enoto").recipe
     enoto = replace(
@@ -95,7 +96,7 @@ def pessimism(cql: Any) -> dict[str, Any]:
 
 
 def balanced(base: Config) -> Config:
-    """Balanced replay from the base's CQL. Its first updates at once are ten for each step of the warm-up, as in its preset's."""
+    """Balanced replay from the base's CQL, with ten first updates for each step of the warm-up."""
     arm = _on(base.recipe.offline, "switch=balanced", base)
     online = replace(arm.recipe.online, critics=base.recipe.offline.critics)
     first = 10 * getattr(base.recipe, warmup(base.recipe))
@@ -110,11 +111,11 @@ def balanced(base: Config) -> Config:
 
 
 def imitating(base: Config, command: str, changes: dict[str, Any] | None = None) -> Config:
-    """A method whose temperature, or whose weight of imitation, is in units of return.
+    """A method that imitates by advantage, whose temperature is in units of return.
 
-    It sees rewards in thousandths of the spread of the data's returns, as IQL's authors have it; where `base` shapes rewards
-    itself (a sparse task), they are as it says. IQL's schedule over a million updates hardly moves within the budget of a
-    study, so that its arms have none.
+    It sees rewards in thousandths of the spread of the data's returns, as IQL's authors have it. Where the
+    base shapes rewards itself (a sparse task), they are as it says. IQL's schedule over a million updates
+    hardly moves within the budget of a study, so that its arms have no schedule.
     """
     arm = changed(at_size(command, base, base.recipe.offline, base.recipe.offline.critics), changes or {})
     raw = (base.run.reward_scale, base.run.reward_shift) == (1, 0)
@@ -144,8 +145,8 @@ def _from_nothing(base: Config) -> dict[str, Config]:
 def _model_based(base: Config) -> dict[str, Config]:
     """MOPO, which learns offline alone, MOORe, which goes on from it, and MBPO from nothing.
 
-    The model and its rollouts are those of experiment=hopper-small, and so is the first temperature of the agent. Its other
-    settings are SAC's. The fits and rollouts are no longer than the base's offline phase.
+    The model, its rollouts and the agent's first temperature are those of experiment=hopper-small; the
+    agent's other settings are SAC's. Fits and rollouts are not larger than the base's offline phase.
     """
     most, epoch = base.recipe.offline_steps, max(50, base.recipe.online_steps // 10)
     moore: MOOReConfig = preset("experiment=hopper-small").recipe
@@ -176,7 +177,7 @@ PANELS = {
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
+    """Run the chosen methods, and the offline phases that they need; none runs twice."""
     known = arms(base)
     for name in chosen:
         arm = known[name]
@@ -195,7 +196,8 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure.
 
-    MOPO has no online phase: its row is a curve that stays at the return that its offline phase ends with, over the same steps.
+    MOPO has no online phase. Its curve stays at the return of the end of its offline phase, over the same
+    steps.
     """
     known = list(arms(base))
     logs = read_arms(out, [x for x in known if x != "mopo"])
@@ -235,15 +237,15 @@ CLAIMS = [
 
 
 class Method(NamedTuple):
-    """A published method: the command that has its paper's numbers, and the study that measured it at small sizes."""
+    """A published method: the command with its paper's numbers, and the study that measured it."""
 
     name: str
     paper: str
     command: str
-    """What `mbo2o train` takes for the numbers of the paper; where these are from is the preset's to say."""
+    """What `mbo2o train` takes for the numbers of the paper; the preset says where these are from."""
     needs: str
     measured: tuple[str, str, str]
-    """The study whose figures it has, by its files' prefix, its arm there, and the column."""
+    """Where its figures are: the prefix of the study's files, the arm, and the column."""
 
 
 BOTH, DATA, TASK = "dataset, then environment", "dataset", "environment"
@@ -282,13 +284,15 @@ _OFFLINE = " --seeds 3 --set recipe.offline.normalize=true"
 _MAZE = " --set run.reward_shift=-1 run.eval_episodes=10 recipe.start=500"
 MEASURED_BY = {
     "enoto-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5",
-    "enoto-lapo-pointmaze-umaze": "enoto pointmaze-umaze.hdf5 --seeds 5 --experiment lapo-small --name lapo-pointmaze-umaze",
+    "enoto-lapo-pointmaze-umaze": "enoto pointmaze-umaze.hdf5 --seeds 5 --experiment lapo-small"
+    " --name lapo-pointmaze-umaze",
     "enoto-td3bc-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5 --experiment td3bc-small"
     " --name td3bc-hopper-medium-100k",
     "methods-hopper-medium-100k": "methods hopper-medium-100k.hdf5 --seeds 5",
     "methods-pointmaze-umaze": f"methods pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
     "methods-pointmaze-umaze-demos": f"methods pointmaze-umaze-demos.hdf5 --seeds 5{_MAZE}",
-    "moore-halfcheetah-medium-replay-v5": "moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small",
+    "moore-halfcheetah-medium-replay-v5": "moore halfcheetah-medium-replay-v5 --seeds 5"
+    " --experiment halfcheetah-small",
     "moore-hopper-medium-replay-v5": "moore hopper-medium-replay-v5 --seeds 5",
     "moore-zoo-hopper-replay-like": "moore zoo-hopper-replay-like.hdf5 --seeds 3",
     "obac-HalfCheetah-v5": "obac HalfCheetah-v5 --seeds 5",
@@ -307,10 +311,10 @@ MEASURED_BY = {
     "wsrl-hopper-medium-100k": "wsrl hopper-medium-100k.hdf5 --seeds 5",
     "wsrl-pointmaze-umaze": f"wsrl pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
 }
-"""What `mbo2o study` takes for each of data/results' files, by the file's name; --arms says for which arm."""
+"""What `mbo2o study` takes for each file in data/results, by the file's name; --arms chooses an arm."""
 
 OLDER = "5ccba87"
-"""The commit whose settings all files but these were measured with; today's small experiments differ from it."""
+"""The commit whose small experiments all files but TODAYS were measured with; today's differ from them."""
 TODAYS = ("enoto-hopper-medium-100k", "methods-hopper-medium-100k")
 
 
@@ -324,14 +328,14 @@ def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]
 
 
 def declared(command: str) -> str:
-    """What the preset that `command` is, as switch=NAME, says of its numbers: KIND: SOURCE."""
+    """The provenance of the preset that a command such as switch=NAME names: KIND: SOURCE."""
     return str(
         OmegaConf.select(OmegaConf.load(conf_folder() / f"{command.replace('=', '/')}.yaml"), "provenance")
     )
 
 
 def measured(method: Method, results: Path) -> str:
-    """What it came to by dataset, as mean and interval, after the return at the switch if there is one; "" if unknown."""
+    """Mean and interval by dataset, after the return at the switch; "" if nothing is measured."""
     column = method.measured[2]
     return "; ".join(
         f"{stem.split('-', 1)[1]} {_figures(rows, column)}" for stem, rows in _found(method, results)
@@ -358,7 +362,7 @@ def _figures(rows: list[dict[str, str]], column: str) -> str:
 
 
 def _budget(row: dict[str, str]) -> str:
-    """After how much the final was measured: methods of one table have different budgets."""
+    """The budget after which the final was measured: methods of one table have different ones."""
     steps = f"{int(row['steps']):,}".replace(",", " ")
     few = ", one evaluation" if row["final_evals"] == "1" else ""
     return f" ({steps} {'steps' if 'j0' in row else 'updates'}{few})"

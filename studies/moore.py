@@ -1,4 +1,4 @@
-"""How should offline data fade? MOORe's priority against its paper's baselines, all from one offline phase."""
+"""How should offline data fade? MOORe's priority and its paper's baselines, all from one offline phase."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ SMALLEST = [
     ),  # enough rows for a refit
 ]
 DEFAULT = ("priority", "uniform", "half", "online")
-"""MOORe and its paper's baselines; each starts from the same offline checkpoint, and its model is fine-tuned, not reset."""
+"""MOORe and its paper's baselines. Each starts from the same offline checkpoint and fine-tunes its model."""
 PACES = ("alpha-0.5", "priority", "alpha-0.9")
 EXTREMES = ("online", "priority", "uniform")
-"""Priorities that are gone at once, fade, and never do: an alpha of 0, of the config, and of 1."""
+"""Offline data that are gone at once, that fade, and that stay: an alpha of 0, of the base, and of 1."""
 
 
 def arms(base: Config) -> dict[str, Config]:
-    """Changes of the base's MOORe by name: sampling, its pace, the penalty's coefficient online; MBPO starts from nothing."""
+    """Arms by name: other samplings, paces and penalties of the base's MOORe, and MBPO from nothing."""
     changes: dict[str, dict[str, Any]] = {
         "priority": {},
         "uniform": {"recipe.sampling": "uniform"},
@@ -130,7 +130,7 @@ NAMES = {
     "penalty": "penalty_share",
     "error": "error/online",
 }
-"""What a model does not know, the penalty's size beside the rewards', and how wrong the model is where the policy goes."""
+"""The model's uncertainty, the penalty's size beside the rewards, and the model's error on online states."""
 
 OTHERS = ("alpha-0.5", "alpha-0.9", "no-penalty", "double-penalty", "mbpo")
 PANELS = {

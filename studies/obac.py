@@ -1,4 +1,4 @@
-"""Does an offline learner help the online one on the same buffer? OBAC's claims (arXiv 2405.18520), every arm from scratch."""
+"""Does an offline learner help the online one on the same buffer? OBAC's claims (arXiv 2405.18520)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ SMALLEST = [*QUICK, "recipe.batch=16", "recipe.start=20"]
 
 
 def arms(base: Config) -> dict[str, Config]:
-    """Arms by name. `sac` has OBAC's nets, and an IQL that learns from its batches and never acts; `iql` acts for itself.
+    """Arms by name. SAC and REDQ are their presets with OBAC's nets and rates.
 
-    `redq` makes as many updates in a quarter of the steps. `obac-W` and `fixed-W` have another weight; `X-NOISE` is SAC, or
-    OBAC at the first of WEIGHTS, on a disturbed task. SAC and REDQ are their presets with OBAC's nets and rates.
+    In `sac` an IQL that never acts learns from SAC's batches; in `iql` it acts for itself. `redq` makes as
+    many updates in a quarter of the steps. `obac-W` and `fixed-W` have another weight. `X-NOISE` is SAC, or
+    OBAC at the first of WEIGHTS, on a disturbed task.
     """
     obac: OBACConfig = base.recipe.agent
     rates = (*RATES, "actor_lr")
@@ -68,7 +69,7 @@ def arms(base: Config) -> dict[str, Config]:
 def _watching_iql(obac: OBACConfig) -> Any:
     """IQL's preset with OBAC's nets and rates, and with the expectile of OBAC's offline learner.
 
-    Without a dataset there is no scale to standardise observations by, and no end of an offline phase for a schedule.
+    Without a dataset, observations have no known scale, and a schedule has no offline phase to end with.
     """
     iql = resized(preset("switch=iql").recipe.offline, obac, rates=(*RATES, "actor_lr"))
     return replace(
@@ -110,12 +111,12 @@ def figure(path: Path) -> None:
 
 
 def _of_watcher(log: RunLog) -> RunLog:
-    """The same run, seen by who watched it: its evaluations in place of the acting agent's."""
+    """The run with the evaluations of the watching agent in place of the acting agent's."""
     return RunLog(log.config, [{**x, "kind": "eval"} for x in log.lines if x["kind"] == "eval-watcher"])
 
 
 def _wins(sac: RunLog, watcher: RunLog) -> np.ndarray:
-    """Share of each seed's evaluations at which the watcher is ahead by more than their pooled standard error (O1)."""
+    """Share of evaluations, by seed, at which the watcher leads by over one pooled standard error (O1)."""
     episodes = sac.config["run"]["eval_episodes"]
     (a, a_std), (b, b_std) = (
         [log.series("eval", x, "online").values for x in ("return", "return_std")] for log in (sac, watcher)
@@ -144,7 +145,7 @@ def _gain_under(noise: str) -> Claim:
 
 
 def _best_fixed_hurt(m: Measured) -> np.ndarray:
-    """Adaptive minus fixed at the weight where fixed is worst."""
+    """Adaptive minus fixed, at the weight where fixed has the lowest AUC."""
     worst = min(WEIGHTS, key=lambda w: m[f"fixed-{w:g}"]["auc"].mean())
     return m[f"obac-{worst:g}"]["auc"] - m[f"fixed-{worst:g}"]["auc"]
 

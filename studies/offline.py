@@ -26,7 +26,8 @@ SMALLEST = QUICK_Q
 def arms(base: Config) -> dict[str, Config]:
     """The offline phase of each learner: the agent of its preset with the nets and rates of the base's agent.
 
-    CQL is the base's agent itself. IQL has no schedule: over a million updates it hardly moves within the budget of a study.
+    CQL is the base's agent. IQL has no schedule: one over a million updates hardly moves within the budget of
+    a study.
     """
     like = base.recipe.offline
     agents = {x: resized(preset(f"switch={x}").recipe.offline, like) for x in LEARNERS}

@@ -1,6 +1,7 @@
-"""Published methods at the size of a study: the preset of `conf/` with the nets, batches and budgets of the study's base.
+"""Published methods at the size of a study: presets of `conf/` with the base's nets, batches and budgets.
 
-A method is defined once, by its preset. A study resizes it and names every other setting in which an arm differs.
+A method is defined once, by its preset. A study resizes the preset, and names each other setting in which an
+arm differs.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from mbo2o.types import UserError
 BUDGETS = ("offline_steps", "online_steps", "batch", "probe_every")
 """Sizes of a recipe. A phase that the preset leaves out (0 steps) stays out."""
 WARMUPS = ("start", "warmup", "random_steps")
-"""How recipes call the environment steps before the first update. A preset without a warm-up (0 steps) stays without."""
+"""What recipes call the steps before the first update. A preset without a warm-up (0 steps) gets none."""
 SLOTS = ("offline", "online", "agent", "watcher")
 """Where a recipe holds an agent."""
 RATES = ("gamma", "tau", "critic_lr", "alpha_lr", "samples", "clone_steps")
-"""Settings of an agent that go with its size: with smaller nets and fewer updates they have to differ from the paper's."""
+"""Settings of an agent that go with its size: smaller nets and fewer updates need other values."""
 
 
 @cache
@@ -37,7 +38,7 @@ def preset(command: str) -> Config:
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A config with other values of the settings that are given by dotted name; TypeError for a setting that does not exist."""
+    """A config with new values for settings by dotted name; TypeError for a setting that does not exist."""
     for path, value in changes.items():
         name, _, rest = path.partition(".")
         config = replace(config, **{name: changed(getattr(config, name), {rest: value}) if rest else value})
@@ -59,8 +60,9 @@ def at_size(
 ) -> Config:
     """The preset `command` at the size of `base`, whose dataset, task, seeds and `run` settings it takes.
 
-    like: the agent that gives nets and rates (see `resized`); critics: N for agents that have more than two critics in the
-    preset. Methods that make several updates for each environment step make as many as the base.
+    like: the agent that gives nets and rates (see `resized`). critics: N for agents with more than two
+    critics in the preset. Methods that make several updates for each environment step make as many as the
+    base.
     """
     recipe = preset(command).recipe
     sizes = {x: getattr(base.recipe, x) for x in BUDGETS if getattr(recipe, x, 0) and hasattr(base.recipe, x)}
@@ -82,8 +84,8 @@ def at_size(
 def resized(agent: Any, like: Any, critics: int | None = None, rates: Sequence[str] = RATES) -> Any:
     """An agent's config with the nets of `like` and those of its `rates` that both have.
 
-    A value network has the critics' net and rate. Critics have LayerNorm, and observations are standardised, where either of
-    the two does it.
+    A value network has the critics' net and rate. Critics have LayerNorm, and observations are standardised,
+    where either agent has it.
     """
     names = {f.name for f in fields(agent)}
     sizes = {x: getattr(like, x) for x in rates if x in names and hasattr(like, x)}
@@ -104,6 +106,6 @@ def task_of(base: Config) -> str:
     env_id = base.env or find_dataset(base.dataset).attrs.get("env_id")
     if not env_id:
         raise UserError(
-            "no environment is named: give --set env=ID (the dataset does not say which one it was collected in)"
+            "no environment is named: give --set env=ID (the dataset does not say where it was collected)"
         )
     return str(env_id)

@@ -1,4 +1,4 @@
-"""How studies are measured and judged, as tables of docs/protocol.md; and the simulation behind its choice of intervals."""
+"""How studies are measured and judged: tables of docs/protocol.md, and the simulation of its intervals."""
 
 from __future__ import annotations
 
@@ -22,42 +22,69 @@ SAMPLES = {
 SEEDS = (3, 5, 10, 20)
 MEASURES = {
     "J0, at the switch": "the first evaluation of the online phase, before any update of it.",
-    "drop": "max(0, J0 minus the lowest evaluation of a window). The window starts at the first environment step "
-    "after which the agent learns: the warm-up, in which the frozen policy acts, is not part of it. The window has "
-    "the same number of updates for all arms of a study on one dataset: 20 % of the shortest learning phase among "
-    "them. This number is rounded to a multiple of the largest distance, in updates, between two evaluations of an "
-    "arm, and is at least two such distances. The minimum of an arm is taken over one evaluation for each distance, "
-    "the first one that has as many updates, so that every arm has the same number of evaluations in its window. "
-    "(Noise alone makes a minimum over more evaluations lower.) Balanced replay makes its many first updates at its "
-    "first learning step; the window counts the updates after these.",
-    "mean online, AUC": "the area under the curve of evaluations over the online phase, divided by its length. The "
-    "steps of a warm-up are part of it.",
-    "final": "the mean of the last evaluations: a tenth of them, at least three, and none from the first half of the "
-    "phase. The protocol asks for at least three evaluations of at least ten episodes; a table that was measured "
-    "with fewer says so.",
+    "drop": (
+        "max(0, J0 minus the lowest evaluation of a window). The window starts at the first environment "
+        "step after which the agent learns: the warm-up, in which the frozen policy acts, is not part of "
+        "it. The window has the same number of updates for all arms of a study on one dataset: 20 % of "
+        "the shortest learning phase among them. This number is rounded to a multiple of the largest "
+        "distance, in updates, between two evaluations of an arm, and is at least two such distances. The"
+        " minimum of an arm is taken over one evaluation for each distance, the first one that has as "
+        "many updates, so that every arm has the same number of evaluations in its window. (Noise alone "
+        "makes a minimum over more evaluations lower.) Balanced replay makes its many first updates at "
+        "its first learning step; the window counts the updates after these."
+    ),
+    "mean online, AUC": (
+        "the area under the curve of evaluations over the online phase, divided by its length. The steps "
+        "of a warm-up are part of it."
+    ),
+    "final": (
+        "the mean of the last evaluations: a tenth of them, at least three, and none from the first half "
+        "of the phase. The protocol asks for at least three evaluations of at least ten episodes; a table"
+        " that was measured with fewer says so."
+    ),
     "best": "the highest evaluation. It is chosen with hindsight, and no claim uses it.",
     "gain": "AUC minus J0.",
-    "wobble": "the standard deviation of the differences of successive evaluations, divided by √2. This is the noise "
-    "around a straight line, whatever its slope.",
-    "swing of Q": "the range of mean Q on fixed rows of the dataset over the online phase, divided by the size of its "
-    "first value.",
-    "distance to the data": "the median of ‖π(s) - a‖ over fixed rows of the dataset, at the end of the run. The value "
-    "for *random* replaces π(s) by an action that is drawn uniformly.",
-    "over-estimation": "the critics' Q at the states and actions of the last tenth of the evaluations, minus the "
-    "discounted return that followed.",
-    "steps until 90 % of J0 are back": "environment steps from the switch to the first evaluation after which no "
-    "evaluation is below 0.9 J0; twice the budget if there is no such evaluation.",
-    "Q - return at its lowest": "the lowest value, over evaluations, of Q minus the discounted return that followed.",
+    "wobble": (
+        "the standard deviation of the differences of successive evaluations, divided by √2. This is the "
+        "noise around a straight line, whatever its slope."
+    ),
+    "swing of Q": (
+        "the range of mean Q on fixed rows of the dataset over the online phase, divided by the size of "
+        "its first value."
+    ),
+    "distance to the data": (
+        "the median of ‖π(s) - a‖ over fixed rows of the dataset, at the end of the run. The value for "
+        "*random* replaces π(s) by an action that is drawn uniformly."
+    ),
+    "over-estimation": (
+        "the critics' Q at the states and actions of the last tenth of the evaluations, minus the "
+        "discounted return that followed."
+    ),
+    "steps until 90 % of J0 are back": (
+        "environment steps from the switch to the first evaluation after which no evaluation is below 0.9"
+        " J0; twice the budget if there is no such evaluation."
+    ),
+    "Q - return at its lowest": (
+        "the lowest value, over evaluations, of Q minus the discounted return that followed."
+    ),
     "Q of online batches at its lowest": "the lowest logged mean of Q on training batches.",
-    "TD error": "the mean squared TD error at the end, on fixed rows of the dataset, or on online batches for each "
-    "critic. Two arms are compared by the logarithm to base ten of their ratio.",
-    "bias of Q": "(Q minus the discounted return that followed), divided by the larger of that return's size and 10. "
-    "It is averaged over the second half of the evaluations.",
-    "U3, U5": "the model's largest disagreement between two members, and its total standard deviation, on imagined "
-    "states. Their fall is measured by Spearman's rank correlation with time, over refits.",
+    "TD error": (
+        "the mean squared TD error at the end, on fixed rows of the dataset, or on online batches for "
+        "each critic. Two arms are compared by the logarithm to base ten of their ratio."
+    ),
+    "bias of Q": (
+        "(Q minus the discounted return that followed), divided by the larger of that return's size and "
+        "10. It is averaged over the second half of the evaluations."
+    ),
+    "U3, U5": (
+        "the model's largest disagreement between two members, and its total standard deviation, on "
+        "imagined states. Their fall is measured by Spearman's rank correlation with time, over refits."
+    ),
     "penalty / reward": "λ·mean(u) / mean|r| on imagined states.",
-    "watching IQL ahead": "the share of evaluations at which IQL, which learns from SAC's batches, returns more than "
-    "SAC by over one pooled standard error. Between two equal policies the expected share is 16 %.",
+    "watching IQL ahead": (
+        "the share of evaluations at which IQL, which learns from SAC's batches, returns more than SAC by"
+        " over one pooled standard error. Between two equal policies the expected share is 16 %."
+    ),
 }
 STATED = {
     "ENOTO (arXiv 2306.06871)": {
@@ -87,7 +114,7 @@ STATED = {
         "F1": "ENOTO also helps TD3+BC",
     },
     "MOORe (arXiv 2201.10070)": {
-        "M1": "with the priority the return does not drop at the switch; with half-and-half or online data alone it does",
+        "M1": "with the priority the return does not drop; with half-and-half or online data alone it does",
         "M2": "with uniform sampling the return does not drop, and it improves slowly",
         "M3": "late in training MOORe performs as well as MBPO",
         "M4": "online the uncertainty falls by itself, and so does the penalty",
@@ -107,8 +134,8 @@ STATED = {
     "WSRL (arXiv 2412.07762)": {
         "W1": "without warm-up and data the return collapses",
         "W2": "Q falls too low at the start, and warm-up prevents it",
-        "W3": "without offline data the critics no longer fit the dataset, and they still fit the online data",
-        "W4": "keeping offline data lowers the final return: WSRL ends above Cal-QL with half of each batch offline",
+        "W3": "without offline data the critics lose their fit to the dataset, not to online data",
+        "W4": "keeping offline data lowers the end: WSRL ends above Cal-QL with half of its batch offline",
         "W5": "going on with SAC beats going on with the offline agent",
         "W6": "policy and critics both help when they cross the switch",
         "W7": "more updates per step help",
@@ -140,7 +167,7 @@ def measures() -> str:
 
 
 def simulate_coverage(repeats: int, seed: int = 0) -> list[Row]:
-    """How often a 95 % interval for the mean holds the true one, for both kinds, by number of seeds and their spread."""
+    """How often a 95 % interval contains the true mean, by kind, number of seeds and their spread."""
     rows = []
     for spread, (draw, truth) in SAMPLES.items():
         for seeds in SEEDS:
@@ -173,7 +200,7 @@ def coverage_table(path: Path) -> str:
 
 
 def claims_table(studies: dict[str, Sequence[Claim]]) -> str:
-    """Every claim that is tested: what should be positive, how seeds are compared, and whether it is in the family."""
+    """Every tested claim: what should be positive, how seeds are compared, and if it is corrected."""
     lines = ["| study | claim | what should be positive | seeds | family |", "|---|---|---|---|---|"]
     for study, claims in studies.items():
         for c in claims:

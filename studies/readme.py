@@ -1,9 +1,9 @@
-"""The tables and verdicts of all pages, and the pages of methods, from code, `conf/` and the CSV files of data/results.
+"""The tables and verdicts of all pages, and the pages of methods, from code, `conf/` and data/results.
 
 `python -m studies.readme` writes them; with `--check` it changes nothing, and its exit code is 1 if they are
-stale. With `--recompute` it first computes again, from the stored curves, what the CSV files say of them; with
-`--figures` it draws the figures of the studies again; with `--coverage` it simulates how often intervals hold the
-truth.
+stale. With `--recompute` it first computes the measures in the CSV files again from the stored curves. With
+`--figures` it draws the figures of the studies again. With `--coverage` it simulates how often intervals
+contain the true mean.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PAGES = [
     *sorted((DOCS / "results").glob("*.md")),
     DOCS / "methods" / "index.md",
 ]
-"""Pages that people write, with generated blocks. The other pages of docs/methods are generated as a whole."""
+"""Pages written by hand, with generated blocks. The other pages of docs/methods are generated as a whole."""
 STUDIES = {"moore": moore, "enoto": enoto, "wsrl": wsrl, "methods": methods, "obac": obac}
 """Those that test claims."""
 
@@ -154,7 +154,7 @@ def numbers(path: Path) -> Measured:
 
 
 def _claims(kind: str, claims: Sequence[Claim]) -> str:
-    """A row for each claim and a column for each data; daggers lead to what was tuned on the study's own seeds."""
+    """A row for each claim, a column for each data; a dagger marks what was tuned on the study's seeds."""
     found = verdicts(claims, studied(kind))
     notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
     columns = list(dict.fromkeys(f.data for f in found))
@@ -177,7 +177,7 @@ def _claims(kind: str, claims: Sequence[Claim]) -> str:
 
 
 def _tuned(kind: str) -> list[tuple[tuple[str, str], str]]:
-    """What was tuned on a study's own seeds: the data and the claim that it touches (`*`: all of them), and how."""
+    """What was tuned on a study's own seeds: the data and the claim that it touches (`*`: all), and how."""
     with open(RESULTS / "tuned.csv", newline="") as f:
         return [((r["data"], r["claim"]), r["note"]) for r in csv.DictReader(f) if r["study"] == kind]
 
@@ -196,7 +196,7 @@ BULLETS = 5
 
 
 def _bullets(kind: str, claims: Sequence[Claim]) -> str:
-    """How many comparisons have which verdict, and the most certain of those that hold or are contrary after correction."""
+    """The counts of all verdicts, and the claims that hold or are contrary after correction, sorted by q."""
     found = [f for f in verdicts(claims, studied(kind)) if not f.claim.sanity]
     notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
     sure = sorted((f for f in found if f.verdict in ("holds", "contrary")), key=lambda f: f.q)
@@ -221,7 +221,7 @@ def _sentence(f: Finding, dagger: str = "") -> str:
 
 
 def _short() -> str:
-    """How many claims of each study have which verdict, and those that hold or are contrary after correction."""
+    """By study the counts of its verdicts, and the claims that hold or are contrary after correction."""
     lines = []
     for kind, study in STUDIES.items():
         found = [f for f in verdicts(study.CLAIMS, studied(kind)) if not f.claim.sanity]

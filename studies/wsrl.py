@@ -40,9 +40,10 @@ RETAINED = (0, 5, 10, 25, 50)
 def arms(base: Config) -> dict[str, Config]:
     """Online variants by name; `warm` is WSRL, the base, and `cold` the same without its warm-up.
 
-    `seeded` has as many rows of the dataset in its buffer instead of a warm-up; `mix-X` and `kept-mix` keep the dataset; `kept`
-    and `kept-mix` go on with the offline agent, at one update per step. So do `iql-keep-X` and `calql-keep-X`, which keep X per
-    cent of each batch offline (the paper's figure on retention).
+    `seeded` has as many rows of the dataset in its buffer instead of a warm-up. `mix-X` and `kept-mix` keep
+    the dataset. `kept` and `kept-mix` go on with the offline agent, at one update per step. So do
+    `iql-keep-X` and `calql-keep-X`, which keep X per cent of each batch offline (the paper's figure on
+    retention).
     """
     variants = _variants(base)
     others = methods.arms(base)
@@ -98,7 +99,7 @@ WATCHED = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """The offline phases that the chosen arms need, then the arms, under `out`; what is finished is not run again."""
+    """Run the chosen arms, and the offline phases that they need, under `out`; none runs twice."""
     known = arms(base)
     for name in chosen:
         agent, retained, _ = name.partition("-keep-")
@@ -121,7 +122,7 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
 
 
 def figure(path: Path) -> None:
-    """The figure of a results file, and another of the shares of data that IQL and Cal-QL keep, where they were run."""
+    """The figures of a results file: its arms, and the shares of data that IQL and Cal-QL keep."""
     found = read_rows(path)
     if any(arm in found for names in PANELS.values() for arm in names):
         draw(path, PANELS)
@@ -130,7 +131,7 @@ def figure(path: Path) -> None:
 
 
 def _watched(log: RunLog, metric: str) -> Curve:
-    """What the critics of a run think, over its online phase; their losses are added up over critics."""
+    """A metric of a run's critics over its online phase; a loss is divided by the number of critics."""
     series = log.series("probe" if metric == "td_error" else "train", metric, "online")
     critics = log.config["recipe"]["offline"]["critics"] if metric == "critic_loss" else 1
     return Curve(series.step.astype(float), series.values / critics, frozen=log.frozen_steps)

@@ -12,7 +12,7 @@ from mbo2o.recipes import make_recipe
 from studies.presets import BUDGETS, RATES, WARMUPS, preset
 
 RECORD = Path(__file__).parent / "golden" / "arms.json"
-"""For each base: setting -> value -> the runs that have it, `*` for all of them. Written by this file as a script."""
+"""By base: setting -> value -> the runs that have it, `*` for all others. This file as a script writes it."""
 MAZE = ["run.reward_shift=-1", "run.eval_episodes=10", "recipe.start=500"]
 BASES = {
     "enoto": ("enoto", "qensemble-small", []),
@@ -52,8 +52,8 @@ def flat(value, path=""):
 def decisive(cfg):
     """The settings of a run that decide what it computes.
 
-    Agents are those that the recipe makes of its settings, and a phase of no steps has none. So it makes no difference whether
-    an agent was derived or spelled out, and which setting of a recipe says so.
+    Agents are those that the recipe makes of its settings, and a phase without steps has no agent. So an
+    agent that is derived and one that is spelled out are the same.
     """
     recipe, settings = cfg.recipe, dict(flat(cfg))
     if hasattr(recipe, "offline"):
@@ -110,7 +110,7 @@ def trained(name, monkeypatch):
 
 @pytest.mark.parametrize("base", BASES)
 def test_arms_train_with_the_settings_that_were_measured(base, monkeypatch):
-    """The runs of a study as they were before arms were composed from presets, but for the differences listed here."""
+    """The runs of a study have the settings of the record, but for the differences that are listed here."""
     then, now = unpacked(json.loads(RECORD.read_text())[base]), trained(base, monkeypatch)
     assert sorted(now) == sorted(then)
     study = BASES[base][0]
@@ -120,7 +120,7 @@ def test_arms_train_with_the_settings_that_were_measured(base, monkeypatch):
 
 
 def test_a_method_differs_from_its_preset_in_size_and_in_what_its_arm_names():
-    """Settings outside of sizes and rates that an arm of the study `methods` has otherwise than its preset."""
+    """Apart from sizes and rates, only the settings in NAMED differ."""
     module, base = base_of("methods")
     arms = module.arms(base)
     presets = {m.measured[1]: m.command for m in module.METHODS if m.measured[0] == "methods"}
@@ -155,11 +155,11 @@ NAMED = {
     "awac": set(),
     "cql": {"actor_lr", "weight", "backup", "normalize"},
 }
-"""By arm of the study `methods` the settings that it has otherwise than its preset on purpose; studies/methods.py says why."""
+"""By arm of `methods`, the settings that differ from its preset on purpose; studies/methods.py says why."""
 
 
 def packed(runs):
-    """Runs with their settings as the record has them: of each setting the commonest value stands for the others."""
+    """Runs as the record has them: the commonest value stands for all runs that are not named."""
     out = {}
     for name, settings in runs.items():
         for key in {k for x in runs.values() for k in x}:

@@ -1,4 +1,4 @@
-"""Studies run from the command line at sizes that show nothing but that they run; their verdicts on made-up numbers."""
+"""Studies run from the command line at the smallest sizes; their verdicts on made-up numbers."""
 
 import csv
 import importlib
@@ -454,8 +454,14 @@ def test_the_paper_s_command_and_the_study_that_measured_are_two_things():
         assert bool(figures) == bool(by), method.name
 
 
-@pytest.mark.parametrize("stem", sorted(p.stem for p in (data_folders()[0] / "results").glob("*-*.csv")
-                                        if p.stem.split("-")[0] in STUDIES and not p.stem.endswith("-curves")))  # fmt: skip
+MEASURED_FILES = [
+    p.stem
+    for p in sorted((data_folders()[0] / "results").glob("*-*.csv"))
+    if p.stem.split("-")[0] in STUDIES and not p.stem.endswith("-curves")
+]
+
+
+@pytest.mark.parametrize("stem", MEASURED_FILES)
 def test_each_measured_file_has_a_command_that_can_be_given(stem):
     options = _parser().parse_args(["study", *methods.MEASURED_BY[stem].split()])
     assert f"{options.what}-{options.name or Path(options.on).stem}" == stem
