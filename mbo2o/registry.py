@@ -24,6 +24,7 @@ class Entry:
 
 AGENTS: dict[str, Entry] = {}
 RECIPES: dict[str, Entry] = {}
+SOURCES: dict[str, Entry] = {}
 
 
 def agent(name: str, config: type) -> Callable[[T], T]:
@@ -34,6 +35,11 @@ def agent(name: str, config: type) -> Callable[[T], T]:
 def recipe(name: str, config: type) -> Callable[[T], T]:
     """Class decorator: register a recipe under `name`, configured by dataclass `config`."""
     return _register(RECIPES, name, config)
+
+
+def source(name: str, config: type) -> Callable[[T], T]:
+    """Class decorator: register a source of online batches under `name`, configured by dataclass `config`."""
+    return _register(SOURCES, name, config)
 
 
 def _register(table: dict[str, Entry], name: str, config: type) -> Callable[[T], T]:

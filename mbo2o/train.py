@@ -24,8 +24,8 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.termination import name_of
 from mbo2o.envs.layouts import ANT, find_layout
 from mbo2o.envs.make import EnvChoice, make_env
-from mbo2o.recipes import Recipe, make_recipe
-from mbo2o.registry import AGENTS, RECIPES, find
+from mbo2o.recipes import Recipe, make_recipe, older
+from mbo2o.registry import AGENTS, RECIPES, SOURCES, find
 from mbo2o.report.page import write_report
 from mbo2o.run.run import Restored, Run, RunConfig
 from mbo2o.store import datasets, hdf5, whole
@@ -220,18 +220,6 @@ def _check(cfg: Config) -> None:
     counts = {"seeds": cfg.seeds, "threads": cfg.threads}
     of_run = ("log_every", "eval_every", "eval_episodes", "checkpoint_every", "online_capacity")
     counts |= {f"run.{x}": getattr(cfg.run, x) for x in of_run}
-    of_recipe = [
-        "rollout_every",
-        "model_every",
-        "batch",
-        "epoch",
-        "rollouts",
-        "online_rollouts",
-        "utd",
-        "critics",
-    ]
-    of_recipe += ["probe_every"]
-    counts |= {f"recipe.{x}": getattr(cfg.recipe, x) for x in of_recipe if hasattr(cfg.recipe, x)}
     at_least_one("settings", **counts)
     if not 0 <= cfg.seed < 2**64 - cfg.seeds:
         raise UserError(f"seed={cfg.seed} must lie in [0, 2^64 - seeds)")
@@ -245,16 +233,6 @@ def _check(cfg: Config) -> None:
     for key, value in _flat(_plain(asdict(cfg))).items():
         if isinstance(value, float):
             _check_number(key, value)
-    for name in ("offline_steps", "online_steps", "start", "distill_rows", "anneal_steps"):
-        if getattr(cfg.recipe, name, 0) < 0:
-            raise UserError(f"recipe.{name}={getattr(cfg.recipe, name)} must not be negative")
-    fit, refit = (getattr(cfg.recipe, x, None) for x in ("fit", "refit"))
-    if fit and refit and fit.holdout != refit.holdout:
-        both = f"recipe.fit.holdout={fit.holdout} and recipe.refit.holdout={refit.holdout}"
-        raise UserError(f"{both} must be the same: what was held out once is never trained on")
-    for share in ("real", "offline_share", "distill_share"):
-        if not 0 <= getattr(cfg.recipe, share, 0) <= 1:
-            raise UserError(f"recipe.{share}={getattr(cfg.recipe, share)} is a share: it must lie in [0, 1]")
     try:
         torch.zeros(1, device=cfg.device).item()
     except (RuntimeError, AssertionError) as e:
@@ -303,24 +281,6 @@ def _check_returns(cfg: Config, dataset: TransitionDataset) -> None:
         )
 
 
-OFFLINE = [
-    *("agent", "dynamics", "offline", "offline_steps", "batch", "critics", "offline_target"),
-    *(
-        "fit",
-        "penalty",
-        "coef",
-        "horizon",
-        "rollouts",
-        "rollout_every",
-        "retain",
-        "real",
-        "termination",
-        "reward",
-    ),
-]
-"""Settings of recipes that an offline phase was learned with."""
-
-
 def _check_start(cfg: Config, resolved: dict[str, Any]) -> None:
     """An offline phase is taken over whole: task, data, seeds, networks and what it was learned with have to be the same.
 
@@ -343,7 +303,7 @@ def _offline_part(cfg: Config, env_id: str) -> dict[str, Any]:
     """The settings that decide what an offline phase learns, by dotted name."""
     plain = _resolve(cfg, env_id)
     rewards = {x: plain["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
-    recipe = {x: plain["recipe"].get(x) for x in OFFLINE}
+    recipe = {x: plain["recipe"].get(x) for x in cfg.recipe.offline_part()}
     task = {x: plain[x] for x in ("seed", "seeds", "env", "dataset_actions", "env_kwargs", "env_layout")}
     return _flat(task | {"dataset": Path(str(cfg.dataset)).stem, "run": rewards, "recipe": recipe})
 
@@ -369,14 +329,14 @@ def restore(directory: Path) -> tuple[Run, Any]:
 def read_config(directory: Path) -> tuple[Config, str]:
     """The config that `directory` was run with, and its environment."""
     stored = _stored(directory)
-    recipe, settings = (
-        _modern(stored.pop("recipe")),
-        {"allow_mismatch": True} | stored.pop("run"),
-    )  # older runs were allowed it
-    entry = find(RECIPES, recipe.pop("name"), "recipe")
+    settings = {"allow_mismatch": True} | stored.pop("run")  # older runs were allowed it
+    recipe = stored.pop("recipe")
+    name, recipe = older.modern(recipe.pop("name"), recipe)
+    entry = find(RECIPES, name, "recipe")
     for key, value in recipe.items():
-        if isinstance(value, dict) and (agent := AGENTS.get(value.get("name", ""))):
-            recipe[key] = _typed(agent.config, {k: v for k, v in value.items() if k != "name"})
+        table = SOURCES if key == "source" else AGENTS
+        if isinstance(value, dict) and (part := table.get(value.get("name", ""))):
+            recipe[key] = _typed(part.config, {k: v for k, v in value.items() if k != "name"})
     known = {f.name for f in fields(Config)}
     plain = {str(k): v for k, v in stored.items() if k in known} | {"dir": str(directory)}
     try:
@@ -391,21 +351,6 @@ def read_config(directory: Path) -> tuple[Config, str]:
             f"{path}: does not fit this version, or was changed by hand ({' '.join(str(e).split())})"
         ) from e
     return cfg, str(cfg.env)
-
-
-REMOVED = {"finetune": {"carry_rates": True}, "enoto": {"carry_rates": True}}
-"""Settings that recipes no longer have, by recipe, with the value that directories are still named by."""
-
-
-def _modern(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A stored recipe without the settings that no longer exist, which says in today's words what they meant.
-
-    With carry_rates a named online agent learned at the offline agent's rates, whatever its own config said.
-    """
-    offline, online = recipe.get("offline"), recipe.get("online")
-    if recipe.pop("carry_rates", False) and isinstance(offline, dict) and isinstance(online, dict):
-        online |= {key: offline[key] for key in online if key.endswith("_lr") and key in offline}
-    return recipe
 
 
 def _stored(directory: Path) -> dict[str, Any]:
@@ -498,9 +443,9 @@ def _resolve(cfg: Config, env_id: str) -> dict[str, Any]:
             cfg.dataset
         )  # still there when the report or `eval` is called from elsewhere
     name = next(entry.name for entry in RECIPES.values() if entry.config is type(cfg.recipe))
-    agents = {entry.config: entry.name for entry in AGENTS.values()}
+    parts = {entry.config: entry.name for entry in (*AGENTS.values(), *SOURCES.values())}
     for key, value in plain["recipe"].items():
-        if kind := agents.get(type(getattr(cfg.recipe, key))):
+        if kind := parts.get(type(getattr(cfg.recipe, key))):
             plain["recipe"][key] = {"name": kind, **value}
     return {**plain, "env": env_id, "recipe": {"name": name, **plain["recipe"]}}
 
@@ -531,7 +476,7 @@ def _relevant(resolved: dict[str, Any]) -> dict[str, Any]:
     }
     if "adaptive_bc" not in names:  # which acts on scores; to the others they are words
         run["reference"] = "d4rl-v2"  # whatever it is: directories were named when this was the default
-    recipe = resolved["recipe"] | REMOVED.get(resolved["recipe"]["name"], {})
+    recipe = older.original(resolved["recipe"]["name"], resolved["recipe"])
     out = copy.deepcopy(
         {k: v for k, v in resolved.items() if k not in leave} | {"recipe": recipe, "run": run}
     )

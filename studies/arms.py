@@ -27,7 +27,7 @@ QUICK = [
 ]
 """Sizes that only show that a study runs: from scratch, with an offline phase, and without a model."""
 QUICK_OFFLINE = [*QUICK, "recipe.offline_steps=40"]
-QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.start=20", "recipe.probe_every=20"]
+QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.warmup=20", "recipe.probe_every=20"]
 DIVERGED = "diverged.txt"
 """In an arm's directory: why it ended early."""
 

@@ -11,8 +11,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from mbo2o.recipes import make_recipe
-from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.moore import MOOReConfig
+from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import interval
@@ -33,7 +33,7 @@ from studies.claims import Claim, apart, difference
 from studies.presets import at_size, changed, drawing, preset, task_of, warmup
 
 SUBJECT = "dataset"
-EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
+EXPERIMENT, CONFIG = "wsrl-small", WSRLConfig
 SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
 UCB_COEF = 1.0
 """The weight of the upper bound; the authors' code has 10 (the arm `ucb-10` of the study enoto)."""
@@ -65,10 +65,10 @@ def arms(base: Config) -> dict[str, Config]:
         "awac": imitating(base, "switch=awac"),
         # the preset's least number of rows in the buffer would be half of these files
         "adaptive-bc": imitating(
-            base, "switch=adaptive-bc", {"recipe.offline.normalize": True, "recipe.distill_rows": 0}
+            base, "switch=adaptive-bc", {"recipe.offline.normalize": True, "recipe.source.rows": 0}
         ),
         "rlpd": rlpd,
-        "no-data": changed(rlpd, drawing("empty")),
+        "no-data": changed(rlpd, drawing("online")),
         **_from_nothing(base),
         **_model_based(base),
     }
@@ -104,8 +104,8 @@ def balanced(base: Config) -> Config:
         arm,
         {
             "recipe.online": online,
-            "recipe.balanced.first_updates": first,
-            "recipe.balanced.ratio": base.recipe.offline.critic,
+            "recipe.source.first_updates": first,
+            "recipe.source.ratio": base.recipe.offline.critic,
         },
     )
 
@@ -183,6 +183,8 @@ def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
         arm = known[name]
         if arm.dataset is None:  # it learns from nothing
             run_arm(replace(arm, env=task_of(base)), out / name)
+        elif not hasattr(arm.recipe, "offline_steps"):  # it has no offline phase
+            run_arm(arm, out / name)
         elif name in ("mopo", "moore"):
             run_arm(known["mopo"], out / "mopo")
             if name == "moore":
@@ -281,7 +283,7 @@ METHODS = [
 ]
 
 _OFFLINE = " --seeds 3 --set recipe.offline.normalize=true"
-_MAZE = " --set run.reward_shift=-1 run.eval_episodes=10 recipe.start=500"
+_MAZE = " --set run.reward_shift=-1 run.eval_episodes=10 recipe.warmup=500"
 MEASURED_BY = {
     "enoto-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5",
     "enoto-lapo-pointmaze-umaze": "enoto pointmaze-umaze.hdf5 --seeds 5 --experiment lapo-small"

@@ -30,7 +30,7 @@ WATCHER = "iql-watching"
 
 SUBJECT = "env"
 EXPERIMENT, CONFIG = "obac-small", ScratchConfig
-SMALLEST = [*QUICK, "recipe.batch=16", "recipe.start=20"]
+SMALLEST = [*QUICK, "recipe.batch=16", "recipe.random_steps=20"]
 
 
 def arms(base: Config) -> dict[str, Config]:

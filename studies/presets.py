@@ -14,12 +14,13 @@ from typing import Any
 
 from mbo2o.cli.main import compose_config
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.registry import SOURCES, find
 from mbo2o.train import Config, find_dataset
 from mbo2o.types import UserError
 
 BUDGETS = ("offline_steps", "online_steps", "batch", "probe_every")
 """Sizes of a recipe. A phase that the preset leaves out (0 steps) stays out."""
-WARMUPS = ("start", "warmup", "random_steps")
+WARMUPS = ("warmup", "random_steps")
 """What recipes call the steps before the first update. A preset without a warm-up (0 steps) gets none."""
 SLOTS = ("offline", "online", "agent", "watcher")
 """Where a recipe holds an agent."""
@@ -45,9 +46,9 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def drawing(source: str, share: float | None = None) -> dict[str, Any]:
-    """The settings that have online batches drawn from `source`, with this share of offline rows."""
-    return {"recipe.buffer": source} | ({} if share is None else {"recipe.offline_share": share})
+def drawing(source: str, **settings: Any) -> dict[str, Any]:
+    """The setting that has online batches drawn from `source`, with settings of that source."""
+    return {"recipe.source": find(SOURCES, source, "source").config(**settings)}
 
 
 def warmup(recipe: Any) -> str:

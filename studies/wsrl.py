@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.report.plots import CRITICS, Curve, compare_critics, save
 from mbo2o.report.read import RunLog
 from mbo2o.train import Config
@@ -29,7 +29,7 @@ from studies.claims import Claim, Measured, difference
 from studies.presets import changed, drawing, warmup
 
 SUBJECT = "dataset"
-EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
+EXPERIMENT, CONFIG = "wsrl-small", WSRLConfig
 SMALLEST = QUICK_Q
 
 
@@ -53,7 +53,7 @@ def arms(base: Config) -> dict[str, Config]:
         plain = {"recipe.keep": True, "recipe.online": None, "recipe.utd": 1}
         plain |= {f"recipe.{warmup(arm.recipe)}": steps}
         for share in RETAINED:
-            source = drawing("mix", share / 100) if share else drawing("empty")
+            source = drawing("mix", offline_share=share / 100) if share else drawing("online")
             variants[f"{agent}-keep-{share}"] = changed(arm, plain | source)
     return variants
 
@@ -61,17 +61,16 @@ def arms(base: Config) -> dict[str, Config]:
 def _variants(warm: Config) -> dict[str, Config]:
     """Arms that start from the base's own offline phase."""
     steps = f"recipe.{warmup(warm.recipe)}"
-    rows = {"recipe.distill_share": 0.0, "recipe.distill_rows": getattr(warm.recipe, warmup(warm.recipe))}
     cold = changed(warm, {steps: 0})
     kept = changed(warm, {"recipe.online": None, "recipe.keep": True, "recipe.utd": 1})
     return {
         "warm": warm,
         "cold": cold,
-        "seeded": changed(cold, drawing("distill") | rows),
-        "mix-5": changed(warm, drawing("mix", 0.05)),
-        "mix-50": changed(warm, drawing("mix", 0.5)),
+        "seeded": changed(cold, drawing("distilled", share=0.0, rows=warm.recipe.warmup)),
+        "mix-5": changed(warm, drawing("mix", offline_share=0.05)),
+        "mix-50": changed(warm, drawing("mix", offline_share=0.5)),
         "kept": kept,
-        "kept-mix": changed(kept, drawing("mix", 0.5)),
+        "kept-mix": changed(kept, drawing("mix", offline_share=0.5)),
         "policy": changed(warm, {"recipe.inherit": "policy"}),
         "critics": changed(warm, {"recipe.inherit": "critics"}),
         "none": changed(warm, {"recipe.inherit": "none"}),

@@ -9,11 +9,12 @@ import pytest
 
 from mbo2o.cli.main import compose_config
 from mbo2o.recipes import make_recipe
+from mbo2o.registry import SOURCES
 from studies.presets import BUDGETS, RATES, WARMUPS, preset
 
 RECORD = Path(__file__).parent / "golden" / "arms.json"
 """By base: setting -> value -> the runs that have it, `*` for all others. This file as a script writes it."""
-MAZE = ["run.reward_shift=-1", "run.eval_episodes=10", "recipe.start=500"]
+MAZE = ["run.reward_shift=-1", "run.eval_episodes=10", "recipe.warmup=500"]
 BASES = {
     "enoto": ("enoto", "qensemble-small", []),
     "enoto-lapo": ("enoto", "lapo-small", []),
@@ -56,30 +57,44 @@ def decisive(cfg):
     agent that is derived and one that is spelled out are the same.
     """
     recipe, settings = cfg.recipe, dict(flat(cfg))
-    if hasattr(recipe, "offline"):
-        offline, online = make_recipe(recipe).configs()
+    settings = {OLDER.get(k, k): v for k, v in settings.items()}
+    if hasattr(recipe, "warmup"):
+        offline, online = (
+            make_recipe(recipe).configs() if hasattr(recipe, "offline") else (None, recipe.agent)
+        )
         agents = {"offline": offline, "online": online}
         settings = {k: v for k, v in settings.items() if not k.startswith("recipe")}
-        shared = {x: getattr(recipe, x) for x in ("offline_steps", "batch", "probe_every")}
-        later = ("online_steps", "utd", "start", "inherit", "carry_moments", "carry_temperature")
+        names = ("offline_steps", "batch", "probe_every")
         if recipe.online_steps:
-            shared |= {x: getattr(recipe, x) for x in later} | {"source": source(recipe)}
+            names += ("online_steps", "utd", "warmup", "inherit", "carry_moments", "carry_temperature")
+            settings["recipe.source"] = json.dumps(source(recipe.source))
         else:
-            shared["online_steps"], agents = 0, {"offline": offline}
-        settings |= {f"recipe.{k}": json.dumps(v) for k, v in shared.items()}
+            settings["recipe.online_steps"], agents = "0", {"offline": offline}
+        shared = {f"recipe.{k}": json.dumps(getattr(recipe, k)) for k in names if hasattr(recipe, k)}
+        settings |= {OLDER.get(k, k): v for k, v in shared.items()}
         for name, agent in agents.items():
-            settings |= dict(flat(agent, f"recipe.{name}"))
+            settings |= dict(flat(agent, f"recipe.{name}")) if agent else {}
     return {k: v for k, v in settings.items() if k not in UNCOMPARED}
 
 
-def source(recipe):
-    """Where online batches come from, in a few words."""
+OLDER = {
+    "recipe.warmup": "recipe.start",
+    "recipe.random_steps": "recipe.start",
+    "recipe.real_share": "recipe.real",
+}
+"""Settings that have another name in the record."""
+
+
+def source(cfg):
+    """Where online batches come from, in the words of the record."""
+    name = next(entry.name for entry in SOURCES.values() if entry.config is type(cfg))
     words = {
-        "mix": lambda: [recipe.offline_share],
-        "distill": lambda: [recipe.distill_share, recipe.distill_rows],
-        "balanced": lambda: [dict(flat(recipe.balanced))],
+        "mix": lambda: [cfg.offline_share],
+        "distilled": lambda: [cfg.share, cfg.rows],
+        "balanced": lambda: [dict(flat(cfg))],
     }
-    return [recipe.buffer, *words.get(recipe.buffer, list)()]
+    older = {"online": "empty", "distilled": "distill"}
+    return [older.get(name, name), *words.get(name, list)()]
 
 
 def base_of(name):
@@ -111,7 +126,7 @@ def trained(name, monkeypatch):
 @pytest.mark.parametrize("base", BASES)
 def test_arms_train_with_the_settings_that_were_measured(base, monkeypatch):
     """The runs of a study have the settings of the record, but for the differences that are listed here."""
-    then, now = unpacked(json.loads(RECORD.read_text())[base]), trained(base, monkeypatch)
+    then, now = recorded(base), trained(base, monkeypatch)
     assert sorted(now) == sorted(then)
     study = BASES[base][0]
     for name, settings in then.items():
@@ -181,6 +196,21 @@ def unpacked(record):
         for name, settings in runs.items():
             if (value := named.get(name, common)) != ABSENT:
                 settings[key] = value
+    return runs
+
+
+def recorded(base):
+    """The record of a base. RLPD was a fine-tuning whose offline phase had no steps; now it has no such phase."""
+    runs = unpacked(json.loads(RECORD.read_text())[base])
+    runs.pop("offline-redq", None)
+    for settings in runs.values():
+        if settings.get("recipe.offline_steps") == "0":
+            carried = ("inherit", "carry_moments", "carry_temperature", "offline_steps")
+            for key in [k for k in settings if k.startswith("recipe.offline.") or k == "recipe.offline:"]:
+                del settings[key]
+            for name in carried:
+                del settings[f"recipe.{name}"]
+            settings["start_from"] = "null"
     return runs
 
 

@@ -30,7 +30,7 @@ class AdaptiveBCConfig(TD3BCConfig):
     score_decay: float = 0.95  # of the running mean, per episode
     adapt: bool = False  # b moves; offline it stays
 
-    def online(self) -> AdaptiveBCConfig:
+    def after_switch(self) -> AdaptiveBCConfig:
         """The same with b set free."""
         return replace(self, adapt=True)
 

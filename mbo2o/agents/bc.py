@@ -24,11 +24,11 @@ class BCConfig:
     normalize: bool = True  # scale observations by the dataset's mean and deviation, frozen afterwards
     actor: MLPConfig = field(default_factory=MLPConfig)
 
-    def online(self) -> BCConfig:
+    def after_switch(self) -> BCConfig:
         """Itself: online, BC imitates what is in its batches, itself included."""
-        return self.kept()
+        return self.unchanged()
 
-    def kept(self) -> BCConfig:
+    def unchanged(self) -> BCConfig:
         """Itself."""
         return self
 

@@ -26,11 +26,11 @@ class CalQLConfig(CQLConfig):
     backup: str = "max"
     actor_lr: float = 1e-4
 
-    def online(self) -> CalQLConfig:
+    def after_switch(self) -> CalQLConfig:
         """All stays, the term and its bound."""
-        return self.kept()
+        return self.unchanged()
 
-    def kept(self) -> CalQLConfig:
+    def unchanged(self) -> CalQLConfig:
         """The same, without cloning, and with or without its bound."""
         return replace(self, clone_steps=0, calibrate=self.calibrate_online)
 

@@ -42,12 +42,12 @@ class CQLConfig(SACConfig):
         0  # updates at first whose actor imitates the data (CQL's example script 40k; d3rlpy, CORL 0)
     )
 
-    def online(self) -> SACConfig:
+    def after_switch(self) -> SACConfig:
         """SAC: the conservative term goes, the backup becomes soft (ENOTO)."""
         own = {f.name: getattr(self, f.name) for f in fields(SACConfig)}
         return SACConfig(**own | {"backup": "sampled", "backup_entropy": True})
 
-    def kept(self) -> CQLConfig:
+    def unchanged(self) -> CQLConfig:
         """The same; what it cloned it need not clone again."""
         return replace(self, clone_steps=0)
 

@@ -36,7 +36,7 @@ class EDACConfig(SACNConfig):
         1.0  # η (CORL: 1, on medium-expert 5; the authors on pen 10 to 1000; N is 10, on hopper 50)
     )
 
-    def online(self) -> SACNConfig:
+    def after_switch(self) -> SACNConfig:
         """SAC-N: the diversity term goes."""
         return SACNConfig(**{f.name: getattr(self, f.name) for f in fields(SACNConfig)})
 

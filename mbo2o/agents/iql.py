@@ -43,7 +43,7 @@ class IQLConfig(QConfig):
     value_net: MLPConfig = field(default_factory=MLPConfig)
     actor: MLPConfig = field(default_factory=MLPConfig)  # adroit: dropout 0.1
 
-    def online(self) -> IQLConfig:
+    def after_switch(self) -> IQLConfig:
         """The schedule ends here: CORL's keeps turning, so that fine-tuning starts at rate 0 and ends at the full one."""
         return replace(self, actor_decay_steps=None)
 

@@ -49,11 +49,11 @@ class QConfig:
     explore: ExploreConfig = field(default_factory=ExploreConfig)
     critic: MLPConfig = field(default_factory=MLPConfig)
 
-    def online(self) -> Any:
+    def after_switch(self) -> Any:
         """The config that goes on in the environment, without what only offline learning needs; itself where all stays."""
-        return self.kept()
+        return self.unchanged()
 
-    def kept(self) -> Any:
+    def unchanged(self) -> Any:
         """The config that goes on as it is, pessimism included."""
         return self
 

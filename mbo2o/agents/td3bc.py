@@ -38,7 +38,7 @@ class TD3BCConfig(QConfig):
     )
     actor: MLPConfig = field(default_factory=MLPConfig)
 
-    def online(self) -> TD3BCConfig:
+    def after_switch(self) -> TD3BCConfig:
         """The same with imitation that fades out (ENOTO's code, which does not stop at 0)."""
         return replace(
             self, bc_weight=self.online_bc_weight, bc_final=0.0, bc_decay_steps=self.online_bc_decay_steps

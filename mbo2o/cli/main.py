@@ -92,12 +92,12 @@ def store_schemas() -> None:
     from hydra.core.config_store import ConfigStore
 
     from mbo2o import recipes  # noqa: F401  registers
-    from mbo2o.registry import AGENTS, RECIPES
+    from mbo2o.registry import AGENTS, RECIPES, SOURCES
     from mbo2o.train import Config
 
     store = ConfigStore.instance()
     store.store(name="config_base", node=Config)
-    for group, table in (("recipe", RECIPES), ("agent", AGENTS)):
+    for group, table in (("recipe", RECIPES), ("agent", AGENTS), ("source", SOURCES)):
         for entry in table.values():
             store.store(group=group, name=f"{entry.name}_base", node=entry.config)
 
@@ -133,7 +133,7 @@ def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
     preset = presets.get("experiment") or presets.get("switch")
     if preset is None or ": " not in (cfg.provenance or ""):
         return cfg
-    others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|switch)\b", o) and o != preset]
+    others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|source|switch)\b", o) and o != preset]
     kind, _, source = str(cfg.provenance).partition(": ")
     count = (
         f", with {len(others)} setting{'s' * (len(others) > 1)} overridden ({', '.join(others)})"
@@ -207,7 +207,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _methods(options: argparse.Namespace) -> None:
     from mbo2o import recipes  # noqa: F401  registers
-    from mbo2o.registry import AGENTS, RECIPES
+    from mbo2o.registry import AGENTS, RECIPES, SOURCES
     from mbo2o.report.statistics import FEWEST, KIND
     from mbo2o.store.datasets import data_folders
 
@@ -234,6 +234,9 @@ def _methods(options: argparse.Namespace) -> None:
         print(f"  {entry.name:<16} {_idea(entry.cls)}")
     print("agents (agent@recipe.offline=NAME, agent@recipe.online=NAME):")
     for entry in AGENTS.values():
+        print(f"  {entry.name:<16} {_idea(entry.cls)}")
+    print("sources of online batches (source@recipe.source=NAME):")
+    for entry in SOURCES.values():
         print(f"  {entry.name:<16} {_idea(entry.cls)}")
 
 

@@ -166,7 +166,7 @@ def _chosen(given: Sequence[str]) -> Any:
     from hydra import compose
     from hydra.errors import HydraException
 
-    names = [o for o in given if re.fullmatch(r"(recipe|agent@[\w.]+|switch|experiment)=[\w-]+", o)]
+    names = [o for o in given if re.fullmatch(r"(recipe|(?:agent|source)@[\w.]+|switch|experiment)=[\w-]+", o)]
     for kept in (names, [o for o in names if "@" not in o], [o for o in names if o.startswith("recipe=")]):
         try:
             return compose("config", overrides=kept, return_hydra_config=True)
@@ -181,10 +181,9 @@ def _no_place(key: str, chosen_in: str | None, base: Any) -> str:
     places = sorted(k for k in base.hydra.runtime.choices if "@" in k and not k.startswith("hydra"))
     if chosen_in and chosen_in != "config":
         return f"{chosen_in.replace('/', '=')} sets {key}, for which recipe={recipe} has no place; leave one of the two out"
-    if key in ("agent", "agent@") and places:
-        return (
-            f"{key!r} does not say which agent; recipe={recipe} has {', '.join(f'{p}=NAME' for p in places)}"
-        )
+    group = key.removesuffix("@")
+    if group in ("agent", "source") and (fitting := [p for p in places if p.startswith(f"{group}@")]):
+        return f"{key!r} does not say which {group}; recipe={recipe} has {', '.join(f'{p}=NAME' for p in fitting)}"
     has = (
         f"has {', '.join(f'{p}=NAME' for p in places)}"
         if places

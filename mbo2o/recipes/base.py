@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mbo2o.registry import RECIPES
 from mbo2o.run.run import Run
+
+
+@dataclass
+class RecipeConfig:
+    """Base of all settings of recipes. A subclass checks its numbers in `__post_init__`, and calls `super()`'s there."""
+
+    OFFLINE: ClassVar[tuple[str, ...]] = ()
+    """Names of the settings that decide what the offline phase learns."""
+
+    def __post_init__(self) -> None:
+        """Raise a `UserError` for a setting that cannot be. `make_recipe` asks again, since a config may be changed."""
+
+    def offline_part(self) -> dict[str, Any]:
+        """The settings that an offline phase depends on: two runs that agree on them have the same one."""
+        return {name: getattr(self, name) for name in self.OFFLINE}
 
 
 class Recipe:
@@ -20,8 +36,8 @@ class Recipe:
 
     @property
     def gamma(self) -> float:
-        """The discount that values are compared with true returns by."""
-        return self.cfg.agent.gamma
+        """The discount of the returns that values are compared with."""
+        return float(self.cfg.agent.gamma)
 
     def offline(self, run: Run) -> None:
         """Learn from the dataset."""
@@ -33,16 +49,18 @@ class Recipe:
         """Learn from the environment."""
 
     def __call__(self, run: Run) -> None:
-        """The whole method; with `online_steps=0` its offline phase alone, for others to start from."""
+        """The whole method, or its offline phase alone if `online_steps` is 0, so that other runs can start from it."""
         offline_only = self.needs_dataset and getattr(self.cfg, "online_steps", None) == 0
         for phase in ("offline",) if offline_only else ("offline", "switch", "online"):
             run.enter(phase)
             getattr(self, phase)(run)
 
 
-def make_recipe(cfg: Any) -> Recipe:
-    """The recipe that is registered with `cfg`'s dataclass."""
+def make_recipe(cfg: RecipeConfig) -> Recipe:
+    """The recipe that is registered with `cfg`'s dataclass; `UserError` for a setting that cannot be."""
     for entry in RECIPES.values():
         if entry.config is type(cfg):
-            return entry.cls(cfg)
+            cfg.__post_init__()
+            recipe: Recipe = entry.cls(cfg)
+            return recipe
     raise TypeError(f"no recipe is registered with the config {type(cfg).__name__}")

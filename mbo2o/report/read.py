@@ -52,17 +52,17 @@ class RunLog:
     @property
     def frozen_steps(self) -> int:
         """Online steps before the first update, acted with the offline policy; 0 without an offline phase."""
-        return self._start if self.config.get("dataset") else 0
+        return self._steps("warmup") if self.config.get("dataset") else 0
 
     @property
     def random_steps(self) -> int:
         """Steps at random before the online phase, of a run that starts from nothing."""
-        return 0 if self.config.get("dataset") else self._start
+        return 0 if self.config.get("dataset") else self._steps("random_steps")
 
-    @property
-    def _start(self) -> int:
+    def _steps(self, name: str) -> int:
+        """A number of steps among the recipe's settings; runs of older versions call it `start`."""
         recipe = self.config.get("recipe")
-        return int(recipe.get("start") or 0) if isinstance(recipe, dict) else 0
+        return int(recipe.get(name, recipe.get("start")) or 0) if isinstance(recipe, dict) else 0
 
     def has(self, kind: str, name: str) -> bool:
         """Whether any line of this kind holds this metric."""

@@ -199,6 +199,7 @@ class Run:
         self._bar: Progress | None = None
         self._stop = self._in_stage = self._may_leave = False
         self._owed = False  # an evaluation that was due before the last save, and interrupted
+        self._evaluated = ("", -1)  # phase and turn of the last evaluation
         self._look_only = look_only
         self._saved = checkpoint.latest(directory / "checkpoints", device)  # None once the run is live
         if self._saved is None and look_only:
@@ -468,7 +469,8 @@ class Run:
         entered = key in self._done
         self._done[key] = first
         self._bar = Progress(self.phase, first, n)
-        if not entered or self._owed:
+        # A second loop of a phase begins with the policy that the first one's last evaluation has seen.
+        if self._owed or not (entered or self._evaluated == (self.phase, self.turn)):
             self._evaluate_and_log()
         if not entered:
             # Here and never after a loop's last turn: what the recipe does between two loops must lie before the save
@@ -558,6 +560,7 @@ class Run:
                 f"{e} in the evaluation at {self._where()}; the same command goes on from {start}"
             ) from e
         self._owed = False
+        self._evaluated = (self.phase, self.turn)
         for name, result in zip(names, results, strict=True):
             values = self._file.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
             if self._bar is not None and name == "agent":

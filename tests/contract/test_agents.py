@@ -176,7 +176,7 @@ def test_its_successor_acts_as_it_did(name):
     )
     for _ in range(3):
         before.update(batch())
-    cfg = before.cfg.online() if hasattr(before.cfg, "online") else before.cfg
+    cfg = before.cfg.after_switch() if hasattr(before.cfg, "after_switch") else before.cfg
     after = make_agent(cfg, before.spec)
     table = after.adopt(before)
     obs = 3 * torch.randn(3, 9, OBS)

@@ -25,12 +25,12 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.fit import FitConfig, holdout
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.recipes import modelbased
-from mbo2o.recipes.balanced import BalancedConfig
+from mbo2o.recipes import imagining
 from mbo2o.registry import RECIPES
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig, Stopped
+from mbo2o.sources.balanced import BalancedConfig
 from mbo2o.store import checkpoint
 from mbo2o.train import Config, restore, train
 from mbo2o.types import UserError
@@ -50,7 +50,8 @@ SMALL = {
     "rollouts": 20,
     "rollout_every": 10,
     "online_steps": 130,
-    "start": 60,
+    "warmup": 60,
+    "random_steps": 60,
     "epoch": 120,
     "model_every": 60,
     "online_rollouts": 20,
@@ -62,7 +63,7 @@ SMALL = {
 BALANCED = BalancedConfig(first_updates=7, ratio=NET)
 WSRL = SACConfig(actor=NET, critic=NET, critics=3, target="random_min_pair", policy_delay=2)
 VARIANTS = {
-    "balanced": ("finetune", {"buffer": "balanced", "balanced": BALANCED}),
+    "balanced": ("finetune", {"source": BALANCED}),
     "wsrl": (
         "finetune",
         {"offline": CQLConfig(actor=NET, critic=NET, critics=3, samples=2), "online": WSRL, "utd": 2},
@@ -121,7 +122,7 @@ def finished(tmp_path_factory, pendulum):
 
 
 def test_there_are_recipes():
-    assert {"mopo", "moore", "mbpo", "finetune", "enoto", "scratch"} <= set(RECIPES)
+    assert {"mopo", "moore", "mbpo", "finetune", "enoto", "scratch", "wsrl", "rlpd"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -346,7 +347,7 @@ def test_what_is_held_out_is_so_for_the_model_s_life(pendulum, tmp_path):
 
 def test_probes_look_at_held_out_rows_from_all_over_the_data(pendulum, finished, monkeypatch):
     run, recipe = restore(finished("moore"))
-    monkeypatch.setattr(modelbased, "PROBE", 20)
+    monkeypatch.setattr(imagining, "PROBE", 20)
     asked = []
     rows = TransitionDataset.rows
     monkeypatch.setattr(
@@ -456,7 +457,7 @@ def test_a_learned_termination_survives_a_restart(pendulum, tmp_path):
 def test_a_signal_during_a_stage_stops_at_once(pendulum, tmp_path, monkeypatch):
     """The first fit may take minutes: nothing is lost by leaving it."""
     config = small("mopo", pendulum, tmp_path / "run")
-    monkeypatch.setattr("mbo2o.recipes.mopo.fit", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("mbo2o.recipes.imagining.fit", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match="begins anew"):
         train(config)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -11,15 +11,21 @@ import yaml
 from mbo2o.agents import make_agent
 from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.iql import IQLConfig
+from mbo2o.agents.sac import SACConfig
 from mbo2o.cli.main import compose_config, conf_folder
 from mbo2o.data.buffer import ReplayBuffer
-from mbo2o.data.sources import Aged, Mix
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.nn.optim import Adam
-from mbo2o.recipes.balanced import BalancedConfig
-from mbo2o.recipes.finetune import BUFFERS, Finetune, FinetuneConfig
+from mbo2o.registry import SOURCES
 from mbo2o.report.read import read_run
 from mbo2o.run.run import Run, RunConfig
+from mbo2o.sources import make_source
+from mbo2o.sources.anneal import AnnealConfig
+from mbo2o.sources.append import AppendConfig
+from mbo2o.sources.balanced import BalancedConfig
+from mbo2o.sources.distilled import DistilledConfig
+from mbo2o.sources.mix import MixConfig
+from mbo2o.sources.online import OnlineConfig
 from mbo2o.train import Config, _name, find_dataset, read_config, restore, train
 from mbo2o.types import Diverged, Spec, UserError
 
@@ -47,37 +53,36 @@ SUNRISE_E2O, SUNRISE = SUNRISE, SUNRISE | {"explore.ucb_coef": "1.0 → 10.0"}
 CALIBRATED = CONSERVATIVE | {"calibrate", "calibrate_online"}
 FADING = {"bc_final": "None → 0.0", "bc_decay_steps": "None → 500000"}  # from the offline weight: no jump
 ROWS = {
-    # preset: (settings dropped, settings changed, buffer, steps before the first update)
+    # preset: (settings dropped, settings changed, source, steps before the first update)
     "cql": (set(), {}, "append", 0),
-    "cql-sac": (CONSERVATIVE, SOFT, "empty", 1000),
-    "cql-enoto": (CONSERVATIVE, SOFT | SUNRISE, "empty", 1000),
-    "sacn": (set(), {}, "empty", 1000),
-    "sacn-hopper": (set(), {}, "empty", 1000),
-    "sacn-walker2d": (set(), {}, "empty", 1000),
-    "edac": ({"diversity"}, {}, "empty", 1000),
-    "edac-hopper": ({"diversity"}, {}, "empty", 1000),
+    "cql-sac": (CONSERVATIVE, SOFT, "online", 1000),
+    "cql-enoto": (CONSERVATIVE, SOFT | SUNRISE, "online", 1000),
+    "sacn": (set(), {}, "online", 1000),
+    "sacn-hopper": (set(), {}, "online", 1000),
+    "sacn-walker2d": (set(), {}, "online", 1000),
+    "edac": ({"diversity"}, {}, "online", 1000),
+    "edac-hopper": ({"diversity"}, {}, "online", 1000),
     "calql": (set(), {}, "mix", 1000),
     "calql-dense": (set(), {}, "mix", 1000),
     "calql-corl": (set(), {"calibrate": "True → False"}, "mix", 0),
     "iql": (set(), {"actor_decay_steps": "20 → None"}, "append", 0),
     "awac": (set(), {}, "append", 0),
-    "td3bc": (set(), FADING, "empty", 1000),
-    "td3bc-enoto": (set(), SUNRISE_E2O | FADING, "empty", 1000),
-    "lapo": (set(), {}, "empty", 1000),
-    "lapo-antmaze": (set(), {}, "empty", 1000),
-    "lapo-enoto": (set(), SUNRISE, "empty", 1000),
-    "lapo-enoto-antmaze": (set(), SUNRISE, "empty", 1000),
-    "wsrl": (CONSERVATIVE, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
+    "td3bc": (set(), FADING, "online", 1000),
+    "td3bc-enoto": (set(), SUNRISE_E2O | FADING, "online", 1000),
+    "lapo": (set(), {}, "online", 1000),
+    "lapo-antmaze": (set(), {}, "online", 1000),
+    "lapo-enoto": (set(), SUNRISE, "online", 1000),
+    "lapo-enoto-antmaze": (set(), SUNRISE, "online", 1000),
+    "wsrl": (CONSERVATIVE, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "online", 5000),
     "wsrl-calql": (
         CALIBRATED | {"log_lagrange", "log_lagrange_optim"},
         {"policy_delay": "1 → 4"},
-        "empty",
+        "online",
         5000,
     ),
-    "wsrl-calql-adroit": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
-    "wsrl-calql-kitchen": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "empty", 5000),
-    "rlpd": (set(), {}, "mix", 5000),
-    "adaptive-bc": (set(), {"adapt": "False → True"}, "distill", 1000),
+    "wsrl-calql-adroit": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "online", 5000),
+    "wsrl-calql-kitchen": (CALIBRATED, {"backup": "max → sampled", "policy_delay": "1 → 4"}, "online", 5000),
+    "adaptive-bc": (set(), {"adapt": "False → True"}, "distilled", 1000),
 }
 
 
@@ -91,34 +96,38 @@ def shrink(agent):
 
 def small(preset, dataset, directory, **change):
     cfg = compose_config([f"switch={preset}", f"dataset={dataset}"])
-    offline = shrink(cfg.recipe.offline)
-    online = cfg.recipe.online and shrink(cfg.recipe.online)
-    sizes = {
-        "offline_steps": 20,
-        "online_steps": 30,
-        "batch": 8,
-        "offline": offline,
-        "online": online,
-        "distill_rows": 50,
-    }
+    sizes = {"offline_steps": 20, "online_steps": 30, "batch": 8}
+    sizes |= {x: shrink(a) for x in ("agent", "offline", "online") if (a := getattr(cfg.recipe, x, None))}
+    if type(cfg.recipe.source) is DistilledConfig:
+        sizes["source"] = DistilledConfig(rows=50)
+    known = {f.name for f in fields(cfg.recipe)}
+    recipe = replace(cfg.recipe, **{k: v for k, v in sizes.items() if k in known} | change)
     run = RunConfig(log_every=10, eval_every=10, eval_episodes=1, checkpoint_every=1000, online_capacity=1000)
-    return replace(
-        cfg, recipe=replace(cfg.recipe, **sizes | change), run=run, dir=str(directory), seeds=2, report=False
-    )
+    return replace(cfg, recipe=recipe, run=run, dir=str(directory), seeds=2, report=False)
+
+
+def source_name(cfg):
+    return next(entry.name for entry in SOURCES.values() if entry.config is type(cfg))
 
 
 PRESETS = sorted(p.stem for p in (conf_folder() / "switch").glob("*.yaml"))
 
 
 def test_every_row_is_a_preset():
-    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {*ROWS, "pex", "balanced", "bc"}
+    assert {p.stem for p in (conf_folder() / "switch").glob("*.yaml")} == {
+        *ROWS,
+        "pex",
+        "balanced",
+        "bc",
+        "rlpd",
+    }
 
 
 def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
     """The one switch after which the policy is another: the new actor has a say from the start."""
     cfg = small("pex", pendulum, tmp_path / "run")
-    assert (cfg.recipe.buffer, cfg.recipe.offline_share, cfg.recipe.start) == ("mix", 0.5, 5000)
-    train(replace(cfg, recipe=replace(cfg.recipe, start=5)))
+    assert (cfg.recipe.source, cfg.recipe.warmup) == (MixConfig(0.5), 5000)
+    train(replace(cfg, recipe=replace(cfg.recipe, warmup=5)))
     table = {x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
     assert {x for x, what in table.items() if what == "new"} == {
         "second",
@@ -132,8 +141,8 @@ def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
 
 def test_balanced_replay_is_handed_networks_and_starts_moments_and_temperature_anew(pendulum, tmp_path):
     cfg = compose_config(["switch=balanced", f"dataset={pendulum}"])
-    tiny = replace(cfg.recipe.balanced, first_updates=6, ratio=NET)
-    train(small("balanced", pendulum, tmp_path / "run", start=5, balanced=tiny))
+    tiny = replace(cfg.recipe.source, first_updates=6, ratio=NET)
+    train(small("balanced", pendulum, tmp_path / "run", warmup=5, source=tiny))
     table = {
         (x["part"], x["what"]): x["note"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())
     }
@@ -145,14 +154,14 @@ def test_balanced_replay_is_handed_networks_and_starts_moments_and_temperature_a
     assert 0 < log.series("train", "online_share", "online").values.mean() < 1
     _, recipe = restore(tmp_path / "run")
     assert recipe.agent.updates == 6 + 24  # of turns 5 to 29
-    assert int(recipe.replay.entered) == 30
+    assert int(recipe.source.entered) == 30
 
 
 @pytest.mark.parametrize("preset", ROWS)
 def test_preset_does_what_its_row_says(preset, pendulum, tmp_path, capsys):
-    dropped, changed, buffer, start = ROWS[preset]
+    dropped, changed, source, warmup = ROWS[preset]
     cfg = small(preset, pendulum, tmp_path / "run")
-    assert (cfg.recipe.buffer, cfg.recipe.start) == (buffer, start)
+    assert (source_name(cfg.recipe.source), cfg.recipe.warmup) == (source, warmup)
     train(cfg)
     table = json.loads((tmp_path / "run" / "switch.json").read_text())
     assert {x["what"] for x in table} <= {"kept", "dropped", "changed"}
@@ -172,13 +181,12 @@ def test_preset_does_what_its_row_says(preset, pendulum, tmp_path, capsys):
 
 @pytest.fixture
 def opened(pendulum, tmp_path):
-    """A recipe with 30 online rows, and its run."""
+    """A source of a run with 600 offline and 30 online rows, and the run."""
 
-    def make(**change):
-        cfg = FinetuneConfig(offline=CQLConfig(actor=NET, critic=NET, samples=2), **change)
+    def make(cfg, warmup=0, capacity=700):
         run = Run(
             tmp_path,
-            RunConfig(online_capacity=700),
+            RunConfig(online_capacity=capacity),
             env_id="Pendulum-v1",
             seed=0,
             seeds=2,
@@ -187,31 +195,36 @@ def opened(pendulum, tmp_path):
         )
         for _ in range(30):
             run.online.add(run._lanes.step(torch.zeros(2, 1, 1))[0])
-        return Finetune(cfg), run
+        return make_source(cfg, run.spec, run.dataset, run.online, warmup), run
 
     return make
 
 
-def test_buffers_hold_what_they_say(opened):
-    recipe, run = opened(buffer="empty")
-    assert recipe.source(run, 5) is run.online
-    recipe.cfg.buffer = "append"
-    appended = recipe.source(run, 5)
-    assert isinstance(appended, Aged)
+def test_sources_hold_what_they_say(opened):
+    online, run = opened(OnlineConfig())
+    online.advance(5)
+    assert (len(online), len(run.online)) == (30, 30)
+    whole = {tuple(x) for x in run.online.latest(30).obs.flatten(0, 1).tolist()}
+    assert {tuple(x) for x in online.sample(50).obs.flatten(0, 1).tolist()} <= whole
+    appended, _ = opened(AppendConfig())
+    appended.advance(5)
     assert appended.share == pytest.approx(600 / 630)
-    recipe.cfg.buffer, recipe.cfg.offline_share = "mix", 0.36
-    mixed = recipe.source(run, 5)
-    assert isinstance(mixed, Mix)
-    assert mixed.counts(100) == [36, 64]
-    recipe.cfg.buffer, recipe.cfg.anneal_steps = "anneal", 10
-    assert [recipe.source(run, t).counts(100)[0] for t in (0, 5, 10, 50)] == [36, 18, 0, 0]
-    assert recipe.source(run, 50).sample(8).rew.shape == (2, 8)
+    mixed, _ = opened(MixConfig(0.36))
+    mixed.advance(5)
+    assert mixed.mix().counts(100) == [36, 64]
+    fading, _ = opened(AnnealConfig(0.36, steps=10))
+    shares = []
+    for t in (0, 5, 10, 50):
+        fading.advance(t)
+        shares.append(fading.mix().counts(100)[0])
+    assert shares == [36, 18, 0, 0]
+    assert fading.sample(8).rew.shape == (2, 8)
 
 
 @pytest.mark.parametrize(("share", "rows", "expected"), [(0.05, 50, 50), (0.5, 50, 300), (0.05, 5000, 600)])
 def test_distillation_keeps_a_random_part(opened, share, rows, expected):
-    recipe, run = opened(buffer="distill", distill_share=share, distill_rows=rows)
-    recipe.distill(run)
+    distilled, run = opened(DistilledConfig(share, rows))
+    distilled.begin()
     assert len(run.online) == 30 + expected
     kept = run.online.latest(expected)
     whole = {tuple(x) for x in run.dataset.obs.tolist()}
@@ -224,22 +237,27 @@ def test_distillation_keeps_a_random_part(opened, share, rows, expected):
     assert kept.mc_return is not None
 
 
-def test_distillation_that_does_not_fit_is_refused(opened):
-    recipe, run = opened(buffer="distill", distill_rows=600)
-    run.cfg.online_capacity = 100
+def test_distillation_that_does_not_fit_is_refused_before_anything_is_learned(opened, pendulum, tmp_path):
+    distilled, _ = opened(DistilledConfig(rows=600), capacity=100)
+    with pytest.raises(UserError, match="keeps 600 rows, more than run.online_capacity=100"):
+        distilled.begin()
+    cfg = small("cql-sac", pendulum, tmp_path / "run", source=DistilledConfig(rows=600))
+    cfg.run.online_capacity = 100
     with pytest.raises(UserError, match="online_capacity=100"):
-        recipe.distill(run)
+        train(cfg)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not read_run(tmp_path / "run").lines
 
 
-def test_unknown_buffer_is_refused(pendulum, tmp_path):
-    with pytest.raises(UserError, match=", ".join(BUFFERS)):
-        train(small("cql-sac", pendulum, tmp_path / "run", buffer="emtpy"))
+def test_an_unknown_source_is_refused():
+    with pytest.raises(UserError, match=r"no source is called 'aneal'; did you mean 'anneal'\?"):
+        compose_config(["recipe=finetune", "source@recipe.source=aneal"])
 
 
-@pytest.mark.parametrize("buffer", BUFFERS)
-def test_every_buffer_trains(buffer, pendulum, tmp_path):
-    balanced = BalancedConfig(first_updates=5, ratio=NET)
-    train(small("cql-sac", pendulum, tmp_path / "run", buffer=buffer, start=3, balanced=balanced))
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_trains(name, pendulum, tmp_path):
+    own = {"balanced": {"first_updates": 5, "ratio": NET}, "distilled": {"rows": 50}, "aged": {"epoch": 10}}
+    source = SOURCES[name].config(**own.get(name, {}))
+    train(small("cql-sac", pendulum, tmp_path / "run", source=source, warmup=3))
     assert read_run(tmp_path / "run").has("train", "critic_loss")
 
 
@@ -254,11 +272,11 @@ def test_offline_moments_are_carried_or_reset(pendulum, tmp_path):
     assert notes[False]["actor_optim"] == ("reset", "moments")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [x for x in PRESETS if x != "rlpd"])
 def test_the_rates_after_the_switch_are_those_of_the_resolved_config(preset, pendulum, tmp_path):
     """Also a rate that the user gives: nothing overwrites it."""
-    cfg = small(preset, pendulum, tmp_path / "run", start=40, online_steps=10)
-    given = cfg.recipe.online or cfg.recipe.offline.online()
+    cfg = small(preset, pendulum, tmp_path / "run", warmup=40, online_steps=10)
+    given = cfg.recipe.online or cfg.recipe.offline.after_switch()
     rates = {f.name: 1.5 * getattr(given, f.name) for f in fields(given) if f.name.endswith("_lr")}
     for online in (cfg.recipe.online, replace(given, **rates)):
         directory = tmp_path / ("named" if online is not cfg.recipe.online else "derived")
@@ -380,7 +398,7 @@ def test_keeping_and_naming_another_is_refused(pendulum, tmp_path):
             "overruled by recipe.target=weighted_min_pair",
         ),
         (["recipe.probe_every=0"], "recipe.probe_every=0 must be at least 1"),
-        (["recipe.start=-1"], "recipe.start=-1 must not be negative"),
+        (["recipe.warmup=-1"], "recipe.warmup=-1 must not be negative"),
         (["recipe.explore.candidates=0"], "candidates=0 must be at least 1"),
         (["recipe.offline.granularity=bach"], "granularity 'bach'"),
         (["recipe.offline.policy_delay=0"], "policy_delay=0"),
@@ -389,13 +407,31 @@ def test_keeping_and_naming_another_is_refused(pendulum, tmp_path):
     ],
 )
 def test_what_enoto_cannot_do_is_one_line_before_anything_is_learned(settings, message, pendulum, tmp_path):
-    cfg = compose_config(["recipe=enoto", f"dataset={pendulum}", f"dir={tmp_path / 'run'}", *settings])
     with pytest.raises(UserError, match=message):
-        train(cfg)
+        train(compose_config(["recipe=enoto", f"dataset={pendulum}", f"dir={tmp_path / 'run'}", *settings]))
     assert (
         not (tmp_path / "run" / "metrics.jsonl").exists()
         or not (tmp_path / "run" / "metrics.jsonl").read_text()
     )
+
+
+def test_enoto_tells_which_settings_of_its_agents_it_replaces(pendulum, tmp_path, capsys):
+    """A value that was given, yet is the agent's default, cannot be told from one that was not given."""
+    agents = {
+        "offline": CQLConfig(actor=NET, critic=NET, samples=2),
+        "online": SACConfig(actor=NET, critic=NET),
+    }
+    train(small("cql-enoto", pendulum, tmp_path / "run", **agents))
+    told = "enoto replaces settings of its agents: recipe.offline.critics=2 by recipe.critics=10; "
+    assert (
+        f"{told}recipe.online.critics=2 by recipe.critics=10; recipe.online.target=min_q by "
+        in capsys.readouterr().err
+    )
+    agents["online"] = replace(agents["online"], mask=0.5)
+    with pytest.raises(
+        UserError, match=r"recipe\.online\.mask=0\.5 is overruled by recipe\.mask=1\.0: set that"
+    ):
+        train(small("cql-enoto", pendulum, tmp_path / "other", **agents))
 
 
 @pytest.mark.parametrize(
@@ -434,7 +470,7 @@ def rows_at_updates(monkeypatch, cls):
 
 def test_wsrl_learns_nothing_while_it_warms_up_and_sees_no_offline_row(pendulum, tmp_path, monkeypatch):
     seen = rows_at_updates(monkeypatch, ReplayBuffer)
-    train(small("wsrl", pendulum, tmp_path / "run", start=12, utd=4))
+    train(small("wsrl", pendulum, tmp_path / "run", warmup=12, utd=4))
     assert [n for n, _ in seen] == [*range(13, 31)]  # the frozen policy's 12 and the turn's own
     assert all(size == 4 * 8 for _, size in seen)  # four whole batches in one draw
     log = read_run(tmp_path / "run")
@@ -451,12 +487,10 @@ def test_wsrl_steps_its_actor_once_for_four_steps_of_its_critics():
 
 def test_rlpd_starts_from_nothing_on_exact_halves(pendulum, tmp_path, monkeypatch):
     seen = rows_at_updates(monkeypatch, ReplayBuffer)
-    train(small("rlpd", pendulum, tmp_path / "run", offline_steps=0, start=5, utd=2))
+    train(small("rlpd", pendulum, tmp_path / "run", warmup=5, utd=2))
     assert len(seen) == 25
     assert all(size == 2 * 4 for _, size in seen)  # of two batches of 8
-    agent = make_agent(
-        compose_config(["switch=rlpd", "dataset=hopper-medium-v5"]).recipe.offline, Spec(11, 3)
-    )
+    agent = make_agent(compose_config(["switch=rlpd", "dataset=hopper-medium-v5"]).recipe.agent, Spec(11, 3))
     assert agent.target_entropy == -1.5
 
 
@@ -486,7 +520,7 @@ def test_an_unknown_choice_is_refused(pendulum, tmp_path):
 def test_looking_at_td_errors_shifts_no_draw(pendulum, tmp_path):
     """Probes draw next actions, and yet how often they are made changes nothing else."""
     for every in (5, 1000):
-        train(small("cql-sac", pendulum, tmp_path / str(every), start=3, probe_every=every))
+        train(small("cql-sac", pendulum, tmp_path / str(every), warmup=3, probe_every=every))
     a, b = (read_run(tmp_path / x) for x in ("5", "1000"))
     assert (
         a.series("train", "critic_loss").values.tolist() == b.series("train", "critic_loss").values.tolist()

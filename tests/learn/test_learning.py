@@ -51,7 +51,7 @@ SCRATCH = {
 def test_others_swing_it_up_from_scratch(agent, tmp_path):
     small = ["critic_lr=1e-3", "actor_lr=1e-3", "tau=0.01", "critic.hidden=[64,64]", "actor.hidden=[64,64]"]
     settings = [
-        "recipe.start=500",
+        "recipe.random_steps=500",
         "run.eval_every=500",
         "report=false",
         *(f"recipe.agent.{x}" for x in small),
@@ -75,7 +75,7 @@ def test_mbpo_swings_it_up_sooner(tmp_path):
     recipe = MBPOConfig(
         agent=AGENT,
         dynamics=DYNAMICS,
-        start=500,
+        random_steps=500,
         online_steps=2000,
         model_every=250,
         online_rollouts=400,

@@ -67,7 +67,7 @@ def test_offline_it_stays():
     agent = make()
     agent.on_episode(torch.tensor(True), torch.tensor(math.nan), torch.tensor(1000.0))
     assert agent.b.item() == pytest.approx(0.4)
-    assert agent.cfg.online().adapt
+    assert agent.cfg.after_switch().adapt
 
 
 @pytest.mark.parametrize(("recipe", "agent"), [("finetune", "recipe.offline"), ("scratch", "recipe.agent")])
@@ -86,7 +86,7 @@ def test_without_references_it_is_refused_before_anything_is_learned(recipe, age
         "recipe.online_steps=5",
     ]
     more = (
-        ["recipe.offline_steps=5"] if recipe == "finetune" else ["recipe.start=0", "recipe.agent.adapt=true"]
+        ["recipe.offline_steps=5"] if recipe == "finetune" else ["recipe.random_steps=0", "recipe.agent.adapt=true"]
     )
     with pytest.raises(
         UserError, match=r"steers by scores, and run\.reference knows no returns of Pendulum-v1"

@@ -60,7 +60,7 @@ def rows(table, *whats):
 
 def test_takes_over_everything_that_both_have():
     before = pretrained(gap=0.8)
-    after = sac(before.cfg.online())
+    after = sac(before.cfg.after_switch())
     table = after.adopt(before)
     shared = {*NETWORKS, *OPTIMISERS, "log_alpha"}
     kept = rows(table, "kept")
@@ -78,7 +78,7 @@ def test_takes_over_everything_that_both_have():
 
 def test_says_which_settings_go_come_and_change():
     before = pretrained()
-    after = sac(before.cfg.online(), gamma=0.9, actor=SMALL)
+    after = sac(before.cfg.after_switch(), gamma=0.9, actor=SMALL)
     settings = [x for x in after.adopt(before) if x.what != "kept"]
     assert {x.part for x in settings if x.what == "dropped"} == {
         "weight", "samples", "temperature", "ensemble", "gap", "gap_floor", "lagrange_lr", "init_lagrange", "clone_steps"
@@ -97,7 +97,7 @@ def test_says_which_settings_go_come_and_change():
 
 def test_with_no_update_the_agent_acts_and_values_as_before():
     before = pretrained()
-    after = sac(before.cfg.online())
+    after = sac(before.cfg.after_switch())
     obs = 3 * torch.randn(2, 20, 3)
     assert not torch.equal(after.act(obs), before.act(obs))
     after.adopt(before)
@@ -114,7 +114,7 @@ def test_with_no_update_the_agent_acts_and_values_as_before():
 
 def test_what_was_taken_over_is_a_copy():
     before = pretrained()
-    after = sac(before.cfg.online())
+    after = sac(before.cfg.after_switch())
     after.adopt(before)
     saved = {k: x.clone() for k, x in before.state_dict().items()}
     after.update(batch())
@@ -125,7 +125,7 @@ def test_what_was_taken_over_is_a_copy():
 @pytest.mark.parametrize("moments", [True, False])
 def test_moments_come_along_or_start_afresh(moments):
     before = pretrained()
-    after = sac(before.cfg.online())
+    after = sac(before.cfg.after_switch())
     table = {x.part: x for x in after.adopt(before, moments=moments)}
     for part in OPTIMISERS:
         assert (table[part].what, table[part].note) == (("kept", "") if moments else ("reset", "moments"))
@@ -152,7 +152,7 @@ def test_the_rates_of_ones_own_config_count_and_the_table_says_that_they_changed
 def test_what_an_agent_becomes_has_its_rates():
     """ENOTO's code carries the offline rates: a derived config holds them."""
     before = pretrained(actor_lr=1e-5, critic_lr=2e-5, alpha_lr=3e-5)
-    after = sac(before.cfg.online())
+    after = sac(before.cfg.after_switch())
     after.adopt(before)
     assert (after.actor_optim.lr, after.critic_optim.lr, after.log_alpha_optim.lr) == (1e-5, 2e-5, 3e-5)
 
@@ -181,7 +181,7 @@ def test_other_numbers_of_critics_start_afresh_while_the_actor_stays():
 
 def test_schedules_and_delays_count_anew():
     before = pretrained()
-    after = sac(before.cfg.online(), policy_delay=2)
+    after = sac(before.cfg.after_switch(), policy_delay=2)
     after.adopt(before)
     assert (before.updates, after.updates) == (5, 0)
     assert "actor_loss" not in after.update(batch())
@@ -201,7 +201,7 @@ def test_normaliser_travels_and_stays():
 def test_cql_of_no_weight_and_a_soft_backup_is_sac_step_for_step():
     """After the switch an update differs by the intended terms alone. CQL's draws are left out of account by reseeding."""
     before = pretrained(weight=0.0, backup="sampled", backup_entropy=True)
-    after = sac(before.cfg.online())
+    after = sac(before.cfg.after_switch())
     after.adopt(before)
     for t in range(4):
         b = batch()
@@ -219,7 +219,7 @@ def test_cql_of_no_weight_and_a_soft_backup_is_sac_step_for_step():
 
 def test_gradients_differ_by_the_conservative_term():
     before = pretrained(weight=2.0, backup="sampled", backup_entropy=True)
-    after = sac(before.cfg.online())
+    after = sac(before.cfg.after_switch())
     after.adopt(before)
     b, found = before.observed(batch()), []
     for agent in (before, after):

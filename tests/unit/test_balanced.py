@@ -8,7 +8,7 @@ from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.sumtree import SumTree
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.recipes.balanced import CEILING, FLOOR, BalancedConfig, BalancedReplay, ratio_loss
+from mbo2o.sources.balanced import CEILING, FLOOR, Balanced, BalancedConfig, ratio_loss
 from mbo2o.types import Batch, Spec, UserError
 
 
@@ -91,7 +91,7 @@ def dataset(obs: np.ndarray) -> TransitionDataset:
     )
 
 
-def replay(centre: float, seeds=(2,), n=200, **cfg) -> BalancedReplay:
+def replay(centre: float, seeds=(2,), n=200, **cfg) -> Balanced:
     """Offline states around 0, online ones around `centre`; rewards are row numbers, online ones from 1000."""
     rng = np.random.default_rng(0)
     spec = Spec(2, 1, seeds)
@@ -102,14 +102,14 @@ def replay(centre: float, seeds=(2,), n=200, **cfg) -> BalancedReplay:
     online.add(Batch(obs, torch.zeros(*seeds, b, 1), rew, obs, torch.zeros(*seeds, b)))
     offline = dataset(rng.normal(0, 1, (n, 2))).with_seeds(seeds)
     settings = BalancedConfig(**{"ratio": MLPConfig(hidden=[32]), "lr": 3e-3} | cfg)
-    return BalancedReplay(spec, offline, online, b, settings)
+    return Balanced(settings, spec, offline, online, b)
 
 
-def taught(centre: float, steps=300) -> BalancedReplay:
+def taught(centre: float, steps=300) -> Balanced:
     source = replay(centre)
     source.enter(40)
     for _ in range(steps):
-        source.learn(128, source.sample(128))
+        source.learn(source.sample(128))
     return source
 
 
@@ -159,7 +159,7 @@ def test_priorities_of_the_drawn_are_renewed_and_no_others():
     before = source.tree.nodes.copy()
     drawn = source.sample(16)
     leaves = set(source._drawn[0])
-    source.learn(32, drawn)
+    source.learn(drawn)
     size = source.tree.size
     changed = set(np.flatnonzero(source.tree.nodes[0, size:] != before[0, size:]))
     assert changed
@@ -188,7 +188,7 @@ def test_state_restores_draws():
     for x in (source, other):
         torch.manual_seed(5)
         x.found = x.sample(50)
-        x.metrics = x.learn(16, x.found)
+        x.metrics = x.learn(x.found)
     assert torch.equal(source.found.rew, other.found.rew)
     assert all(torch.equal(source.metrics[k], other.metrics[k]) for k in source.metrics)
     assert np.array_equal(source.tree.nodes, other.tree.nodes)

@@ -131,7 +131,7 @@ def test_others_take_its_actor_over(cfg):
     assert (table["actor"], table["actor_optim"], table["critic"]) == ("kept", "kept", "new")
     obs = torch.randn(2, 5, 3)
     assert torch.equal(agent.act(obs), bc.act(obs))
-    assert bc.cfg.online() is bc.cfg
+    assert bc.cfg.after_switch() is bc.cfg
 
 
 @pytest.mark.parametrize(

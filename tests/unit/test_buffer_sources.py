@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.data.sources import Aged, Mix, offline_share
+from mbo2o.sources.aged import offline_share
+from mbo2o.sources.mixtures import Blend, Mix
 from mbo2o.types import Batch, Spec, UserError
 
 FIELDS = ("obs", "act", "rew", "next_obs", "done")
@@ -302,9 +303,9 @@ def pair(n_old: int, n_new: int, seeds=()) -> tuple[TransitionDataset, ReplayBuf
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.93, 1.0])
-def test_aged_draws_by_share_row_by_row(share):
+def test_blend_draws_by_share_row_by_row(share):
     n = 100_000
-    b = Aged(*pair(40, 30, (2,)), share).sample(n)
+    b = Blend(*pair(40, 30, (2,)), share).sample(n)
     numbers(b)  # each row's fields come from one source
     old = b.rew < 500
     error = 3.5 * math.sqrt(share * (1 - share) / n)
@@ -317,19 +318,19 @@ def test_aged_draws_by_share_row_by_row(share):
         )
 
 
-def test_aged_before_anything_is_online():
-    aged = Aged(*pair(40, 0), 0.3)
-    assert aged.share == 1
-    assert (aged.sample(50).rew < 500).all()
-    assert [share for _, share in aged.parts] == [1, 0]
+def test_blend_before_anything_is_online():
+    blend = Blend(*pair(40, 0), 0.3)
+    assert blend.share == 1
+    assert (blend.sample(50).rew < 500).all()
+    assert [share for _, share in blend.weighted_rows] == [1, 0]
 
 
-def test_aged_parts_for_a_fit():
+def test_a_blend_has_weighted_rows_for_a_fit():
     data, buffer = pair(40, 30)
-    aged = Aged(data, buffer, 0.3)
-    assert [source for source, _ in aged.parts] == [data, buffer]
-    assert [share for _, share in aged.parts] == [0.3, 0.7]
-    assert len(aged) == 70
+    blend = Blend(data, buffer, 0.3)
+    assert [source for source, _ in blend.weighted_rows] == [data, buffer]
+    assert [share for _, share in blend.weighted_rows] == [0.3, 0.7]
+    assert len(blend) == 70
 
 
 @CPU
@@ -349,7 +350,7 @@ def test_share_at_the_ends():
 @pytest.mark.parametrize(("priority", "uniform"), [(1.0, True), (0.5, False)])
 def test_priority_one_is_uniform_over_the_union(priority, uniform):
     n_old, n_new, n = 30, 20, 100_000
-    drawn = Aged(*pair(n_old, n_new), offline_share(priority, n_old, n_new)).sample(n).rew.long()
+    drawn = Blend(*pair(n_old, n_new), offline_share(priority, n_old, n_new)).sample(n).rew.long()
     drawn = torch.where(drawn >= 500, drawn - 500 + n_old, drawn)
     expected = torch.tensor([priority] * n_old + [1.0] * n_new)
     expected = n * expected / expected.sum()

@@ -127,5 +127,5 @@ def test_returns_are_asked_for():
 
 def test_everything_stays_online():
     cfg = CalQLConfig(critics=5, **TINY)
-    assert type(cfg.online()) is CalQLConfig
-    assert asdict(cfg.online()) == asdict(cfg)
+    assert type(cfg.after_switch()) is CalQLConfig
+    assert asdict(cfg.after_switch()) == asdict(cfg)

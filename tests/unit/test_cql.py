@@ -296,7 +296,7 @@ def test_actor_clones_first_and_improves_then():
 
 
 def test_cloning_is_over_at_the_switch():
-    assert CalQLConfig(clone_steps=10).online().clone_steps == 0
+    assert CalQLConfig(clone_steps=10).after_switch().clone_steps == 0
 
 
 # ---------------------------------------------------------------------- its config
@@ -304,7 +304,7 @@ def test_cloning_is_over_at_the_switch():
 
 def test_online_is_sac_with_the_rest_kept():
     cfg = CQLConfig(critics=5, gamma=0.9, target="weighted_min_pair", init_alpha=0.2, policy_delay=3, **TINY)
-    online = cfg.online()
+    online = cfg.after_switch()
     assert type(online) is SACConfig
     assert (online.backup, online.backup_entropy) == ("sampled", True)
     kept = {f.name for f in fields(SACConfig)} - {"backup", "backup_entropy"}

@@ -161,7 +161,7 @@ def test_target_and_actor_take_the_smallest_of_n():
 
 def test_online_drops_the_diversity():
     cfg = EDACConfig(critics=7, diversity=5.0, gamma=0.9, actor=SMALL)
-    online = cfg.online()
+    online = cfg.after_switch()
     assert type(online) is SACNConfig
     assert all(getattr(online, f.name) == getattr(cfg, f.name) for f in fields(SACNConfig))
-    assert SACNConfig(critics=7).online().critics == 7
+    assert SACNConfig(critics=7).after_switch().critics == 7

@@ -200,7 +200,7 @@ def test_actor_stops_at_the_schedule_s_end_and_moves_again_online():
         moved.append(changed(agent.actor, before))
     assert rates == pytest.approx([1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), *[0] * 6])
     assert moved == [True] * 4 + [False] * 6
-    cfg = agent.cfg.online()
+    cfg = agent.cfg.after_switch()
     assert agent.cfg.actor_decay_steps == 4
     assert cfg.actor_decay_steps is None
     online = make_agent(cfg, agent.spec)

@@ -521,8 +521,8 @@ def test_goes_online_as_it_is():
     offline = prepared((2,), critics=3)
     for _ in range(3):
         offline.update(batch((2,)))
-    assert offline.cfg.online() == offline.cfg
-    online = make_agent(offline.cfg.online(), Spec(3, 2, (2,)))
+    assert offline.cfg.after_switch() == offline.cfg
+    online = make_agent(offline.cfg.after_switch(), Spec(3, 2, (2,)))
     table = online.adopt(offline)
     assert {c.what for c in table} == {"kept"}  # the scales of actions and the bounds of V too
     assert not changed(online, snapshot(offline) | own(online))

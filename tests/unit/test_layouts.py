@@ -290,7 +290,7 @@ def test_a_file_of_d4rls_is_fine_tuned_in_its_layout(env, width, forces, layout,
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_layout_can_be_asked_for_without_data_and_is_part_of_the_run(tmp_path):
     agent = SACConfig(actor=NET, critic=NET)
-    recipe = ScratchConfig(agent=agent, online_steps=5, batch=8, start=5)
+    recipe = ScratchConfig(agent=agent, online_steps=5, batch=8, random_steps=5)
     cfg = Config(
         recipe=recipe,
         env=ANT,

@@ -148,7 +148,7 @@ def small(directory, env, steps=60, **more):
         "online_capacity": 100,
     }
     run |= {k: more.pop(k) for k in list(more) if k in vars(RunConfig())}
-    recipe = ScratchConfig(agent=agent, online_steps=steps, start=20, batch=8)
+    recipe = ScratchConfig(agent=agent, online_steps=steps, random_steps=20, batch=8)
     settings = {"seeds": 2, "report": False} | more
     return Config(recipe=recipe, env=env, dir=str(directory), run=RunConfig(**run), **settings)
 
@@ -491,7 +491,7 @@ def pendulum(directory, *overrides):
         "recipe.agent.actor.hidden=[8]",
         "recipe.agent.critic.hidden=[8]",
         "recipe.batch=8",
-        "recipe.start=10",
+        "recipe.random_steps=10",
         "report=false",
     ]
     steps = ["recipe.online_steps=10", "run.eval_episodes=1", "run.eval_every=10", f"dir={directory}"]

@@ -11,16 +11,16 @@ from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.cli.main import compose_config
 from mbo2o.data.buffer import ReplayBuffer
-from mbo2o.data.sources import Youngest
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.mbpo import MBPOConfig
-from mbo2o.recipes.modelbased import branch_length, longest
+from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.moore import MOORe, MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.read import read_run
 from mbo2o.run.run import RunConfig
+from mbo2o.sources.mixtures import Youngest
 from mbo2o.train import Config, _name, _resolve, restore, train
 from mbo2o.types import Batch, Spec, UserError
 
@@ -84,17 +84,22 @@ def test_a_length_lies_between_its_ends_and_never_turns_back(low, high, first, s
 
 
 @pytest.mark.parametrize(
-    "horizon", [0, True, 1.5, "5", [1, 15], [1, 15, 20, 20], [0, 15, 20, 150], [1, 15, -1, 5], [1.5, 2, 0, 1]]
+    "horizon",
+    [0, True, 1.5, "5", [5], [1, 15], [1, 15, 20, 20], [0, 15, 20, 150], [1, 15, -1, 5], [1.5, 2, 0, 1]],
 )
 def test_a_length_that_cannot_be_is_one_line(horizon, tmp_path):
-    cfg = small(MBPOConfig(agent=sac(), **SIZES, **ONLINE, start=70, horizon=horizon), tmp_path / "run")
+    settings = {"agent": sac(), **SIZES, **ONLINE, "random_steps": 70}
     with pytest.raises(UserError, match=r"recipe\.horizon="):
-        train(cfg)
+        MBPOConfig(**settings, horizon=horizon)
+    changed = small(MBPOConfig(**settings), tmp_path / "run")
+    changed.recipe.horizon = horizon
+    with pytest.raises(UserError, match=r"recipe\.horizon="):
+        train(changed)
 
 
 def test_mbpo_imagines_longer_branches_as_it_goes_and_keeps_one_epoch_of_them(tmp_path):
     recipe = MBPOConfig(
-        agent=sac(), **SIZES, **ONLINE | {"online_steps": 240}, start=70, horizon=[1, 3, 0, 2]
+        agent=sac(), **SIZES, **ONLINE | {"online_steps": 240}, random_steps=70, horizon=[1, 3, 0, 2]
     )
     train(small(recipe, tmp_path / "run"))
     _, done = restore(tmp_path / "run")

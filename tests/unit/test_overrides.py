@@ -223,7 +223,7 @@ LATE = [
     ["recipe=moore", "env=Nothing-v0"],
     ["recipe=moore", "run.reference=foo"],
     ["recipe=moore", "run.online_capacity=100000000000000", "run.tensorboard=true"],
-    ["recipe=finetune", "recipe.buffer=foo"],
+    ["recipe=finetune", "recipe.inherit=foo"],
 ]
 
 
@@ -312,7 +312,7 @@ def test_a_function_that_eval_cannot_find_is_refused_at_the_start(option, pendul
 def test_a_task_without_scores_is_said_once_at_the_start(capsys):
     sizes = [
         "recipe.online_steps=0",
-        "recipe.start=1",
+        "recipe.random_steps=1",
         "run.eval_episodes=1",
         "recipe.agent.actor.hidden=[4]",
     ]

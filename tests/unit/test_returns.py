@@ -9,8 +9,8 @@ import torch
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
-from mbo2o.data.sources import Aged, Mix
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.sources.mixtures import Blend, Mix
 from mbo2o.types import Batch, Spec
 
 NONE, CUT, END = 0, 1, 2
@@ -223,7 +223,7 @@ def test_returns_are_of_the_rewards_that_are_learned_from():
 # ---------------------------------------------------------------------- mixtures
 
 
-@pytest.mark.parametrize("mixture", [lambda a, b: Mix((a, 0.5), (b, 0.5)), lambda a, b: Aged(a, b, 0.5)])
+@pytest.mark.parametrize("mixture", [lambda a, b: Mix((a, 0.5), (b, 0.5)), lambda a, b: Blend(a, b, 0.5)])
 def test_mixtures_hold_returns_if_all_their_parts_do(mixture):
     def parts(offline, online):
         ds = dataset([1.0, 1.0], [NONE, END]).with_seeds((2,))

@@ -110,7 +110,7 @@ def test_the_number_is_stored_said_and_used_again(pendulum, tmp_path, capsys):
             "reward_scale": "auto",
         }
         recipe = config().recipe
-        recipe.offline_steps, recipe.online_steps, recipe.batch, recipe.start = 20, 20, 8, 0
+        recipe.offline_steps, recipe.online_steps, recipe.batch, recipe.warmup = 20, 20, 8, 0
         where = {"dataset": str(pendulum), "dir": str(directory), "report": False}
         return Config(recipe=recipe, **where, run=RunConfig(**settings), **more)
 

@@ -296,7 +296,7 @@ def test_nothing_of_a_run_stays_in_memory_when_it_has_ended(tmp_path, monkeypatc
         Run, "__init__", lambda self, *a, **k: made.append(weakref.ref(self)) or init(self, *a, **k)
     )
     small = SACConfig(actor=MLPConfig(hidden=[4]), critic=MLPConfig(hidden=[4]))
-    recipe = ScratchConfig(agent=small, online_steps=2, start=1, batch=2)
+    recipe = ScratchConfig(agent=small, online_steps=2, random_steps=1, batch=2)
     run = RunConfig(eval_episodes=1, online_capacity=10)
     train(Config(recipe=recipe, env="Pendulum-v1", dir=str(tmp_path / "run"), run=run, report=False))
     assert len(made) == 1

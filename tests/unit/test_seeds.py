@@ -70,7 +70,7 @@ def test_making_networks_leaves_torchs_own_stream_where_it_was() -> None:
 
 def test_the_first_evaluation_of_a_seed_is_the_same_in_a_run_of_one_seed_and_of_three(tmp_path: Path) -> None:
     small = SACConfig(actor=MLPConfig(hidden=[8]), critic=MLPConfig(hidden=[8]))
-    recipe = ScratchConfig(agent=small, online_steps=2, start=1, batch=4)
+    recipe = ScratchConfig(agent=small, online_steps=2, random_steps=1, batch=4)
     returns = {}
     for seeds in (1, 3):
         cfg = Config(

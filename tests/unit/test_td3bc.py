@@ -243,9 +243,9 @@ def test_goes_online_with_fading_imitation():
     offline = make((2,), critics=3, online_bc_decay_steps=8)
     for _ in range(5):
         offline.update(batch((2,)))
-    cfg = offline.cfg.online()
+    cfg = offline.cfg.after_switch()
     assert (cfg.bc_weight, cfg.bc_final, cfg.bc_decay_steps) == (0.3, 0.0, 8)
-    assert TD3BCConfig().online().bc_decay_steps == 500_000
+    assert TD3BCConfig().after_switch().bc_decay_steps == 500_000
     online = make_agent(cfg, Spec(3, 2, (2,)))
     table = {c.part: c.what for c in online.adopt(offline)}
     parts = ("observe", *PARTS, "actor_optim", "critic_optim")

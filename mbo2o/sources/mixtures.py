@@ -1,4 +1,4 @@
-"""Sources made of sources. Most offline-to-online methods differ in little else."""
+"""Sources made of sources: exact shares, shares by chance, the youngest rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
@@ -13,7 +14,7 @@ from mbo2o.types import Batch, Source, cat, combine
 
 
 class Mix:
-    """Exact shares of every batch: `Mix((offline, 0.5), (online, 0.5))` is half and half, whatever their sizes."""
+    """Exact shares of every batch: `Mix((offline, 0.5), (online, 0.5))` is half and half for data of any size."""
 
     def __init__(self, *parts: tuple[Source, float]):
         total = sum(share for _, share in parts)
@@ -27,7 +28,7 @@ class Mix:
         return sum(len(source) for source, _ in self.parts)
 
     def counts(self, n: int) -> list[int]:
-        """How many of `n` rows come from each part: the exact shares, rounded so that they add up (largest remainder)."""
+        """How many of `n` rows come from each part: exact shares, rounded by largest remainder so that they add up."""
         exact = [n * share for _, share in self.parts]
         counts = [int(x) for x in exact]
         by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
@@ -41,10 +42,11 @@ class Mix:
 
 
 class Youngest:
-    """The latest `rows` of each seed's buffer, as if that were its capacity, which may so change from turn to turn."""
+    """The latest `rows` rows of each seed, as if the buffer's capacity were `rows`."""
 
     def __init__(self, buffer: ReplayBuffer, rows: int):
-        self.buffer, self.rows = buffer, rows
+        self.buffer = buffer
+        self.rows = rows
 
     def __len__(self) -> int:
         return min(self.rows, len(self.buffer))
@@ -54,19 +56,20 @@ class Youngest:
         return self.buffer.sample(n, self.rows)
 
 
-class Aged:
-    """Offline and online data drawn by the priority of their age class (MOORe).
+class Blend:
+    """Offline and online rows, each offline with probability `share` and then uniform among its kind.
 
-    Every online transition has priority 1 and every offline one the same, smaller, priority. With two levels a sum tree is not
-    needed: a row is offline with probability `share` and then uniform among its kind, which is exact and O(1).
+    With two levels of priority this is exactly prioritised sampling, at a cost that does not depend on the number
+    of rows. The share is 1 while nothing is online.
     """
 
     def __init__(self, offline: TransitionDataset, online: ReplayBuffer, share: float):
-        self.offline, self.online = offline, online
+        self.offline = offline
+        self.online = online
         self.share = 1.0 if len(online) == 0 else share
 
     @property
-    def parts(self) -> Sequence[tuple[TransitionDataset | ReplayBuffer, float]]:
+    def weighted_rows(self) -> Sequence[tuple[TransitionDataset | ReplayBuffer, float]]:
         """Both kinds with their probabilities, as `fit` takes them."""
         return [(self.offline, self.share), (self.online, 1 - self.share)]
 
@@ -81,11 +84,8 @@ class Aged:
             return self.online.sample(n)
         old, new = self.offline.sample(n), self.online.sample(n)
         is_old = torch.rand(old.rew.shape, device=old.rew.device) < self.share
-        pick = lambda a, b: torch.where(is_old.unsqueeze(-1) if a.dim() > is_old.dim() else is_old, a, b)  # noqa: E731
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(is_old.unsqueeze(-1) if a.dim() > is_old.dim() else is_old, a, b)
+
         return combine(pick, [old, new])
-
-
-def offline_share(priority: float, n_offline: int, n_online: int) -> float:
-    """P(offline) when each of `n_offline` rows has `priority` and each of `n_online` has 1; while none is online, it is 1."""
-    weight = n_offline * priority
-    return weight / (weight + n_online) if n_online else 1.0

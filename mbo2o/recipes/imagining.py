@@ -1,0 +1,139 @@
+"""What MOPO, MOORe and MBPO call: make a model, fit it, imagine with it, look at what it does not know, keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbo2o.agents import make_agent
+from mbo2o.agents.sac import SACConfig
+from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.dynamics.fit import FitConfig, Rows, fit, holdout
+from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
+from mbo2o.dynamics.rollout import Branches, Sink, one_step_error, rollout, uncertainty
+from mbo2o.dynamics.termination import name_of
+from mbo2o.ensemble.uncertainty import PENALTIES
+from mbo2o.nn.init import per_seed
+from mbo2o.recipes.base import Recipe, RecipeConfig
+from mbo2o.recipes.horizon import check_horizon
+from mbo2o.recipes.rules import reward_rule, termination_rule
+from mbo2o.registry import find
+from mbo2o.run.run import Run
+from mbo2o.sources.base import check_counts, check_shares
+from mbo2o.sources.mixtures import Mix, Youngest
+from mbo2o.types import Metrics, Source, UserError
+
+PROBE = 1000
+"""Rows on which the model's uncertainty is looked at."""
+
+
+@dataclass
+class ImaginingConfig(RecipeConfig):
+    """Defaults: MOPO's code (mopo/algorithms/mopo.py, examples/config/d4rl) unless said."""
+
+    agent: SACConfig = field(
+        default_factory=SACConfig
+    )  # or a variant: redq, sacn, edac, cql (as in COMBO), obac
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    termination: str = (
+        "auto"  # by the environment's name; or a rule's name, `learned`, `none`, `module:function`
+    )
+    reward: str | None = None  # `module:function` instead of the learned reward
+    penalty: str = (
+        "max_aleatoric"  # u(s, a): see mbo2o/ensemble/uncertainty.py; each has coefficients of its own
+    )
+    coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
+    horizon: Any = (
+        5  # steps of a branch, 1 or 5 by task in MOPO; or [FROM, TO, FIRST, LAST]: see `branch_length`
+    )
+    real_share: float = 0.05  # of the agent's batches; the reward of real rows carries no penalty
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.agent, SACConfig):
+            raise UserError(
+                f"recipe.agent: {type(self.agent).__name__} is no SAC; "
+                "take sac or a variant: redq, sacn, edac, cql, obac"
+            )
+        find(PENALTIES, self.penalty, "penalty")
+        check_horizon("horizon", self.horizon)
+        check_counts("recipe", self, "batch")
+        check_shares("recipe", self, "real_share")
+
+
+class Imagining(Recipe):
+    """The parts of a model-based method. They are called; the loops are on the methods' own pages."""
+
+    imagined: ReplayBuffer
+
+    def make(self, run: Run) -> None:
+        """Make the agent, the model, and the rules of imagined episodes."""
+        cfg = self.cfg
+        self.penalty = find(PENALTIES, cfg.penalty, "penalty")
+        self.reward = reward_rule(run, cfg.reward)
+        self.agent = make_agent(cfg.agent, run.spec)
+        self.model = per_seed(lambda spec: GaussianDynamics(spec, cfg.dynamics), run.spec)
+        if self.needs_dataset:
+            self.agent.prepare(run.dataset)
+        run.track(agent=self.agent, model=self.model)
+        self.termination = termination_rule(run, cfg.termination, self.needs_dataset)
+
+    def remember(self, run: Run, rows: int) -> None:
+        """Start an empty buffer for the latest `rows` imagined rows of each seed."""
+        self.imagined = ReplayBuffer(run.spec, rows)
+        run.track(imagined=self.imagined)
+
+    def fit(self, run: Run, rows: Sequence[tuple[Rows, float]], how: FitConfig) -> Metrics:
+        """Fit the model, from its present weights on, to rows of each kind with their shares."""
+        fitted = fit(self.model, rows, how)
+        share = sum(p for kind, p in rows if kind is not run.online)
+        return {**fitted, "share_offline": torch.full(run.spec.seeds, share)}
+
+    def imagine(self, run: Run, starts: Source, n: int, coef: float, horizon: int) -> Metrics:
+        """Roll `n` branches of `horizon` steps out of real states into the imagined buffer."""
+        result = self._roll(starts.sample(n).obs, self.imagined, coef, horizon)
+        run.imagined(result.pop("largest"))
+        return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
+
+    def mix(self, real: Source, latest: int) -> Mix:
+        """The agent's batches: real rows, and rows among the `latest` imagined ones."""
+        share = self.cfg.real_share
+        return Mix((real, share), (Youngest(self.imagined, latest), 1 - share))
+
+    def probe(self, run: Run, horizon: int, news: int = 0) -> Metrics:
+        """What the model does not know, and its true one-step error, on states it was not trained on.
+
+        offline: rows that every fit holds out. online: the latest `news` rows, which no fit has seen yet. imagined:
+        where the policy goes from there (from offline states while there are none), over fresh branches.
+        """
+        batches = {}
+        if self.needs_dataset:
+            held_out = holdout(run.dataset.index, replace(self.cfg.fit, max_holdout=PROBE))
+            batches["offline"] = run.dataset.rows(held_out.expand(*run.spec.seeds, -1))
+        if news:
+            batches["online"] = run.online.latest(min(news, PROBE))
+        metrics = {f"error/{where}": one_step_error(self.model, batch) for where, batch in batches.items()}
+        branches = Branches()
+        self._roll(batches["online" if news else "offline"].obs, branches, 0.0, horizon)
+        seen = {where: uncertainty(self.model, batch) for where, batch in batches.items()}
+        seen["imagined"] = uncertainty(self.model, branches.rows, branches.keep)
+        return metrics | {f"{name}/{where}": x for where, found in seen.items() for name, x in found.items()}
+
+    def keep_model(self, run: Run) -> None:
+        """Save the dynamics on their own, for planning and for notebooks."""
+        for _ in run.once("keep"):
+            info = {"env_id": run.env_id, "termination": name_of(self.cfg.termination), "phase": run.phase}
+            self.model.save(run.directory / "dynamics" / run.phase, info)
+
+    def _roll(self, starts: Tensor, into: Sink, coef: float, horizon: int) -> Metrics:
+        rules = {"termination": self.termination, "penalty": self.penalty, "reward": self.reward}
+        return rollout(self.model, self._explore, starts, into, horizon=horizon, coef=coef, **rules)
+
+    def _explore(self, obs: Tensor) -> Tensor:
+        return self.agent.act(obs, explore=True)

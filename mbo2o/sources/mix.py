@@ -1,0 +1,39 @@
+"""A fixed share of every batch is offline, as in Cal-QL, RLPD and PEX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbo2o.registry import source
+from mbo2o.sources.base import BaseSource, SourceConfig, check_shares
+from mbo2o.sources.mixtures import Mix
+from mbo2o.types import Batch
+
+
+@dataclass
+class MixConfig(SourceConfig):
+    """Default: Cal-QL and RLPD."""
+
+    offline_share: float = 0.5  # of every batch
+
+    def __post_init__(self) -> None:
+        check_shares("recipe.source", self, "offline_share")
+
+
+@source("mix", MixConfig)
+class Mixed(BaseSource):
+    """An exact share of every batch is offline, the rest is online."""
+
+    cfg: MixConfig
+
+    def advance(self, steps: int) -> None:
+        """The share is that of the config at all times."""
+        self.share = self.cfg.offline_share
+
+    def mix(self) -> Mix:
+        """Both kinds of rows in their present shares."""
+        return Mix((self.offline, self.share), (self.online, 1 - self.share))
+
+    def sample(self, n: int) -> Batch:
+        """`n` rows per seed, the offline ones first."""
+        return self.mix().sample(n)
