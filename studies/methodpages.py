@@ -169,7 +169,9 @@ def _equations(cls: type) -> Iterator[str]:
 def _settings(config: type, name: str) -> list[str]:
     """Tables of a config's own settings and of shared ones; a parent that has a page is linked."""
     pages = {e.config: e.name for e in [*RECIPES.values(), *AGENTS.values()] if e.name != name}
-    parts, seen = [], set()
+    known = {f.name for f in fields(config)}
+    parts: list[str] = []
+    seen: set[str] = set()
     for cls in config.__mro__:
         if not is_dataclass(cls):
             continue
@@ -180,19 +182,17 @@ def _settings(config: type, name: str) -> list[str]:
                 )
             )
             break
-        own = [x for x in vars(cls).get("__annotations__", {}) if x not in seen]
+        own = [x for x in vars(cls).get("__annotations__", {}) if x in known - seen]
         seen |= set(own)
-        if doc := inspect.cleandoc(cls.__doc__ or ""):
-            parts.append(" ".join(doc.split()))
         if own:
-            parts.append(_table_of(config, cls, own))
+            parts += [" ".join((cls.__doc__ or "").split()), _table_of(config, cls, own)]
     return parts
 
 
 def _table_of(config: type, cls: type, names: list[str]) -> str:
     said = comments(cls)
     defaults = {f.name: f for f in fields(config)}
-    rows = [f"| `{x}` | {_default(defaults[x])} | {_cell(said.get(x, ''))} |" for x in names if x in defaults]
+    rows = [f"| `{x}` | {_default(defaults[x])} | {_cell(said.get(x, ''))} |" for x in names]
     return "\n".join(["| setting | default | meaning and source |", "|---|---|---|", *rows])
 
 
