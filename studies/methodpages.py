@@ -16,8 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 import mbo2o.recipes  # noqa: F401  registers
-from mbo2o import registry
-from mbo2o.registry import AGENTS, RECIPES, Entry, conf_folder
+from mbo2o.registry import AGENTS, RECIPES, SOURCES, Entry, conf_folder
 from studies.methods import METHODS, Method, measured, measured_by
 
 OWN_PAGES = ("enoto", "moore", "mopo", "mbpo", "wsrl", "rlpd")
@@ -64,7 +63,7 @@ def _page_of(path: Path) -> str:
 def _page_named(stem: str) -> str:
     """The longest name of a page that the preset's name begins with: `calql` for `calql-dense`."""
     name = stem.replace("-", "_")
-    known = [*RECIPES, *AGENTS, *getattr(registry, "SOURCES", {}), *PUBLISHED]
+    known = [*RECIPES, *AGENTS, *SOURCES]
     return max((x for x in known if f"{name}_".startswith(f"{x}_")), key=len)
 
 
@@ -83,10 +82,6 @@ def _recipe_of(path: Path) -> str:
     return "moore"  # the recipe of conf/config.yaml
 
 
-PUBLISHED = ("wsrl", "rlpd", "balanced")
-"""Methods that have a page of their own although another recipe or source may carry them."""
-
-
 def method_pages() -> dict[str, str]:
     """The text of docs/methods/NAME.md by NAME."""
     names = dict.fromkeys([*RECIPES, *AGENTS, *(x.page for x in presets())])
@@ -102,8 +97,7 @@ def page_of(method: Method) -> str:
 def _page(name: str) -> str:
     methods = [m for m in METHODS if page_of(m) == name]
     parts = [f"# {methods[0].name if methods else name}", *(_header(m) for m in methods)]
-    sources: dict[str, Entry] = getattr(registry, "SOURCES", {})
-    for table, kind in ((RECIPES, "recipe"), (AGENTS, "agent"), (sources, "source")):
+    for table, kind in ((RECIPES, "recipe"), (AGENTS, "agent"), (SOURCES, "source")):
         if name in table:
             parts += _entry(table[name], kind)
     if found := [x for x in presets() if x.page == name]:
@@ -169,7 +163,9 @@ def _equations(cls: type) -> Iterator[str]:
 def _settings(config: type, name: str) -> list[str]:
     """Tables of a config's own settings and of shared ones; a parent that has a page is linked."""
     pages = {e.config: e.name for e in [*RECIPES.values(), *AGENTS.values()] if e.name != name}
-    parts, seen = [], set()
+    known = {f.name for f in fields(config)}
+    parts: list[str] = []
+    seen: set[str] = set()
     for cls in config.__mro__:
         if not is_dataclass(cls):
             continue
@@ -180,19 +176,17 @@ def _settings(config: type, name: str) -> list[str]:
                 )
             )
             break
-        own = [x for x in vars(cls).get("__annotations__", {}) if x not in seen]
+        own = [x for x in vars(cls).get("__annotations__", {}) if x in known - seen]
         seen |= set(own)
-        if doc := inspect.cleandoc(cls.__doc__ or ""):
-            parts.append(" ".join(doc.split()))
         if own:
-            parts.append(_table_of(config, cls, own))
+            parts += [" ".join((cls.__doc__ or "").split()), _table_of(config, cls, own)]
     return parts
 
 
 def _table_of(config: type, cls: type, names: list[str]) -> str:
     said = comments(cls)
     defaults = {f.name: f for f in fields(config)}
-    rows = [f"| `{x}` | {_default(defaults[x])} | {_cell(said.get(x, ''))} |" for x in names if x in defaults]
+    rows = [f"| `{x}` | {_default(defaults[x])} | {_cell(said.get(x, ''))} |" for x in names]
     return "\n".join(["| setting | default | meaning and source |", "|---|---|---|", *rows])
 
 

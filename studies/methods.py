@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
-from mbo2o.recipes import make_recipe
+from mbo2o.recipes.enoto import ENOTO
 from mbo2o.recipes.moore import MOOReConfig
 from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.registry import AGENTS, conf_folder
@@ -86,7 +86,7 @@ def enoto_online(base: Config) -> Any:
     enoto = replace(
         enoto, offline=cql, critics=cql.critics, explore=replace(enoto.explore, ucb_coef=UCB_COEF)
     )
-    return make_recipe(enoto).configs()[1]
+    return ENOTO(enoto).configs()[1]
 
 
 def pessimism(cql: Any) -> dict[str, Any]:

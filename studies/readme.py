@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.envs.scores import sets
-from mbo2o.registry import AGENTS, RECIPES
+from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
 from studies.arms import read_rows, recompute
@@ -294,6 +295,15 @@ def _agents() -> str:
     return "\n".join(lines)
 
 
+def _sources() -> str:
+    lines = ["| `source@recipe.source=` | rows of a batch | settings |", "|---|---|---|"]
+    for e in SOURCES.values():
+        settings = ", ".join(f"`{f.name}`" for f in fields(e.config))
+        idea = " ".join((e.cls.__doc__ or "").split("\n\n")[0].split())
+        lines.append(f"| `{e.name}` | {idea} | {settings} |")
+    return "\n".join(lines)
+
+
 def _recipes() -> str:
     lines = ["| recipe | idea | paper | needs |", "|---|---|---|---|"]
     for e in RECIPES.values():
@@ -387,6 +397,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods": _methods,
     "recipes": _recipes,
     "agents": _agents,
+    "sources": _sources,
     "offline": _offline,
     "enoto": partial(_arms, "enoto"),
     "wsrl": partial(_arms, "wsrl"),

@@ -10,7 +10,7 @@ import pytest
 from mbo2o.cli.main import compose_config
 from mbo2o.recipes import make_recipe
 from mbo2o.registry import SOURCES
-from studies.presets import BUDGETS, RATES, WARMUPS, preset
+from studies.presets import BUDGETS, RATES, preset
 
 RECORD = Path(__file__).parent / "golden" / "arms.json"
 """By base: setting -> value -> the runs that have it, `*` for all others. This file as a script writes it."""
@@ -153,8 +153,8 @@ def test_a_method_differs_from_its_preset_in_size_and_in_what_its_arm_names():
             "utd",
             "value_lr",
             *BUDGETS,
-            *WARMUPS,
             *RATES,
+            "start",
         }
         assert names - sizes <= NAMED[arm], arm
 
