@@ -375,7 +375,8 @@ def test_obac_compares_agents_from_nothing(tmp_path, where):
         for x in map(json.loads, log.splitlines())
         if x["kind"] == "eval-watcher" and x["phase"] == "online"
     ]
-    assert [float(r["j0"]) for r in rows[obac.WATCHER]] == pytest.approx(watching[0], abs=1e-3)
+    # the curves, which the rows are computed from, hold returns to two places
+    assert [float(r["j0"]) for r in rows[obac.WATCHER]] == pytest.approx(watching[0], abs=0.0051)
     config = read_config(tmp_path / "runs" / "obac-Pendulum-v1" / "obac-sparse")[0]
     assert config.run.disturb.reward_every == 50
     assert config.recipe.agent.constraint_weight == 0.1
