@@ -1,4 +1,4 @@
-"""What an update of ten critics costs when there are many of them per environment step."""
+"""The cost of an update of ten critics when there are many updates for each environment step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ UPDATES = (1, 4, 20)
 
 
 def bench_agents(rounds: int = 5) -> list[dict[str, Any]]:
-    """Median CPU milliseconds per critic update, one thread, in turns: SAC, and REDQ at G updates per actor's update.
+    """Median CPU milliseconds of a critic update: SAC, and REDQ with G updates for each of its actor's.
 
-    REDQ's target asks two of its ten critics; `all` has them asked for the smallest of ten, as SAC-N does.
+    The agents take turns, with one thread. REDQ's target asks two of its ten critics. `all` takes the smallest
+    of all ten, as SAC-N does.
     """
     torch.set_num_threads(1)
     agents: dict[tuple[str, int], Agent] = {("sac, 2 critics", 1): _make(SACConfig(critic=CRITIC))}

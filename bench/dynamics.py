@@ -1,8 +1,9 @@
 """Our dynamics ensemble against mbrl 0.2.0's GaussianMLP and ModelEnv, on the same work, as ratios.
 
-The two live in processes of their own, kept warm, and take turns; one thread, plain float32, CPU time. On a machine that
-others use absolute rates mean little, ratios of neighbouring turns do. A third process computes the matrix products of the
-same work and nothing else: about what any float32 implementation on torch's products could reach.
+Each has a process of its own, which is kept warm, and they take turns: one thread, plain float32, CPU time.
+On a machine that others use, only ratios of neighbouring turns mean something. A third process computes the
+matrix products of the same work and nothing else: about what any float32 implementation on torch's products
+could reach.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ Shapes = dict[str, list[int] | list[list[int]]]
 
 
 def bench_dynamics(rounds: int = 5, seconds: float = 1.0) -> list[dict[str, Any]]:
-    """Two results, `train` and `rollout`: median rates per CPU second, and the median, least and largest ratio of a round.
+    """Two results, `train` and `rollout`, with rates and ratios.
 
-    train: updates of all members, from drawing the batch out of the peer's own buffer to the optimiser's step.
-    rollout: HORIZON steps from STARTS states with given actions, each row through one random elite.
-    `most` is the ratio that the matrix products alone would reach.
-    Each peer works `seconds` per round and result. Raises `UserError` where mbrl is not installed.
+    A result has the median rates for each CPU second, and the median, least and largest ratio of a round.
+    train: updates of all members, from the draw of the batch out of the peer's own buffer to the optimiser's
+    step.
+    rollout: HORIZON steps from STARTS states with given actions, each row through one random elite. `most` is
+    the ratio that the matrix products alone would reach. Each peer works `seconds` per round and result.
+    Raises `UserError` where mbrl is not installed.
     """
     peers = {name: _Peer(name) for name in PEERS}
     try:
@@ -82,7 +85,7 @@ def _compare(
 ) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in peers}
     for i in range(rounds):
-        for name in sorted(peers, reverse=bool(i % 2)):  # none always follows the same one
+        for name in sorted(peers, reverse=bool(i % 2)):  # no peer always follows the same one
             rates[name].append(peers[name].rate(work, seconds))
     ratios, most = (
         [x / y for x, y in zip(rates[name], rates["mbrl"], strict=True)] for name in ("mbo2o", "products")
@@ -193,7 +196,7 @@ class _Enough(Exception):
 
 
 class _Timed:
-    """A dataset that clocks the fit which draws from it: one call of `rows` with a full batch is one update."""
+    """A dataset that times the fit which draws from it: a call of `rows` with a full batch is one update."""
 
     def __init__(self, dataset: TransitionDataset, seconds: float):
         self.index, self._dataset, self._seconds = dataset.index, dataset, seconds
@@ -304,7 +307,10 @@ def _mbrl() -> tuple[Shapes, dict[str, Work]]:
 
 
 def _products() -> tuple[Shapes, dict[str, Work]]:
-    """Forward, and for training the gradients of weights and hidden activations; rollouts in pieces that suit a cache."""
+    """The matrix products of both kinds of work; rollouts multiply in pieces that fit a cache.
+
+    Training has those of the forward pass, and of the gradients of weights and hidden activations.
+    """
     sizes = [OBS + ACT, *HIDDEN, 2 * (OBS + 1)]
 
     def layers(members: int, rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -320,7 +326,7 @@ def _products() -> tuple[Shapes, dict[str, Work]]:
         for k, (x, w, g) in enumerate(batch):
             torch.bmm(x, w)
             torch.bmm(x.mT, g)
-            if k:  # nobody asks for the gradient of the inputs
+            if k:  # the gradient of the inputs is not needed
                 torch.bmm(g, w.mT)
 
     def forward() -> None:

@@ -25,29 +25,30 @@ QUICK = [
     "run.log_every=20",
     "recipe.online_steps=60",
 ]
-"""Sizes that show nothing but that a study runs; and for those that learn offline, or without a model:"""
+"""Sizes that only show that a study runs: from scratch, with an offline phase, and without a model."""
 QUICK_OFFLINE = [*QUICK, "recipe.offline_steps=40"]
-QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.start=20", "recipe.probe_every=20"]
+QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.warmup=20", "recipe.probe_every=20"]
 DIVERGED = "diverged.txt"
 """In an arm's directory: why it ended early."""
 
 
 def run_offline(base: Config, directory: Path) -> None:
-    """The offline phase of `base` alone, to be started from; nothing if it is finished."""
+    """Run the offline phase of `base` alone, for arms to start from; a finished one is not run again."""
     train(replace(base, dir=str(directory), recipe=replace(base.recipe, online_steps=0), report=False))
 
 
 def offline_alone(recipe: FinetuneConfig) -> FinetuneConfig:
-    """What decides the offline phase of `recipe` and nothing else, so that many arms find it in one run."""
+    """A recipe with only the settings that decide the offline phase, so that arms share one run of it."""
     return FinetuneConfig(
         **{x: getattr(recipe, x) for x in ("offline", "offline_steps", "batch", "probe_every")}
     )
 
 
 def run_arm(base: Config, directory: Path, start_from: Path | None = None) -> None:
-    """`base`, from the end of the offline run at `start_from` if one is given; nothing if it is finished, or diverged before.
+    """Run `base`, from the end of the offline run at `start_from` if one is given.
 
-    An arm that diverges says so and does not keep the others from running.
+    An arm that is finished, or has diverged before, is not run again. An arm that diverges says so, and the
+    others run.
     """
     if (directory / DIVERGED).exists():
         return
@@ -63,7 +64,10 @@ def run_arm(base: Config, directory: Path, start_from: Path | None = None) -> No
 
 
 def read_arms(out: Path, arms: Sequence[str], phase: str = "online") -> dict[str, RunLog]:
-    """The logs of those arms under `out` that ran to the end of `phase`, or diverged; others are named and left out."""
+    """The logs of the arms under `out` that ran to the end of `phase`, or diverged.
+
+    An arm that has not finished is named on stderr and left out.
+    """
     logs = {}
     for arm in arms:
         if not (out / arm / "metrics.jsonl").exists():
@@ -80,9 +84,10 @@ def read_arms(out: Path, arms: Sequence[str], phase: str = "online") -> dict[str
 
 
 def online_rows(logs: dict[str, RunLog]) -> dict[str, list[Row]]:
-    """By arm one row per seed: the numbers that describe the online curve; NaN where the arm diverged before its end.
+    """By arm, a row for each seed with the numbers that describe its online curve.
 
-    `drop` looks at the same number of updates and of evaluations in every arm of `logs` (see `common_window`).
+    They are NaN where the arm diverged before its end. `drop` looks at the same number of updates and of
+    evaluations in every arm of `logs` (see `common_window`).
     """
     arms, rows = {}, {}
     for arm, log in logs.items():
@@ -101,7 +106,10 @@ def online_rows(logs: dict[str, RunLog]) -> dict[str, list[Row]]:
 
 
 def measures(arms: dict[str, tuple[Curve, int, bool]]) -> dict[str, list[Row]]:
-    """By arm and seed what the curves come to: of each arm its curve, its updates per step, and whether it reached its end."""
+    """By arm, a row for each seed with the measures of its curve.
+
+    arms: for each arm its curve, its updates for each environment step, and whether it reached its end.
+    """
     paces = {arm: Pace(c.step, c.frozen, utd) for arm, (c, utd, whole) in arms.items() if whole}
     updates, early = common_window(paces)
     found: dict[str, list[Row]] = {}
@@ -124,8 +132,8 @@ def measures(arms: dict[str, tuple[Curve, int, bool]]) -> dict[str, list[Row]]:
 
 
 def recompute(path: Path) -> None:
-    """Compute again, from `NAME-curves.csv`, what `NAME.csv` says of its curves: after a definition has changed."""
-    rows, arms = read(path), stored_curves(path)
+    """Compute the measures in `NAME.csv` again from `NAME-curves.csv`, after a definition has changed."""
+    rows, arms = read_rows(path), stored_curves(path)
     online = "j0" in next(iter(rows.values()))[0]
     utd = {arm: int(found[0]["utd"]) if online else 1 for arm, found in rows.items()}
     new = measures({arm: (arms[arm], utd[arm], found[0]["final"] != "nan") for arm, found in rows.items()})
@@ -139,8 +147,8 @@ def recompute(path: Path) -> None:
 
 
 def stored_curves(path: Path) -> dict[str, Curve]:
-    """By arm of `NAME.csv` its curve in `NAME-curves.csv`."""
-    rows, found = read(path), read(path.with_name(f"{path.stem}-curves.csv"))
+    """The curves in `NAME-curves.csv`, by arm of `NAME.csv`."""
+    rows, found = read_rows(path), read_rows(path.with_name(f"{path.stem}-curves.csv"))
     out = {}
     for arm, points in found.items():
         seeds = sorted({int(p["seed"]) for p in points})
@@ -155,11 +163,11 @@ def stored_curves(path: Path) -> dict[str, Curve]:
 
 
 def draw(path: Path, panels: dict[str, list[str]], phase: str = "online", suffix: str = "") -> None:
-    """The figure of `NAME.csv` from the files alone: `NAMESUFFIX.png`, and an SVG beside it, a panel for each set of arms.
+    """Draw `NAMESUFFIX.png`, and an SVG, from the files of `NAME.csv`, with a panel for each set of arms.
 
-    A panel of which fewer than two arms were run is left out, unless none is left.
+    A panel with fewer than two measured arms is left out, unless all of them are such panels.
     """
-    arms, first = stored_curves(path), next(iter(read(path).values()))[0]
+    arms, first = stored_curves(path), next(iter(read_rows(path).values()))[0]
     shown = {title: {arm: arms[arm] for arm in names if arm in arms} for title, names in panels.items()}
     drawn = {title: found for title, found in shown.items() if len(found) > 1}
     if len(drawn) == 1:  # a title tells panels apart
@@ -186,7 +194,8 @@ def curves(logs: dict[str, RunLog], phase: str = "online") -> list[Row]:
 def publish(path: Path, rows: list[Row], logs: dict[str, RunLog], phase: str = "online") -> None:
     """Write `NAME.csv` and `NAME-curves.csv`.
 
-    What the rows say of a curve is computed from the stored curve, whose returns are rounded: the two files always agree.
+    The measures are computed from the stored curve, whose returns are rounded, so that the two files always
+    agree.
     """
     write(path, rows)
     write(path.with_name(f"{path.stem}-curves.csv"), curves(logs, phase))
@@ -205,7 +214,7 @@ def write(path: Path, rows: list[Row]) -> None:
         )
 
 
-def read(path: Path) -> dict[str, list[dict[str, str]]]:
+def read_rows(path: Path) -> dict[str, list[dict[str, str]]]:
     """A file of `write`, by arm."""
     with open(path, newline="") as f:
         rows = list(csv.DictReader(f))

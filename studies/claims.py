@@ -1,4 +1,4 @@
-"""Claims of papers as differences that should be positive, and what measured arms say of them."""
+"""Claims of papers as differences that should be positive, and their verdicts from measured arms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 
 class Apart(NamedTuple):
-    """Two samples whose seeds share no checkpoint, no network and no data order: their difference is not paired."""
+    """Two samples whose seeds share no checkpoint, network or order of data: they are not paired."""
 
     more: np.ndarray
     less: np.ndarray
@@ -29,11 +29,11 @@ class Claim(NamedTuple):
     text: str
     value: Callable[[Measured], Any]
     sanity: bool = False
-    """The comparison can hardly fail: it shows that a measure works, and is outside the family that is corrected."""
+    """Whether the comparison can hardly fail: it shows that a measure works, and is not corrected."""
 
 
 class Finding(NamedTuple):
-    """What one study's arms say of a claim."""
+    """The result of a claim on one dataset of a study."""
 
     claim: Claim
     data: str
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def difference(measure: str, more: str, less: str) -> Callable[[Measured], Any]:
-    """`more` minus `less` within each seed: two arms that start from the same checkpoint, or the same networks."""
+    """`more` minus `less` in each seed, for two arms that start from the same checkpoint or networks."""
     return lambda m: m[more][measure] - m[less][measure]
 
 
@@ -55,7 +55,7 @@ def apart(measure: str, more: str, less: str) -> Callable[[Measured], Any]:
 
 
 def verdicts(claims: Sequence[Claim], studied: dict[str, Measured]) -> list[Finding]:
-    """What each claim comes to on each of the study's data (by name), where the arms that it needs were run."""
+    """The finding of each claim on each of the study's data, where the arms that it needs were run."""
     found = []
     for claim in claims:
         for data, measured in studied.items():
@@ -74,13 +74,13 @@ def verdicts(claims: Sequence[Claim], studied: dict[str, Measured]) -> list[Find
 
 
 def _verdict(claim: Claim, e: Estimate, q: float, value: Any) -> str:
-    """The words of the protocol: from the interval alone, and from q whether it stays so for as many claims."""
+    """The verdict in the protocol's words: from the interval, and from q for the number of comparisons."""
     if np.isnan(e.mean):
         return "undefined"  # an arm diverged
     if claim.sanity:
         return "sanity check passed" if e.low > 0 else "sanity check not passed"
     if not np.any(np.subtract(*value) if isinstance(value, Apart) else value):
-        return "no difference"  # as where what an agent becomes is what it was, or no arm lost anything
+        return "no difference"  # such as a drop where no arm lost anything
     if e.low > 0:
         return "holds" if q < LEVEL else "holds before correction"
     if e.high < 0:
@@ -89,7 +89,7 @@ def _verdict(claim: Claim, e: Estimate, q: float, value: Any) -> str:
 
 
 def figures(f: Finding) -> str:
-    """The numbers behind a verdict: mean, interval, p and q; without an interval for fewer than FEWEST seeds."""
+    """The numbers behind a verdict: mean, interval, p and q. Fewer than FEWEST seeds have no interval."""
     e = f.estimate
     largest = abs(e.mean) if np.isnan(e.low) else max(abs(e.low), abs(e.high))
     digits = 2 if largest < 10 else 0

@@ -1,4 +1,4 @@
-"""Every offline-to-online method on one dataset, with the same nets, batches and budgets; and where each one's figures are."""
+"""Offline-to-online methods on one dataset with the same nets and budgets, and the table of methods."""
 
 from __future__ import annotations
 
@@ -8,22 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from mbo2o.recipes.balanced import BalancedConfig
 from omegaconf import OmegaConf
 
-from mbo2o.dynamics.fit import FitConfig
-from mbo2o.dynamics.model import DynamicsConfig
-from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.recipes.enoto import ENOTOConfig
-from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.recipes.enoto import ENOTO
 from mbo2o.recipes.moore import MOOReConfig
-from mbo2o.recipes.scratch import ScratchConfig
+from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import interval
-from mbo2o.store import datasets
 from mbo2o.training import Config
-from mbo2o.types import UserError
 from studies import moore as moore_study
 from studies.arms import (
     QUICK_Q,
@@ -31,128 +24,148 @@ from studies.arms import (
     offline_alone,
     online_rows,
     publish,
-    read,
     read_arms,
+    read_rows,
     run_arm,
     run_offline,
 )
 from studies.claims import Claim, apart, difference
-from studies.offline import sized
+from studies.presets import at_size, changed, drawing, preset, task_of, warmup
 
-EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
+SUBJECT = "dataset"
+EXPERIMENT, CONFIG = "wsrl-small", WSRLConfig
 SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
+UCB_COEF = 1.0
+"""The weight of the upper bound; the authors' code has 10 (the arm `ucb-10` of the study enoto)."""
 
 
 def arms(base: Config) -> dict[str, Config]:
-    """Methods by name, at the sizes of `base`, whose offline agent is CQL, and whose online one is WSRL's SAC.
+    """Methods by name. The base is WSRL on CQL.
 
-    `no-data` is RLPD without them. Where a paper makes several updates per step, here it is as many as the base's `utd`. What
-    learns from weighted imitation sees standardised observations and rewards in thousandths of the spread of the data's
-    returns, as IQL's authors and CORL have it between them; where `base` shapes rewards itself (a sparse task), they are as it
-    says.
+    An arm is the preset of its method at the base's size, and the settings that are named here. All others
+    are the preset's.
     """
+    cql, n = base.recipe.offline, base.recipe.offline.critics
+    # one CQL, the base's, and one IQL: arms that share an offline learner start from one checkpoint
+    iql = imitating(base, "switch=iql", {"recipe.offline.actor_decay_steps": None})
+    rlpd = at_size("switch=rlpd", base, cql, n)
+    return {
+        "cql": _on(cql, "switch=cql", base),
+        "cql-sac": _on(cql, "switch=cql-sac", base),
+        "enoto": _on(cql, "switch=cql-sac", base, {"recipe.online": enoto_online(base)}),
+        "wsrl": base,
+        "balanced": balanced(base),
+        # Cal-QL differs from the base's CQL in its bound alone
+        "calql": changed(
+            at_size("switch=calql-dense", base, cql),
+            {f"recipe.offline.{x}": v for x, v in pessimism(cql).items()},
+        ),
+        "iql": iql,
+        "pex": pex(base, iql.recipe.offline),
+        "awac": imitating(base, "switch=awac"),
+        # the preset's least number of rows in the buffer would be half of these files
+        "adaptive-bc": imitating(
+            base, "switch=adaptive-bc", {"recipe.offline.normalize": True, "recipe.source.rows": 0}
+        ),
+        "rlpd": rlpd,
+        "no-data": changed(rlpd, drawing("online")),
+        **_from_nothing(base),
+        **_model_based(base),
+    }
+
+
+def _on(cql: Any, command: str, base: Config, changes: dict[str, Any] | None = None) -> Config:
+    """A method that goes on from the base's CQL, with one update for each environment step."""
+    return changed(at_size(command, base, cql), {"recipe.offline": cql} | (changes or {}))
+
+
+def enoto_online(base: Config) -> Any:
+    """ENOTO's online agent for the base's CQL. The arm is a `finetune`, and starts from the shared CQL."""
+    cql = base.recipe.offline
+    enoto = preset("switch=cql-enoto").recipe
+    enoto = replace(
+        enoto, offline=cql, critics=cql.critics, explore=replace(enoto.explore, ucb_coef=UCB_COEF)
+    )
+    return ENOTO(enoto).configs()[1]
+
+
+def pessimism(cql: Any) -> dict[str, Any]:
+    """The settings that Cal-QL takes from the base's CQL."""
+    names = ("weight", "ensemble", "gap", "actor_lr", "backup", "normalize")
+    return {x: getattr(cql, x) for x in names}
+
+
+def balanced(base: Config) -> Config:
+    """Balanced replay from the base's CQL, with ten first updates for each step of the warm-up."""
+    arm = _on(base.recipe.offline, "switch=balanced", base)
+    online = replace(arm.recipe.online, critics=base.recipe.offline.critics)
+    first = 10 * getattr(base.recipe, warmup(base.recipe))
+    return changed(
+        arm,
+        {
+            "recipe.online": online,
+            "recipe.source.first_updates": first,
+            "recipe.source.ratio": base.recipe.offline.critic,
+        },
+    )
+
+
+def imitating(base: Config, command: str, changes: dict[str, Any] | None = None) -> Config:
+    """A method that imitates by advantage, whose temperature is in units of return.
+
+    It sees rewards in thousandths of the spread of the data's returns, as IQL's authors have it. Where the
+    base shapes rewards itself (a sparse task), they are as it says. IQL's schedule over a million updates
+    hardly moves within the budget of a study, so that its arms have no schedule.
+    """
+    arm = changed(at_size(command, base, base.recipe.offline, base.recipe.offline.critics), changes or {})
     raw = (base.run.reward_scale, base.run.reward_shift) == (1, 0)
-    scaled = replace(base.run, reward_scale="auto") if raw else base.run
-    recipes: dict[str, Any] = {
-        **_recipes(base.recipe),
-        **_from_nothing(base.recipe),
-        **_model_based(base.recipe),
-    }
-    return {
-        name: replace(base, recipe=x, run=scaled if name in IMITATING else base.run)
-        for name, x in recipes.items()
-    }
+    return replace(arm, run=replace(base.run, reward_scale="auto")) if raw else arm
 
 
-IMITATING = ("iql", "pex", "awac", "adaptive-bc")
-"""Methods whose temperature is in units of return."""
+def pex(base: Config, iql: Any) -> Config:
+    """PEX from the IQL of the arm `iql`: its preset has an IQL of its own, with other settings."""
+    shared = {f"recipe.online.{x}": getattr(iql, x) for x in ("expectile", "normalize")}
+    return imitating(base, "switch=pex", {"recipe.offline": iql} | shared)
 
 
-def _recipes(wsrl: FinetuneConfig) -> dict[str, FinetuneConfig]:
-    """The recipe of each arm."""
-    cql, sac, n = wsrl.offline, wsrl.online, wsrl.offline.critics
-    enoto = ENOTOConfig()
-    plain = replace(wsrl, online=None, utd=1)
-    append = replace(plain, buffer="append", start=0)
-    freed = replace(cql.after_switch(), target="min_q")
-    rlpd = replace(
-        sized("redq", cql), critics=n, critic=replace(cql.critic, layer_norm=True), entropy_per_dim=-0.5
+def _from_nothing(base: Config) -> dict[str, Config]:
+    """SAC, and ENOTO's online part on SAC-N, without an offline phase and over as many environment steps."""
+    cql = base.recipe.offline
+    sac = at_size("experiment=sac-paper", base, cql)
+    random = getattr(base.recipe, warmup(base.recipe))
+    sac = replace(
+        sac, dataset=None, recipe=replace(sac.recipe, online_steps=base.recipe.online_steps - random)
     )
-    pessimism = {
-        "weight": cql.weight,
-        "ensemble": cql.ensemble,
-        "gap": None,
-        "actor_lr": cql.actor_lr,
-        "backup": cql.backup,
-    }
-    loosened = replace(freed, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
-    demonstrated = replace(
-        wsrl, offline=replace(rlpd, policy_delay=wsrl.utd), online=None, offline_steps=0, buffer="mix"
-    )
-    return {
-        "cql": replace(append, keep=True),
-        "cql-sac": replace(plain, online=freed),
-        "enoto": replace(plain, online=loosened),
-        "wsrl": wsrl,
-        "balanced": replace(
-            plain,
-            online=replace(sac, target="min_q", backup_entropy=True, policy_delay=1),
-            buffer="balanced",
-            balanced=BalancedConfig(first_updates=10 * wsrl.start, ratio=cql.critic),
-            carry_moments=False,
-            carry_temperature=False,
-        ),
-        "calql": replace(plain, offline=replace(sized("calql", cql), **pessimism), buffer="mix"),
-        "iql": replace(append, offline=sized("iql", cql)),
-        "pex": replace(plain, offline=sized("iql", cql), online=sized("pex", cql), buffer="mix"),
-        "awac": replace(append, offline=sized("awac", cql)),
-        "adaptive-bc": replace(
-            plain,
-            offline=replace(sized("adaptive_bc", cql), critics=n, normalize=True),
-            buffer="distill",
-            utd=wsrl.utd,
-            distill_share=0.05,
-            distill_rows=0,
-        ),
-        "rlpd": demonstrated,
-        "no-data": replace(demonstrated, buffer="empty"),
-    }
+    loosened = enoto_online(base)
+    n = at_size("switch=sacn", base, cql, cql.critics).recipe.offline
+    n = replace(n, target=loosened.target, explore=loosened.explore, sunrise=loosened.sunrise)
+    return {"sac": sac, "scratch": changed(sac, {"recipe.agent": n})}
 
 
-def _from_nothing(wsrl: FinetuneConfig) -> dict[str, ScratchConfig]:
-    """SAC, and ENOTO's online part (SAC-N, the weighted minimum of pairs, SUNRISE), without an offline phase."""
-    cql, enoto = wsrl.offline, ENOTOConfig()
-    sac = sized("sac", cql)
-    sac_n = replace(sized("sacn", cql), critics=cql.critics)
-    loosened = replace(sac_n, target=enoto.target, explore=enoto.explore, sunrise=enoto.sunrise)
-    steps = {"online_steps": wsrl.online_steps - wsrl.start, "start": wsrl.start, "batch": wsrl.batch}
-    return {"sac": ScratchConfig(agent=sac, **steps), "scratch": ScratchConfig(agent=loosened, **steps)}
-
-
-def _model_based(wsrl: FinetuneConfig) -> dict[str, Any]:
+def _model_based(base: Config) -> dict[str, Config]:
     """MOPO, which learns offline alone, MOORe, which goes on from it, and MBPO from nothing.
 
-    The agent's nets, batches and budgets are the base's; the model and its rollouts are those of experiment=hopper-small.
+    The model, its rollouts and the agent's first temperature are those of experiment=hopper-small; the
+    agent's other settings are SAC's. Fits and rollouts are not larger than the base's offline phase.
     """
-    cql, epoch = wsrl.offline, max(50, wsrl.online_steps // 10)
-    agent = replace(sized("sac", cql), init_alpha=0.2)
-    moore = MOOReConfig(
-        agent=agent,
-        dynamics=DynamicsConfig(members=5, elites=4, net=MLPConfig(hidden=[128, 128, 128])),
-        fit=FitConfig(max_updates=min(6000, wsrl.offline_steps)),
-        refit=FitConfig(
-            min_updates=200, max_updates=min(400, wsrl.offline_steps), epoch_updates=100, patience=3
-        ),
-        batch=wsrl.batch,
-        offline_steps=wsrl.offline_steps,
-        rollouts=2000,
-        online_steps=wsrl.online_steps,
+    most, epoch = base.recipe.offline_steps, max(50, base.recipe.online_steps // 10)
+    moore: MOOReConfig = preset("experiment=hopper-small").recipe
+    sac = at_size("experiment=sac-paper", base, base.recipe.offline).recipe.agent
+    moore = replace(
+        moore,
+        agent=replace(sac, init_alpha=moore.agent.init_alpha),
+        fit=replace(moore.fit, max_updates=min(moore.fit.max_updates, most)),
+        refit=replace(moore.refit, max_updates=min(moore.refit.max_updates, most)),
+        batch=base.recipe.batch,
+        offline_steps=most,
+        online_steps=base.recipe.online_steps,
         epoch=epoch,
         model_every=epoch,
-        online_rollouts=min(10_000, wsrl.offline_steps),
-        alpha=0.65,
+        online_rollouts=min(moore.online_rollouts, most),
     )
-    return {"mopo": moore_study.as_mopo(moore), "moore": moore, "mbpo": moore_study.mbpo(moore)}
+    recipes = {"mopo": moore_study.as_mopo(moore), "moore": moore, "mbpo": moore_study.mbpo(moore)}
+    arms = {name: replace(base, recipe=recipe) for name, recipe in recipes.items()}
+    return arms | {"mbpo": replace(arms["mbpo"], dataset=None)}
 
 
 PANELS = {
@@ -164,36 +177,29 @@ PANELS = {
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """The offline phases that the chosen methods need, then the methods, under `out`; what is finished is not run again."""
+    """Run the chosen methods, and the offline phases that they need; none runs twice."""
+    known = arms(base)
     for name in chosen:
-        arm = arms(base)[name]
-        if name in ("sac", "scratch", "mbpo"):
-            run_arm(replace(arm, dataset=None, env=_task(base)), out / name)
-            continue
-        if name in ("mopo", "moore"):
-            run_arm(arms(base)["mopo"], out / "mopo")
+        arm = known[name]
+        if arm.dataset is None:  # it learns from nothing
+            run_arm(replace(arm, env=task_of(base)), out / name)
+        elif not hasattr(arm.recipe, "offline_steps"):  # it has no offline phase
+            run_arm(arm, out / name)
+        elif name in ("mopo", "moore"):
+            run_arm(known["mopo"], out / "mopo")
             if name == "moore":
                 run_arm(arm, out / name, out / "mopo")
-            continue
-        agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
-        run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
-        run_arm(arm, out / name, out / f"offline-{agent}")
-
-
-def _task(base: Config) -> str:
-    """The environment that what starts from nothing learns in: the dataset's, if no other is named."""
-    env_id = base.env or datasets.find(base.dataset).attrs().get("env_id")
-    if not env_id:
-        raise UserError(
-            "no environment is named: give --set env=ID (the dataset does not say which it was collected in)"
-        )
-    return str(env_id)
+        else:
+            agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
+            run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
+            run_arm(arm, out / name, out / f"offline-{agent}")
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure.
 
-    MOPO has no online phase: its row is a curve that stays at the return that its offline phase ends with, over the same steps.
+    MOPO has no online phase. Its curve stays at the return of the end of its offline phase, over the same
+    steps.
     """
     known = list(arms(base))
     logs = read_arms(out, [x for x in known if x != "mopo"])
@@ -233,15 +239,15 @@ CLAIMS = [
 
 
 class Method(NamedTuple):
-    """A published method: the command that has its paper's numbers, and the study that measured it at small sizes."""
+    """A published method: the command with its paper's numbers, and the study that measured it."""
 
     name: str
     paper: str
     command: str
-    """What `mbo2o train` takes for the numbers of the paper; where these are from is the preset's to say."""
+    """What `mbo2o train` takes for the numbers of the paper; the preset says where these are from."""
     needs: str
     measured: tuple[str, str, str]
-    """The study whose figures it has, by its files' prefix, its arm there, and the column."""
+    """Where its figures are: the prefix of the study's files, the arm, and the column."""
 
 
 BOTH, DATA, TASK = "dataset, then environment", "dataset", "environment"
@@ -262,7 +268,7 @@ METHODS = [
     Method(
         "Adaptive BC", "arXiv 2210.13846", "switch=adaptive-bc", BOTH, ("methods", "adaptive-bc", "final")
     ),
-    Method("CQL", "arXiv 2006.04779", "switch=cql", BOTH, ("enoto-hopper", "kept-data", "final")),
+    Method("CQL", "arXiv 2006.04779", "switch=cql", BOTH, ("methods", "cql", "final")),
     Method("CQL → SAC", "arXiv 2306.06871", "switch=cql-sac", BOTH, ("enoto-hopper", "freed", "final")),
     Method("Cal-QL", "arXiv 2303.05479", "switch=calql", BOTH, ("methods", "calql", "final")),
     Method("IQL", "arXiv 2110.06169", "switch=iql", BOTH, ("methods", "iql", "final")),
@@ -277,16 +283,18 @@ METHODS = [
 ]
 
 _OFFLINE = " --seeds 3 --set recipe.offline.normalize=true"
-_MAZE = " --set run.reward_shift=-1 run.eval_episodes=10 recipe.start=500"
+_MAZE = " --set run.reward_shift=-1 run.eval_episodes=10 recipe.warmup=500"
 MEASURED_BY = {
     "enoto-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5",
-    "enoto-lapo-pointmaze-umaze": "enoto pointmaze-umaze.hdf5 --seeds 5 --experiment lapo-small --name lapo-pointmaze-umaze",
+    "enoto-lapo-pointmaze-umaze": "enoto pointmaze-umaze.hdf5 --seeds 5 --experiment lapo-small"
+    " --name lapo-pointmaze-umaze",
     "enoto-td3bc-hopper-medium-100k": "enoto hopper-medium-100k.hdf5 --seeds 5 --experiment td3bc-small"
     " --name td3bc-hopper-medium-100k",
     "methods-hopper-medium-100k": "methods hopper-medium-100k.hdf5 --seeds 5",
     "methods-pointmaze-umaze": f"methods pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
     "methods-pointmaze-umaze-demos": f"methods pointmaze-umaze-demos.hdf5 --seeds 5{_MAZE}",
-    "moore-halfcheetah-medium-replay-v5": "moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small",
+    "moore-halfcheetah-medium-replay-v5": "moore halfcheetah-medium-replay-v5 --seeds 5"
+    " --experiment halfcheetah-small",
     "moore-hopper-medium-replay-v5": "moore hopper-medium-replay-v5 --seeds 5",
     "moore-zoo-hopper-replay-like": "moore zoo-hopper-replay-like.hdf5 --seeds 3",
     "obac-HalfCheetah-v5": "obac HalfCheetah-v5 --seeds 5",
@@ -305,10 +313,10 @@ MEASURED_BY = {
     "wsrl-hopper-medium-100k": "wsrl hopper-medium-100k.hdf5 --seeds 5",
     "wsrl-pointmaze-umaze": f"wsrl pointmaze-umaze.hdf5 --seeds 5{_MAZE}",
 }
-"""What `mbo2o study` takes for each of data/results' files, by the file's name; --arms says for which arm."""
+"""What `mbo2o study` takes for each file in data/results, by the file's name; --arms chooses an arm."""
 
 OLDER = "5ccba87"
-"""The commit whose settings all files but these were measured with; today's small experiments differ from it."""
+"""The commit whose small experiments all files but TODAYS were measured with; today's differ from them."""
 TODAYS = ("enoto-hopper-medium-100k", "methods-hopper-medium-100k")
 
 
@@ -318,18 +326,18 @@ def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]
     paths = (
         [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith("-curves")] if study else []
     )
-    return [(path.stem, rows) for path in paths if (rows := read(path).get(arm, []))]
+    return [(path.stem, rows) for path in paths if (rows := read_rows(path).get(arm, []))]
 
 
 def declared(command: str) -> str:
-    """What the preset that `command` is, as switch=NAME, says of its numbers: KIND: SOURCE."""
+    """The provenance of the preset that a command such as switch=NAME names: KIND: SOURCE."""
     return str(
         OmegaConf.select(OmegaConf.load(conf_folder() / f"{command.replace('=', '/')}.yaml"), "provenance")
     )
 
 
 def measured(method: Method, results: Path) -> str:
-    """What it came to by dataset, as mean and interval, after the return at the switch if there is one; "" if unknown."""
+    """Mean and interval by dataset, after the return at the switch; "" if nothing is measured."""
     column = method.measured[2]
     return "; ".join(
         f"{stem.split('-', 1)[1]} {_figures(rows, column)}" for stem, rows in _found(method, results)
@@ -356,7 +364,7 @@ def _figures(rows: list[dict[str, str]], column: str) -> str:
 
 
 def _budget(row: dict[str, str]) -> str:
-    """After how much the final was measured: methods of one table have different budgets."""
+    """The budget after which the final was measured: methods of one table have different ones."""
     steps = f"{int(row['steps']):,}".replace(",", " ")
     few = ", one evaluation" if row["final_evals"] == "1" else ""
     return f" ({steps} {'steps' if 'j0' in row else 'updates'}{few})"

@@ -1,11 +1,11 @@
-"""How should offline data fade? MOORe's priority against its paper's baselines, all from one offline phase."""
+"""How should offline data fade? MOORe's priority and its paper's baselines, all from one offline phase."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from mbo2o.recipes.moore import MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
-from mbo2o.training import Config, read_config, train
+from mbo2o.training import Config, train
 from studies.arms import QUICK_OFFLINE, Row, draw, online_rows, publish, read_arms, run_arm
 from studies.claims import Claim, Measured, apart, difference
+from studies.presets import changed, preset, task_of, warmup
 
+SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
 SMALLEST = [
     *QUICK_OFFLINE,
@@ -33,56 +35,59 @@ SMALLEST = [
     ),  # enough rows for a refit
 ]
 DEFAULT = ("priority", "uniform", "half", "online")
-"""MOORe and its paper's baselines; each starts from the same offline checkpoint, and its model is fine-tuned, not reset."""
-Sized = TypeVar("Sized", MBPOConfig, MOPOConfig)
+"""MOORe and its paper's baselines. Each starts from the same offline checkpoint and fine-tunes its model."""
 PACES = ("alpha-0.5", "priority", "alpha-0.9")
 EXTREMES = ("online", "priority", "uniform")
-"""Priorities that are gone at once, fade, and never do: an alpha of 0, of the config, and of 1."""
+"""Offline data that are gone at once, that fade, and that stay: an alpha of 0, of the base, and of 1."""
 
 
-def arms(base: Config) -> dict[str, dict[str, Any]]:
-    """Changes of the recipe by name: sampling, its pace, the penalty's coefficient online; MBPO starts from nothing."""
-    return {
+def arms(base: Config) -> dict[str, Config]:
+    """Arms by name: other samplings, paces and penalties of the base's MOORe, and MBPO from nothing."""
+    changes: dict[str, dict[str, Any]] = {
         "priority": {},
-        "uniform": {"sampling": "uniform"},
-        "half": {"sampling": "half"},
-        "online": {"sampling": "online"},
-        "alpha-0.5": {"alpha": 0.5},
-        "alpha-0.9": {"alpha": 0.9},
-        "no-penalty": {"online_coef": 0.0},
-        "double-penalty": {"online_coef": 2 * base.recipe.coef},
-        "mbpo": {},
+        "uniform": {"recipe.sampling": "uniform"},
+        "half": {"recipe.sampling": "half"},
+        "online": {"recipe.sampling": "online"},
+        "alpha-0.5": {"recipe.alpha": 0.5},
+        "alpha-0.9": {"recipe.alpha": 0.9},
+        "no-penalty": {"recipe.online_coef": 0.0},
+        "double-penalty": {"recipe.online_coef": 2 * base.recipe.coef},
     }
+    found = {name: changed(base, x) for name, x in changes.items()}
+    return found | {"mbpo": replace(base, recipe=mbpo(base.recipe), dataset=None)}
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
     """One offline phase, then the chosen arms, under `out`; what is finished is not run again."""
-    offline = out / "offline"
-    # as MOPO's, so that it serves arms whose online settings differ
+    known, offline = arms(base), out / "offline"
+    # a run of MOPO, so that it serves arms whose online settings differ
     train(replace(base, recipe=as_mopo(base.recipe), dir=str(offline), report=False))
     for name in chosen:
         if name == "mbpo":
-            run_arm(
-                replace(base, recipe=mbpo(base.recipe), dataset=None, env=read_config(offline)[1]), out / name
-            )
+            run_arm(replace(known[name], env=task_of(base)), out / name)
         else:
-            run_arm(replace(base, recipe=replace(base.recipe, **arms(base)[name])), out / name, offline)
+            run_arm(known[name], out / name, offline)
 
 
 def as_mopo(moore: MOOReConfig) -> MOPOConfig:
     """MOORe's offline phase alone."""
-    return _sized(MOPOConfig, moore)
+    return MOPOConfig(**_shared(MOPOConfig, moore))
 
 
 def mbpo(moore: MOOReConfig) -> MBPOConfig:
-    """MOORe's limit at the same sizes: no data, no penalty; of as many steps those before the first fit are random."""
-    start = moore.model_every
-    return replace(_sized(MBPOConfig, moore), coef=0.0, start=start, online_steps=moore.online_steps - start)
+    """MBPO with the settings that it shares with MOORe, whose limit it is: no data, no penalty.
+
+    Steps before the first fit are random, and count as environment steps.
+    """
+    paper: MBPOConfig = preset("experiment=mbpo-paper").recipe
+    random = moore.model_every
+    sizes = _shared(MBPOConfig, moore) | {"coef": 0.0, "online_steps": moore.online_steps - random}
+    return replace(paper, **sizes | {warmup(paper): random})
 
 
-def _sized(kind: type[Sized], moore: MOOReConfig) -> Sized:
-    """The config of a method that shares fields with MOORe, at MOORe's sizes."""
-    return kind(**{f.name: getattr(moore, f.name) for f in fields(kind) if hasattr(moore, f.name)})
+def _shared(kind: type, moore: MOOReConfig) -> dict[str, Any]:
+    """The settings that a method's config shares with MOORe's."""
+    return {f.name: getattr(moore, f.name) for f in fields(kind) if hasattr(moore, f.name)}
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
@@ -90,7 +95,9 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
     logs = read_arms(out, list(arms(base)))
     measured = online_rows(logs)
     publish(
-        results / f"{name}.csv", [row for arm, log in logs.items() for row in _rows(measured[arm], log)], logs
+        results / f"{name}.csv",
+        [row for arm, log in logs.items() for row in _moore_rows(measured[arm], log)],
+        logs,
     )
     figure(results / f"{name}.csv")
 
@@ -100,7 +107,7 @@ def figure(path: Path) -> None:
     draw(path, PANELS)
 
 
-def _rows(rows: list[Row], log: RunLog) -> list[Row]:
+def _moore_rows(rows: list[Row], log: RunLog) -> list[Row]:
     u = {short: log.series("uncertainty", long, "online") for short, long in NAMES.items()}
     share = log.series("model", "share_offline", "online").values
     for k, row in enumerate(rows):
@@ -123,7 +130,7 @@ NAMES = {
     "penalty": "penalty_share",
     "error": "error/online",
 }
-"""What a model does not know, the penalty's size beside the rewards', and how wrong the model is where the policy goes."""
+"""The model's uncertainty, the penalty's size beside the rewards, and the model's error on online states."""
 
 OTHERS = ("alpha-0.5", "alpha-0.9", "no-penalty", "double-penalty", "mbpo")
 PANELS = {
@@ -132,7 +139,7 @@ PANELS = {
 }
 
 
-def _spread(measured: Measured, names: Sequence[str]) -> np.ndarray:
+def _auc_range(measured: Measured, names: Sequence[str]) -> np.ndarray:
     values = np.stack([measured[name]["auc"] for name in names])
     return values.max(0) - values.min(0)
 
@@ -161,8 +168,8 @@ CLAIMS = [
     Claim("M5", "final: without penalty online > with", difference("final", "no-penalty", "priority")),
     Claim(
         "M6",
-        "AUC's spread: over 0, alpha, 1 > over 0.5, alpha, 0.9",
-        lambda m: _spread(m, EXTREMES) - _spread(m, PACES),
+        "range of AUC: over alpha of 0, the base's and 1 > over 0.5, the base's and 0.9",
+        lambda m: _auc_range(m, EXTREMES) - _auc_range(m, PACES),
     ),
     Claim("", "final: priority > half", difference("final", "priority", "half")),
     Claim("", "final: priority > online", difference("final", "priority", "online")),

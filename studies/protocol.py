@@ -1,4 +1,4 @@
-"""How studies are measured and judged, as tables of docs/protocol.md; and the simulation behind its choice of intervals."""
+"""How studies are measured and judged: tables of docs/protocol.md, and the simulation of its intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mbo2o.report.statistics import bootstrap_interval, t_quantile
-from studies.arms import Row, read, write
+from studies.arms import Row, read_rows, write
 from studies.claims import Apart, Claim, Measured
 from studies.methods import OLDER, TODAYS
 
@@ -22,95 +22,124 @@ SAMPLES = {
 SEEDS = (3, 5, 10, 20)
 MEASURES = {
     "J0, at the switch": "the first evaluation of the online phase, before any update of it.",
-    "drop": "max(0, J0 minus the lowest evaluation of the window). The window starts at the first learning turn: recipes with "
-    "`start=K` act for K steps with the frozen policy first, and the window does not include these "
-    "steps. It is the same number of updates for all "
-    "arms of a study on one dataset: 20 % of the shortest learning phase among them, in updates, rounded to whole "
-    "spacings of the arm that is evaluated most seldom, at least two. Each arm is looked at once per such spacing, at the "
-    "first evaluation that has as many updates, so that every arm has the same number of distinct evaluations. (A minimum "
-    "over more evaluations is lower by their noise alone.) Balanced replay makes its many first updates in its first "
-    "learning turn; the window counts those that follow.",
-    "mean online, AUC": "the area under the curve of evaluations over the online phase, divided by its length, frozen steps "
-    "included.",
-    "final": "the mean of the last evaluations: a tenth of them, at least three, and none from the first half of the phase. "
-    "The protocol asks for at least three evaluations of at least ten episodes; a table that was measured with fewer says so.",
+    "drop": (
+        "max(0, J0 minus the lowest evaluation of a window). The window starts at the first environment "
+        "step after which the agent learns: the warm-up, in which the frozen policy acts, is not part of "
+        "it. The window has the same number of updates for all arms of a study on one dataset: 20 % of "
+        "the shortest learning phase among them. This number is rounded to a multiple of the largest "
+        "distance, in updates, between two evaluations of an arm, and is at least two such distances. The"
+        " minimum of an arm is taken over one evaluation for each distance, the first one that has as "
+        "many updates, so that every arm has the same number of evaluations in its window. (Noise alone "
+        "makes a minimum over more evaluations lower.) Balanced replay makes its many first updates at "
+        "its first learning step; the window counts the updates after these."
+    ),
+    "mean online, AUC": (
+        "the area under the curve of evaluations over the online phase, divided by its length. The steps "
+        "of a warm-up are part of it."
+    ),
+    "final": (
+        "the mean of the last evaluations: a tenth of them, at least three, and none from the first half "
+        "of the phase. The protocol asks for at least three evaluations of at least ten episodes; a table"
+        " that was measured with fewer says so."
+    ),
     "best": "the highest evaluation. It is chosen with hindsight, and no claim uses it.",
     "gain": "AUC minus J0.",
-    "wobble": "the standard deviation of the differences of successive evaluations, divided by √2: the noise around a "
-    "straight line, however steep.",
-    "swing of Q": "the range of mean Q on fixed rows of the dataset over the online phase, divided by its first value's size.",
-    "distance to the data": "the median of ‖π(s) - a‖ over fixed rows of the dataset, at the end; for chance with a uniform "
-    "action in the policy's place.",
-    "over-estimation": "the critics' Q where the last tenth of the evaluations went, minus the discounted return that came of "
-    "it.",
-    "steps until 90 % of J0 are back": "the first evaluation from which on no evaluation is below 0.9 J0, in steps from the "
-    "switch; twice the budget if there is none.",
-    "Q - return at its lowest": "the lowest value, over evaluations, of Q minus the discounted return that followed.",
+    "wobble": (
+        "the standard deviation of the differences of successive evaluations, divided by √2. This is the "
+        "noise around a straight line, whatever its slope."
+    ),
+    "swing of Q": (
+        "the range of mean Q on fixed rows of the dataset over the online phase, divided by the size of "
+        "its first value."
+    ),
+    "distance to the data": (
+        "the median of ‖π(s) - a‖ over fixed rows of the dataset, at the end of the run. The value for "
+        "*random* replaces π(s) by an action that is drawn uniformly."
+    ),
+    "over-estimation": (
+        "the critics' Q at the states and actions of the last tenth of the evaluations, minus the "
+        "discounted return that followed."
+    ),
+    "steps until 90 % of J0 are back": (
+        "environment steps from the switch to the first evaluation after which no evaluation is below 0.9"
+        " J0; twice the budget if there is no such evaluation."
+    ),
+    "Q - return at its lowest": (
+        "the lowest value, over evaluations, of Q minus the discounted return that followed."
+    ),
     "Q of online batches at its lowest": "the lowest logged mean of Q on training batches.",
-    "TD error": "on fixed rows of the dataset, or on online batches for each critic, at the end; compared as a logarithm to "
-    "base ten.",
-    "bias of Q": "(Q minus the discounted return that followed), divided by the larger of that return's size and 10; mean "
-    "over the second half of the evaluations.",
-    "U3, U5": "the model's largest pairwise disagreement, and its total standard deviation, on imagined states. Their fall is "
-    "Spearman's rank correlation with time over refits.",
+    "TD error": (
+        "the mean squared TD error at the end, on fixed rows of the dataset, or on online batches for "
+        "each critic. Two arms are compared by the logarithm to base ten of their ratio."
+    ),
+    "bias of Q": (
+        "(Q minus the discounted return that followed), divided by the larger of that return's size and "
+        "10. It is averaged over the second half of the evaluations."
+    ),
+    "U3, U5": (
+        "the model's largest disagreement between two members, and its total standard deviation, on "
+        "imagined states. Their fall is measured by Spearman's rank correlation with time, over refits."
+    ),
     "penalty / reward": "λ·mean(u) / mean|r| on imagined states.",
-    "watching IQL ahead": "the share of evaluations at which it returns more than SAC by over one pooled standard error; two "
-    "equal policies pass this at 16 % of them.",
+    "watching IQL ahead": (
+        "the share of evaluations at which IQL, which learns from SAC's batches, returns more than SAC by"
+        " over one pooled standard error. Between two equal policies the expected share is 16 %."
+    ),
 }
 STATED = {
     "ENOTO (arXiv 2306.06871)": {
-        "A1": "going on with CQL is stable, and slow",
-        "A2": "CQL → SAC drops at the switch, or is unstable",
-        "A3": "CQL-N → SAC-N does not drop",
+        "A1": "CQL that goes on online is stable, and improves slowly",
+        "A2": "the return of CQL → SAC drops at the switch, or is unstable",
+        "A3": "the return of CQL-N → SAC-N does not drop",
         "A4": "offline, N critics are no worse than two",
         "A5": "CQL-N → SAC-N ends above CQL kept and above CQL → SAC",
         "A6": "Q swings less with N critics",
         "A7": "SAC-N's actions are farther from the data than CQL's, and nearer than chance",
         "B1": "the weighted and the random pair beat the minimum",
         "B2": "the minimum beats the mean and REM, which over-estimate",
-        "B3": "the weighted pair is steadier than the random pair",
+        "B3": "the return varies less with the weighted pair than with the random pair",
         "B4": "both pairs have the same mean pessimism",
         "C1": "of three explorations SUNRISE is best",
         "C2": "SUNRISE adds to the weighted pair",
         "D1": "ENOTO-CQL ends highest of all methods on most datasets",
-        "D2": "PEX drops at once",
+        "D2": "the return of PEX drops at the switch",
         "D3": "IQL improves little online",
-        "D4": "AWAC is slow",
-        "D5": "balanced replay is second, and unstable",
-        "D6": "Cal-QL is stable, slow on MuJoCo and strong in mazes",
-        "D7": "on hopper-medium-expert nearly all drop, and Cal-QL does not",
+        "D4": "AWAC improves slowly",
+        "D5": "balanced replay ends second, and is unstable",
+        "D6": "Cal-QL is stable; it improves slowly on MuJoCo and does well in mazes",
+        "D7": "on hopper-medium-expert nearly all methods drop at the switch, and Cal-QL does not",
         "D8": "pre-training helps the same online algorithm",
         "E1": "ENOTO on LAPO beats IQL, PEX and Cal-QL in sparse mazes",
         "E2": "N critics help LAPO offline and online",
         "F1": "ENOTO also helps TD3+BC",
     },
     "MOORe (arXiv 2201.10070)": {
-        "M1": "the priority keeps the start smooth; half-and-half and online data alone drop",
-        "M2": "uniform sampling is smooth, and slow",
-        "M3": "late, MOORe is as MBPO",
-        "M4": "uncertainty, and with it the penalty, falls online by itself",
-        "M5": "the penalty does little harm online",
-        "M6": "the pace of fading matters little",
+        "M1": "with the priority the return does not drop; with half-and-half or online data alone it does",
+        "M2": "with uniform sampling the return does not drop, and it improves slowly",
+        "M3": "late in training MOORe performs as well as MBPO",
+        "M4": "online the uncertainty falls by itself, and so does the penalty",
+        "M5": "online the penalty does little harm",
+        "M6": "how fast the offline data fade matters little",
         "M7": "the penalty changes values little from epoch to epoch",
-        "M8": "from random data the offline policy may fail, and online it recovers",
+        "M8": "on random data the offline policy may fail, and it recovers online",
     },
     "OBAC (arXiv 2405.18520)": {
-        "O1": "an IQL that learns beside SAC is ahead of it at times",
+        "O1": "an IQL that learns from SAC's batches is at times better than SAC",
         "O2": "an IQL that acts for itself underestimates Q and stagnates",
-        "O3": "which of both is ahead changes",
+        "O3": "which of the two learners is ahead, the offline or the online one, changes during training",
         "O4": "OBAC beats SAC",
         "O5": "the adaptive constraint beats a fixed one",
-        "O6": "OBAC's gain stays under noise and sparse rewards",
+        "O6": "OBAC keeps its gain over SAC under noise and sparse rewards",
     },
     "WSRL (arXiv 2412.07762)": {
         "W1": "without warm-up and data the return collapses",
         "W2": "Q falls too low at the start, and warm-up prevents it",
-        "W3": "without data the fit to the dataset is lost, the one to online data is not",
-        "W4": "keeping data costs the end, where WSRL is above Cal-QL with half offline",
+        "W3": "without offline data the critics lose their fit to the dataset, not to online data",
+        "W4": "keeping offline data lowers the end: WSRL ends above Cal-QL with half of its batch offline",
         "W5": "going on with SAC beats going on with the offline agent",
         "W6": "policy and critics both help when they cross the switch",
         "W7": "more updates per step help",
-        "W8": "own steps warm up better than rows of the dataset",
+        "W8": "a warm-up by steps of the policy is better than one by rows of the dataset",
     },
 }
 """What the papers state, in our words, by the number that claims have here."""
@@ -121,7 +150,7 @@ def stated_table(studies: dict[str, Sequence[Claim]]) -> str:
     tested: dict[str, list[str]] = {}
     for study, claims in studies.items():
         for c in claims:
-            for name in ("E1", "F1") if c.name == "E/F" else (c.name,):
+            for name in c.name.split(", "):
                 tested.setdefault(name, []).append(study)
     lines = ["| claim | the paper says | study with a comparison |", "|---|---|---|"]
     for paper, statements in STATED.items():
@@ -138,7 +167,7 @@ def measures() -> str:
 
 
 def simulate_coverage(repeats: int, seed: int = 0) -> list[Row]:
-    """How often a 95 % interval for the mean holds the true one, for both kinds, by number of seeds and their spread."""
+    """How often a 95 % interval contains the true mean, by kind, number of seeds and their spread."""
     rows = []
     for spread, (draw, truth) in SAMPLES.items():
         for seeds in SEEDS:
@@ -171,7 +200,7 @@ def coverage_table(path: Path) -> str:
 
 
 def claims_table(studies: dict[str, Sequence[Claim]]) -> str:
-    """Every claim that is tested: what should be positive, how seeds are compared, and whether it is in the family."""
+    """Every tested claim: what should be positive, how seeds are compared, and if it is corrected."""
     lines = ["| study | claim | what should be positive | seeds | family |", "|---|---|---|---|---|"]
     for study, claims in studies.items():
         for c in claims:
@@ -205,7 +234,7 @@ def studies_table(results: Path) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for path in sorted(results.glob("*-curves.csv")):
         path = path.with_name(path.name.replace("-curves", ""))
-        rows = [r for found in read(path).values() for r in found]
+        rows = [r for found in read_rows(path).values() for r in found]
         seeds = {r["seed"] for r in rows}
         steps = sorted({int(r["steps"]) for r in rows})
         window = (

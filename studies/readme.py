@@ -1,8 +1,9 @@
-"""The tables and verdicts of the README, the results page and the protocol, from the CSV files of data/results.
+"""The tables and verdicts of all pages, and the pages of methods, from code, `conf/` and data/results.
 
-`python -m studies.readme` writes them; with `--check` it changes nothing, and its exit code is 1 if they are stale.
-With `--recompute` it first computes again, from the stored curves, what the CSV files say of them; with `--figures` it
-draws the figures of the studies again; with `--coverage` it simulates how often intervals hold the truth.
+`python -m studies.readme` writes them; with `--check` it changes nothing, and its exit code is 1 if they are
+stale. With `--recompute` it first computes the measures in the CSV files again from the stored curves. With
+`--figures` it draws the figures of the studies again. With `--coverage` it simulates how often intervals
+contain the true mean.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -19,17 +21,26 @@ import numpy as np
 
 import mbo2o.recipes  # noqa: F401  registers
 from mbo2o.envs.scores import sets
-from mbo2o.registry import AGENTS, RECIPES
+from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from studies.arms import read, recompute
+from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, Measured, figures, verdicts
+from studies.methodpages import method_pages, page_of, quoted
 from studies.methods import METHODS, declared, measured, measured_by, with_interval
 from studies.offline import LEARNERS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results"
-PAGES = [ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "protocol.md"]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    RESULTS / "README.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted((DOCS / "results").glob("*.md")),
+    DOCS / "methods" / "index.md",
+]
+"""Pages written by hand, with generated blocks. The other pages of docs/methods are generated as a whole."""
 STUDIES = {"moore": moore, "enoto": enoto, "wsrl": wsrl, "methods": methods, "obac": obac}
 """Those that test claims."""
 
@@ -48,7 +59,7 @@ def _moore() -> str:
     columns += ["U3 online", "U5 online", "penalty / reward"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for path in files_of():
-        for arm, mine in read(path).items():
+        for arm, mine in read_rows(path).items():
             cells = [_interval([float(r[x]) for r in mine]) for x in ("j0", "drop", "auc", "final")]
             decay = [
                 f"{_mean(mine, f'{u}_first'):.2f} → {_mean(mine, f'{u}_last'):.2f}"
@@ -70,7 +81,7 @@ def _moore_main() -> str:
         "|---|---|---|" + "---|" * 4,
     ]
     for path in files_of():
-        by_arm = read(path)
+        by_arm = read_rows(path)
         first = next(iter(by_arm.values()))
         behaviour = f", {float(first[0]['behaviour']):.0f}" if first[0]["behaviour"] else ""
         data = f"{path.stem[6:]} ({len(first)}{behaviour})"
@@ -91,7 +102,7 @@ def files_of(kind: str = "moore") -> list[Path]:
 
 
 def _offline() -> str:
-    tables = {path.stem.removeprefix("offline-"): read(path) for path in files_of("offline")}
+    tables = {path.stem.removeprefix("offline-"): read_rows(path) for path in files_of("offline")}
     first = {name: next(iter(arms.values()))[0] for name, arms in tables.items()}
     lines = ["| agent | " + " | ".join(tables) + " |", "|---|" + "---|" * len(tables)]
     behaviour = [f"{float(row['behaviour']):.0f}" for row in first.values()]
@@ -111,7 +122,7 @@ COLUMNS = {"j0": "at the switch", "drop": "drop", "auc": "mean online", "final":
 
 
 def _arms(kind: str) -> str:
-    tables = {path.stem.removeprefix(f"{kind}-"): read(path) for path in files_of(kind)}
+    tables = {path.stem.removeprefix(f"{kind}-"): read_rows(path) for path in files_of(kind)}
     rows = [row for arms in tables.values() for found in arms.values() for row in found]
     columns = {
         x: "at the start" if (x, kind) == ("j0", "obac") else text
@@ -139,18 +150,18 @@ def numbers(path: Path) -> Measured:
     words = ("arm", "behaviour", "env")
     return {
         arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k not in words}
-        for arm, rows in read(path).items()
+        for arm, rows in read_rows(path).items()
     }
 
 
 def _claims(kind: str, claims: Sequence[Claim]) -> str:
-    """A row for each claim and a column for each data; daggers lead to what was tuned on the study's own seeds."""
+    """A row for each claim, a column for each data; a dagger marks what was tuned on the study's seeds."""
     found = verdicts(claims, studied(kind))
     notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
     columns = list(dict.fromkeys(f.data for f in found))
     heads = [data + _dagger(kind, data, ("*",), notes) for data in columns]
     lines = [
-        "| claim | measure, ours - theirs | seeds | " + " | ".join(heads) + " |",
+        "| claim | what should be positive | seeds | " + " | ".join(heads) + " |",
         "|---|---|---|" + "---|" * len(columns),
     ]
     for claim in dict.fromkeys((f.claim.name, f.claim.text) for f in found):
@@ -167,7 +178,7 @@ def _claims(kind: str, claims: Sequence[Claim]) -> str:
 
 
 def _tuned(kind: str) -> list[tuple[tuple[str, str], str]]:
-    """What was tuned on a study's own seeds: the data and the claim that it touches (`*`: all of them), and how."""
+    """What was tuned on a study's own seeds: the data and the claim that it touches (`*`: all), and how."""
     with open(RESULTS / "tuned.csv", newline="") as f:
         return [((r["data"], r["claim"]), r["note"]) for r in csv.DictReader(f) if r["study"] == kind]
 
@@ -181,24 +192,29 @@ def _dagger(kind: str, data: str, claims: Sequence[str], notes: list[str]) -> st
     )
 
 
-def _verdicts(kind: str, claims: Sequence[Claim]) -> str:
-    """The verdicts of a study in words, those that are certain first."""
+BULLETS = 5
+"""The most bullets of a study's page."""
+
+
+def _bullets(kind: str, claims: Sequence[Claim]) -> str:
+    """The counts of all verdicts, and the claims that hold or are contrary after correction, sorted by q."""
     found = [f for f in verdicts(claims, studied(kind)) if not f.claim.sanity]
     notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
-    lines = []
-    for word in ("holds", "contrary", "holds before correction", "contrary before correction"):
-        lines += [
-            f"- {_sentence(f, _dagger(kind, f.data, (f.claim.name, '*'), notes))}"
-            for f in found
-            if f.verdict == word
-        ]
-    rest = [
-        f for f in found if f.verdict in ("direction only", "not reproduced", "no difference", "undefined")
-    ]
-    for word in dict.fromkeys(f.verdict for f in rest):
-        where = [f"{f.claim.name} {f.claim.text} ({f.data})".strip() for f in rest if f.verdict == word]
-        lines.append(f"- *{word}*, {len(where)} of {len(found)}: {'; '.join(where)}.")
-    return "\n".join(lines)
+    sure = sorted((f for f in found if f.verdict in ("holds", "contrary")), key=lambda f: f.q)
+    lines = [f"- {len(found)} comparisons: {_counts(found)}."]
+    lines += [f"- {_sentence(f, _dagger(kind, f.data, (f.claim.name, '*'), notes))}" for f in sure]
+    return "\n".join(lines[:BULLETS])
+
+
+def _counts(found: Sequence[Finding]) -> str:
+    return ", ".join(f"{n} {word}" for word in WORDS if (n := sum(f.verdict == word for f in found)))
+
+
+def _statements(claims: Sequence[Claim]) -> str:
+    """What the papers state, for the numbers that a study's claims have."""
+    said = {name: text for found in protocol.STATED.values() for name, text in found.items()}
+    names = dict.fromkeys(x for c in claims for x in c.name.split(", ") if x)
+    return "\n".join(f"- **{name}**: {said[name]}" for name in names)
 
 
 def _sentence(f: Finding, dagger: str = "") -> str:
@@ -206,13 +222,14 @@ def _sentence(f: Finding, dagger: str = "") -> str:
 
 
 def _short() -> str:
-    """For the README: how many claims of each study have which verdict, and those that hold or are contrary, corrected."""
+    """By study the counts of its verdicts, and the claims that hold or are contrary after correction."""
     lines = []
     for kind, study in STUDIES.items():
         found = [f for f in verdicts(study.CLAIMS, studied(kind)) if not f.claim.sanity]
-        counts = [f"{n} {word}" for word in WORDS if (n := sum(f.verdict == word for f in found))]
         notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
-        lines.append(f"- **{TITLES[kind]}** ({len(found)} comparisons: {', '.join(counts)}).")
+        lines.append(
+            f"- **{TITLES[kind]}** ([results]({kind}.md); {len(found)} comparisons: {_counts(found)})."
+        )
         for f in found:
             if f.verdict in ("holds", "contrary"):
                 tuned = " †" if _dagger(kind, f.data, (f.claim.name, "*"), notes) else ""
@@ -238,7 +255,7 @@ def _layout(kind: str) -> str:
     """How a study's numbers were taken, by data; that it is less than the protocol asks for is said."""
     parts: dict[str, list[str]] = {}
     for path in files_of(kind):
-        rows = [r for found in read(path).values() for r in found]
+        rows = [r for found in read_rows(path).values() for r in found]
         evals, episodes, seeds = ({int(r[x]) for r in rows} for x in ("final_evals", "eval_episodes", "seed"))
         text = (
             f"{max(seeds) + 1} seeds, finals of {_span(evals, 'evaluation')} of {_span(episodes, 'episode')}"
@@ -272,9 +289,18 @@ def _interval(values: list[float]) -> str:
 def _agents() -> str:
     lines = ["| agent | idea |", "|---|---|"]
     lines += [
-        f"| `{e.name}` | {' '.join((e.cls.__doc__ or '').split(chr(10) * 2)[0].split())} |"
+        f"| [`{e.name}`]({e.name}.md) | {' '.join((e.cls.__doc__ or '').split(chr(10) * 2)[0].split())} |"
         for e in AGENTS.values()
     ]
+    return "\n".join(lines)
+
+
+def _sources() -> str:
+    lines = ["| `source@recipe.source=` | rows of a batch | settings |", "|---|---|---|"]
+    for e in SOURCES.values():
+        settings = ", ".join(f"`{f.name}`" for f in fields(e.config))
+        idea = " ".join((e.cls.__doc__ or "").split("\n\n")[0].split())
+        lines.append(f"| `{e.name}` | {idea} | {settings} |")
     return "\n".join(lines)
 
 
@@ -283,29 +309,46 @@ def _recipes() -> str:
     for e in RECIPES.values():
         idea = " ".join((e.cls.__doc__ or "").split("\n\n")[0].split())
         needs = "a dataset" if e.cls.needs_dataset else "an environment"  # type: ignore[attr-defined]
-        lines.append(f"| `{e.name}` | {idea} | {e.cls.paper} | {needs} |")  # type: ignore[attr-defined]
+        lines.append(f"| [`{e.name}`]({e.name}.md) | {idea} | {e.cls.paper} | {needs} |")  # type: ignore[attr-defined]
     return "\n".join(lines)
 
 
 def _methods() -> str:
+    """Each method with where its numbers are from and what was measured, for docs/methods."""
     lines = [
-        "| method | paper | the paper's numbers: `mbo2o train` | source | needs "
+        "| method | the paper's numbers: `mbo2o train` | source "
         f"| measured, small: return at the switch → final [{KIND}] | measured by |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|",
     ]
     for m in METHODS:
         figures, by = measured(m, RESULTS).replace("; ", "<br>"), measured_by(m, RESULTS)
-        commands = "<br>".join(_command(x) for x in by.split("; ")) if by else ""
+        commands = "<br>".join(quoted(x) for x in by.split("; ")) if by else ""
         kind = declared(m.command).partition(": ")[0]
-        lines.append(
-            " | ".join([f"| {m.name}", m.paper, f"`{m.command}`", kind, m.needs, figures, commands]) + " |"
-        )
+        cells = [f"| [{m.name}]({page_of(m)}.md)", f"`{m.command}`", kind, figures, commands]
+        lines.append(" | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _command(measured: str) -> str:
-    command, at, commit = measured.removeprefix("mbo2o ").partition(" at ")
-    return f"`{command}`{at}{commit}"
+def _methods_short() -> str:
+    """The README's table."""
+    lines = ["| method | arXiv | `mbo2o train` | needs | result |", "|---|---|---|---|---|"]
+    for m in METHODS:
+        study = m.measured[0].partition("-")[0]
+        result = f"[{study}](docs/results/{study}.md)" if measured(m, RESULTS) else ""
+        name = f"[{m.name}](docs/methods/{page_of(m)}.md)"
+        cells = [name, m.paper.removeprefix("arXiv "), f"`{m.command}`", NEEDS[m.needs], result]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+NEEDS = {methods.BOTH: "data, task", methods.DATA: "data", methods.TASK: "task"}
+
+
+def _costs(table: str) -> str:
+    """A table of data/results/costs.csv, what one run or the tests take."""
+    with open(RESULTS / "costs.csv", newline="") as f:
+        rows = [r for r in csv.DictReader(f) if r["table"] == table]
+    return "\n".join(["| what | measured |", "|---|---|", *(f"| {r['what']} | {r['value']} |" for r in rows)])
 
 
 def _bench() -> str:
@@ -354,13 +397,18 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods": _methods,
     "recipes": _recipes,
     "agents": _agents,
+    "sources": _sources,
     "offline": _offline,
     "enoto": partial(_arms, "enoto"),
     "wsrl": partial(_arms, "wsrl"),
     "finetuned": partial(_arms, "methods"),
     "obac": partial(_arms, "obac"),
     **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
-    **{f"{kind}-verdicts": partial(_verdicts, kind, study.CLAIMS) for kind, study in STUDIES.items()},
+    **{f"{kind}-bullets": partial(_bullets, kind, study.CLAIMS) for kind, study in STUDIES.items()},
+    **{f"{kind}-statements": partial(_statements, study.CLAIMS) for kind, study in STUDIES.items()},
+    "methods-short": _methods_short,
+    "times": partial(_costs, "times"),
+    "memory": partial(_costs, "memory"),
     "bench": _bench,
     "promises": _promises,
     "references": _references,
@@ -391,8 +439,9 @@ def main(options: Sequence[str]) -> int:
     if "--coverage" in options:
         protocol.write_coverage(RESULTS / protocol.COVERAGE)
     fresh = {page: render(page.read_text()) for page in PAGES}
+    fresh |= {DOCS / "methods" / f"{name}.md": text for name, text in method_pages().items()}
     if "--check" in options:
-        return int(any(page.read_text() != text for page, text in fresh.items()))
+        return int(any(not page.exists() or page.read_text() != text for page, text in fresh.items()))
     for page, text in fresh.items():
         page.write_text(text)
     return 0

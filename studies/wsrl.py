@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbo2o.recipes.finetune import FinetuneConfig
+from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.report.plots import CRITICS, Curve, compare_critics, save
 from mbo2o.report.read import RunLog
 from mbo2o.training import Config
@@ -20,14 +20,16 @@ from studies.arms import (
     offline_alone,
     online_rows,
     publish,
-    read,
     read_arms,
+    read_rows,
     run_arm,
     run_offline,
 )
 from studies.claims import Claim, Measured, difference
+from studies.presets import changed, drawing, warmup
 
-EXPERIMENT, CONFIG = "wsrl-small", FinetuneConfig
+SUBJECT = "dataset"
+EXPERIMENT, CONFIG = "wsrl-small", WSRLConfig
 SMALLEST = QUICK_Q
 
 
@@ -36,39 +38,43 @@ RETAINED = (0, 5, 10, 25, 50)
 
 
 def arms(base: Config) -> dict[str, Config]:
-    """Online variants by name; `warm` is WSRL, `cold` the same without its warm-up.
+    """Online variants by name; `warm` is WSRL, the base, and `cold` the same without its warm-up.
 
-    `seeded` has as many rows of the dataset in its buffer instead of a warm-up; `mix-X` and `kept-mix` keep the dataset; `kept`
-    and `kept-mix` go on with the offline agent, at one update per step. So do `iql-keep-X` and `calql-keep-X`, which keep X per
-    cent of each batch offline (the paper's figure on retention).
+    `seeded` has as many rows of the dataset in its buffer instead of a warm-up. `mix-X` and `kept-mix` keep
+    the dataset. `kept` and `kept-mix` go on with the offline agent, at one update per step. So do
+    `iql-keep-X` and `calql-keep-X`, which keep X per cent of each batch offline (the paper's figure on
+    retention).
     """
-    variants = {name: replace(base, recipe=recipe) for name, recipe in _variants(base.recipe).items()}
+    variants = _variants(base)
     others = methods.arms(base)
+    steps = getattr(base.recipe, warmup(base.recipe))
     for agent in ("iql", "calql"):
-        like: FinetuneConfig = others[agent].recipe
+        arm = others[agent]
+        plain = {"recipe.keep": True, "recipe.online": None, "recipe.utd": 1}
+        plain |= {f"recipe.{warmup(arm.recipe)}": steps}
         for share in RETAINED:
-            buffer = {"buffer": "mix", "offline_share": share / 100} if share else {"buffer": "empty"}
-            kept = replace(like, keep=True, online=None, utd=1, start=base.recipe.start, **buffer)
-            variants[f"{agent}-keep-{share}"] = replace(others[agent], recipe=kept)
+            source = drawing("mix", offline_share=share / 100) if share else drawing("online")
+            variants[f"{agent}-keep-{share}"] = changed(arm, plain | source)
     return variants
 
 
-def _variants(warm: FinetuneConfig) -> dict[str, FinetuneConfig]:
+def _variants(warm: Config) -> dict[str, Config]:
     """Arms that start from the base's own offline phase."""
-    cold = replace(warm, start=0)
-    kept = replace(warm, online=None, keep=True, utd=1)
+    steps = f"recipe.{warmup(warm.recipe)}"
+    cold = changed(warm, {steps: 0})
+    kept = changed(warm, {"recipe.online": None, "recipe.keep": True, "recipe.utd": 1})
     return {
         "warm": warm,
         "cold": cold,
-        "seeded": replace(cold, buffer="distill", distill_share=0.0, distill_rows=warm.start),
-        "mix-5": replace(warm, buffer="mix", offline_share=0.05),
-        "mix-50": replace(warm, buffer="mix", offline_share=0.5),
+        "seeded": changed(cold, drawing("distilled", share=0.0, rows=warm.recipe.warmup)),
+        "mix-5": changed(warm, drawing("mix", offline_share=0.05)),
+        "mix-50": changed(warm, drawing("mix", offline_share=0.5)),
         "kept": kept,
-        "kept-mix": replace(kept, buffer="mix", offline_share=0.5),
-        "policy": replace(warm, inherit="policy"),
-        "critics": replace(warm, inherit="critics"),
-        "none": replace(warm, inherit="none"),
-        "utd-1": replace(warm, utd=1, online=replace(warm.online, policy_delay=1)),
+        "kept-mix": changed(kept, drawing("mix", offline_share=0.5)),
+        "policy": changed(warm, {"recipe.inherit": "policy"}),
+        "critics": changed(warm, {"recipe.inherit": "critics"}),
+        "none": changed(warm, {"recipe.inherit": "none"}),
+        "utd-1": changed(warm, {"recipe.utd": 1, "recipe.online.policy_delay": 1}),
     }
 
 
@@ -92,19 +98,20 @@ WATCHED = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
 
 
 def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """The offline phases that the chosen arms need, then the arms, under `out`; what is finished is not run again."""
+    """Run the chosen arms, and the offline phases that they need, under `out`; none runs twice."""
+    known = arms(base)
     for name in chosen:
-        arm, agent = arms(base)[name], name.partition("-keep-")
-        offline = out / (f"offline-{agent[0]}" if agent[1] else "offline")
-        run_offline(replace(arm, recipe=offline_alone(arm.recipe)), offline)
-        run_arm(arm, out / name, offline)
+        agent, retained, _ = name.partition("-keep-")
+        offline = out / (f"offline-{agent}" if retained else "offline")
+        run_offline(replace(known[name], recipe=offline_alone(known[name].recipe)), offline)
+        run_arm(known[name], out / name, offline)
 
 
 def collect(base: Config, out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
     logs = read_arms(out, list(arms(base)))
     measured = online_rows(logs)
-    rows = [row for arm, log in logs.items() for row in _rows(measured[arm], log)]
+    rows = [row for arm, log in logs.items() for row in _wsrl_rows(measured[arm], log)]
     publish(results / f"{name}.csv", rows, logs)
     figure(results / f"{name}.csv")
     critics = {x: {arm: _watched(logs[arm], x) for arm in WATCHED if arm in logs} for x in CRITICS}
@@ -114,8 +121,8 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
 
 
 def figure(path: Path) -> None:
-    """The figure of a results file, and another of the shares of data that IQL and Cal-QL keep, where they were run."""
-    found = read(path)
+    """The figures of a results file: its arms, and the shares of data that IQL and Cal-QL keep."""
+    found = read_rows(path)
     if any(arm in found for names in PANELS.values() for arm in names):
         draw(path, PANELS)
     if any(arm in found for names in RETENTION.values() for arm in names):
@@ -123,13 +130,13 @@ def figure(path: Path) -> None:
 
 
 def _watched(log: RunLog, metric: str) -> Curve:
-    """What the critics of a run think, over its online phase; their losses are added up over critics."""
+    """A metric of a run's critics over its online phase; a loss is divided by the number of critics."""
     series = log.series("probe" if metric == "td_error" else "train", metric, "online")
     critics = log.config["recipe"]["offline"]["critics"] if metric == "critic_loss" else 1
     return Curve(series.step.astype(float), series.values / critics, frozen=log.frozen_steps)
 
 
-def _rows(rows: list[Row], log: RunLog) -> list[Row]:
+def _wsrl_rows(rows: list[Row], log: RunLog) -> list[Row]:
     curve, td = log.series("eval", "return", "online"), log.series("probe", "td_error", "online").values
     q, true = log.series("eval", "q", "online").values, log.series("eval", "mc_return", "online").values
     batch_q, loss = (log.series("train", x, "online").values for x in ("q", "critic_loss"))
@@ -150,7 +157,7 @@ def _rows(rows: list[Row], log: RunLog) -> list[Row]:
     return rows
 
 
-def _more_td(m: Measured, where: str = "td_error") -> np.ndarray:
+def _td_decades(m: Measured, where: str = "td_error") -> np.ndarray:
     return np.log10(m["warm"][where] / m["mix-5"][where])
 
 
@@ -159,11 +166,11 @@ CLAIMS = [
     Claim("W1", "steps until 90 % of J0 are back: cold > warm", difference("t90", "cold", "warm")),
     Claim("W2", "Q - return at its lowest: warm > cold", difference("q_low", "warm", "cold")),
     Claim("W2", "Q of online batches at its lowest: warm > cold", difference("batch_q_low", "warm", "cold")),
-    Claim("W3", "decades of TD error on the dataset: none kept > 5 % kept", _more_td),
+    Claim("W3", "log10 of TD error on the dataset: none kept > 5 % kept", _td_decades),
     Claim(
         "W3",
-        "of online batches: they differ by less than a factor of 2",
-        lambda m: np.log10(2) - abs(_more_td(m, "td_online")),
+        "TD error of online batches: none kept and 5 % kept differ by less than a factor of 2",
+        lambda m: np.log10(2) - abs(_td_decades(m, "td_online")),
     ),
     Claim("W4", "final: warm > CQL with half offline", difference("final", "warm", "kept-mix")),
     Claim("W4", "final: warm > SAC with half offline", difference("final", "warm", "mix-50")),

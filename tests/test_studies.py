@@ -1,4 +1,4 @@
-"""Studies run from the command line at sizes that show nothing but that they run; their verdicts on made-up numbers."""
+"""Studies run from the command line at the smallest sizes; their verdicts on made-up numbers."""
 
 import csv
 import importlib
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mbo2o.cli.main import compose_config, main, parser
-from mbo2o.cli.study import studies as known_studies
 from mbo2o.registry import conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile, unpaired_difference
@@ -19,8 +18,9 @@ from mbo2o.store.datasets import data_folders
 from mbo2o.training import read_config, train
 from mbo2o.types import Diverged
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from studies.arms import read, recompute, run_arm
+from studies.arms import read_rows, recompute, run_arm
 from studies.claims import Claim, figures, verdicts
+from studies.presets import changed, preset, resized
 from studies.readme import RESULTS, files_of, numbers
 from studies.readme import STUDIES as MEASURED
 
@@ -40,7 +40,7 @@ def test_enoto_compares_arms_from_the_same_checkpoints(pendulum, tmp_path, where
     arms = ["kept", "freed", "freed-n", "wmp", "bootstrapped", "sunrise"]
     study("enoto", pendulum, *where, "--arms", *arms)
     name = f"enoto-{pendulum.stem}"
-    rows = read(tmp_path / "results" / f"{name}.csv")
+    rows = read_rows(tmp_path / "results" / f"{name}.csv")
     assert list(rows) == arms
     start = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
     assert len(start["wmp"]) == 2
@@ -147,7 +147,7 @@ def test_arms_from_different_checkpoints_are_not_paired():
         for c in study.CLAIMS
         if protocol.is_unpaired(c.value)
     }
-    across = {"A3", "A4", "A5", "A6", "A7", "E1", "E2", "E/F"}
+    across = {"A3", "A4", "A5", "A6", "A7", "E1", "E2", "E1, F1"}
     assert unpaired == {("enoto", x) for x in across} | {
         ("moore", "M3"),
         ("methods", "W4"),
@@ -159,10 +159,10 @@ def test_arms_from_different_checkpoints_are_not_paired():
 def test_every_numbered_claim_is_stated_and_the_others_are_said_to_be_untested():
     stated = {name for found in protocol.STATED.values() for name in found}
     assert len(stated) == 46
-    named = {c.name for study in MEASURED.values() for c in study.CLAIMS} - {"", "E/F"}
+    named = {x for study in MEASURED.values() for c in study.CLAIMS for x in c.name.split(", ")} - {""}
     assert named <= stated
     table = protocol.stated_table({kind: study.CLAIMS for kind, study in MEASURED.items()})
-    assert table.count("not measured") == len(stated - named - {"F1"}) > 0
+    assert table.count("not measured") == len(stated - named) > 0
 
 
 def test_coverage_is_what_the_protocol_s_table_says():
@@ -194,11 +194,19 @@ def test_learners_take_the_nets_of_the_base():
     base = CQLConfig(
         critic=MLPConfig(hidden=[7]), actor=MLPConfig(hidden=[6]), tau=0.5, weight=3.0, clone_steps=9
     )
-    lapo = offline.sized("lapo", base)
+    lapo, iql, calql = (resized(preset(f"switch={x}").recipe.offline, base) for x in ("lapo", "iql", "calql"))
     assert (lapo.critic.hidden, lapo.latent.hidden, lapo.tau) == ([7], [6], 0.5)
-    assert offline.sized("iql", base).value_net.hidden == [7]
-    assert offline.sized("calql", base).clone_steps == 9
-    assert offline.sized("cql", base) is base
+    assert iql.value_net.hidden == [7]
+    assert (calql.clone_steps, calql.gap) == (9, 0.8)  # what is no size stays the preset's
+    learners = offline.arms(compose_config(["experiment=qensemble-small", "dataset=x"]))
+    assert learners["cql"].recipe.offline.weight == 5.0
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    base = compose_config(["experiment=qensemble-small", "dataset=x"])
+    assert changed(base, {"recipe.offline.tau": 0.5}).recipe.offline.tau == 0.5
+    with pytest.raises(TypeError, match="taau"):
+        changed(base, {"recipe.offline.taau": 0.5})
 
 
 def test_student_intervals_know_how_few_seeds_there_are():
@@ -223,7 +231,7 @@ def test_an_arm_that_diverges_is_told_and_the_others_run(pendulum, tmp_path, whe
     (out / name / "wmp" / "metrics.jsonl").write_text("".join(lines[:cut]))
     capsys.readouterr()
     study("enoto", pendulum, *where, "--arms", "kept", "freed")
-    rows = read(tmp_path / "results" / f"{name}.csv")
+    rows = read_rows(tmp_path / "results" / f"{name}.csv")
     assert list(rows) == ["kept", "freed"]
     assert rows["freed"][0]["auc"] == "nan"
     assert rows["freed"][0]["j0"] == rows["kept"][0]["j0"]
@@ -252,7 +260,7 @@ def test_other_methods_stand_beside_the_arms(pendulum, tmp_path, where):
     sizes += ["run.eval_every=20", "run.eval_episodes=1", "report=false", f"dir={out / name / 'scratch'}"]
     train(compose_config(["recipe=scratch", "env=Pendulum-v1", "seeds=2", *sizes]))
     study("enoto", pendulum, *where, "--arms", "kept")
-    assert list(read(tmp_path / "results" / f"{name}.csv")) == ["kept", "scratch"]
+    assert list(read_rows(tmp_path / "results" / f"{name}.csv")) == ["kept", "scratch"]
 
 
 def test_a_study_wants_its_own_kind_of_experiment(pendulum, where, capsys):
@@ -281,14 +289,14 @@ def test_enoto_on_another_learner_as_the_help_says(pendulum, tmp_path, where):
         "--name",
         "my-td3bc",
     )
-    assert len(read(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2
+    assert len(read_rows(tmp_path / "results" / "enoto-my-td3bc.csv")) == 2
 
 
 def test_moore_compares_samplings_paces_and_penalties_from_one_checkpoint(pendulum, tmp_path, where):
     arms = list(moore.arms(compose_config(["experiment=hopper-small", "dataset=x"])))
     study("moore", pendulum, *where, "--arms", *arms)
     name = f"moore-{pendulum.stem}"
-    rows = read(tmp_path / "results" / f"{name}.csv")
+    rows = read_rows(tmp_path / "results" / f"{name}.csv")
     assert list(rows) == arms
     scratch = rows.pop("mbpo")
     assert {r["behaviour"] for r in scratch} == {""}  # it saw no data
@@ -317,7 +325,7 @@ def test_moore_spreads_count_each_seed_for_itself():
 
 def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     study("wsrl", pendulum, *where)
-    rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
     assert list(rows) == list(wsrl.DEFAULT)
     whole = {arm: found for arm, found in rows.items() if arm not in ("policy", "critics", "none")}
     assert len({tuple(r["j0"] for r in found) for found in whole.values()}) == 1
@@ -337,7 +345,7 @@ def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
 def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, where):
     arms = ["iql-keep-0", "iql-keep-25", "calql-keep-50"]
     study("wsrl", pendulum, *where, "--arms", *arms)
-    rows = read(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"wsrl-{pendulum.stem}.csv")
     assert list(rows) == arms
     start = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
     assert start["iql-keep-0"] == start["iql-keep-25"] != start["calql-keep-50"]
@@ -358,7 +366,7 @@ def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, 
 def test_obac_compares_agents_from_nothing(tmp_path, where):
     arms = ["sac", "iql", "redq", "obac", "obac-0.1", "fixed-0.1", "sac-sparse", "obac-sparse"]
     study("obac", "Pendulum-v1", *where, "--arms", *arms)
-    rows = read(tmp_path / "results" / "obac-Pendulum-v1.csv")
+    rows = read_rows(tmp_path / "results" / "obac-Pendulum-v1.csv")
     assert set(rows) == {*arms, obac.WATCHER}
     assert all(0 <= float(r["wins"]) <= 1 for r in rows[obac.WATCHER])
     assert all(0 <= float(r["ahead"]) <= 1 for r in rows["obac"])
@@ -368,7 +376,8 @@ def test_obac_compares_agents_from_nothing(tmp_path, where):
         for x in map(json.loads, log.splitlines())
         if x["kind"] == "eval-watcher" and x["phase"] == "online"
     ]
-    assert [float(r["j0"]) for r in rows[obac.WATCHER]] == pytest.approx(watching[0], abs=1e-3)
+    # the curves, which the rows are computed from, hold returns to two places
+    assert [float(r["j0"]) for r in rows[obac.WATCHER]] == pytest.approx(watching[0], abs=0.0051)
     config = read_config(tmp_path / "runs" / "obac-Pendulum-v1" / "obac-sparse")[0]
     assert config.run.disturb.reward_every == 50
     assert config.recipe.agent.constraint_weight == 0.1
@@ -404,7 +413,7 @@ def test_wins_count_what_is_ahead_by_more_than_the_noise():
 
 def test_methods_stand_side_by_side(pendulum, tmp_path, where):
     study("methods", pendulum, *where)
-    rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
     assert list(rows) == list(methods.arms(compose_config(["experiment=wsrl-small", "dataset=x"])))
     starts = {arm: [r["j0"] for r in found] for arm, found in rows.items()}
     assert (
@@ -447,13 +456,19 @@ def test_the_paper_s_command_and_the_study_that_measured_are_two_things():
         assert bool(figures) == bool(by), method.name
 
 
-@pytest.mark.parametrize("stem", sorted(p.stem for p in (data_folders()[0] / "results").glob("*-*.csv")
-                                        if p.stem.split("-")[0] in known_studies() and not p.stem.endswith("-curves")))  # fmt: skip
+MEASURED_FILES = [
+    p.stem
+    for p in sorted((data_folders()[0] / "results").glob("*-*.csv"))
+    if p.stem.split("-")[0] in MEASURED and not p.stem.endswith("-curves")
+]
+
+
+@pytest.mark.parametrize("stem", MEASURED_FILES)
 def test_each_measured_file_has_a_command_that_can_be_given(stem):
     options = parser().parse_args(["study", *methods.MEASURED_BY[stem].split()])
     assert f"{options.what}-{options.name or Path(options.on).stem}" == stem
     study = importlib.import_module(f"studies.{options.what}")
-    subject = f"env={options.on}" if options.what == "obac" else f"dataset={options.on}"
+    subject = f"{study.SUBJECT}={options.on}"
     base = compose_config(
         [f"experiment={options.experiment or study.EXPERIMENT}", subject, *options.overrides]
     )
@@ -464,7 +479,7 @@ def test_methods_with_and_without_a_model_and_data_stand_in_one_table(pendulum, 
     """From one dataset, over as many environment steps; MOPO takes none, and its return stays what it was."""
     arms = ["cql-sac", "sac", "scratch", "mopo", "moore", "mbpo"]
     study("methods", pendulum, *where, "--arms", *arms)
-    rows = read(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
+    rows = read_rows(tmp_path / "results" / f"methods-{pendulum.stem}.csv")
     assert set(rows) == set(arms)
     assert all(r["final"] == r["j0"] == r["auc"] for r in rows["mopo"])
     assert [r["j0"] for r in rows["mopo"]] == [r["j0"] for r in rows["moore"]]

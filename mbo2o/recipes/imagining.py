@@ -12,7 +12,7 @@ from torch import Tensor
 from mbo2o.agents import make_agent
 from mbo2o.agents.sac import SACConfig
 from mbo2o.data.buffer import ReplayBuffer
-from mbo2o.dynamics.fit import FitConfig, Rows, fit, holdout
+from mbo2o.dynamics.fit import FitConfig, fit, holdout
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import Branches, Sink, one_step_error, rollout, uncertainty
 from mbo2o.dynamics.termination import name_of
@@ -25,7 +25,7 @@ from mbo2o.registry import find
 from mbo2o.run.run import Run
 from mbo2o.sources.base import check_counts, check_shares
 from mbo2o.sources.mixtures import Mix, Youngest
-from mbo2o.types import Metrics, Source, UserError
+from mbo2o.types import Metrics, Numbered, Source, UserError
 
 PROBE = 1000
 """Rows on which the model's uncertainty is looked at."""
@@ -80,7 +80,7 @@ class Imagining(Recipe):
         self.imagined = ReplayBuffer(run.spec, rows)
         run.track(imagined=self.imagined)
 
-    def fit(self, run: Run, rows: Sequence[tuple[Rows, float]], how: FitConfig) -> Metrics:
+    def fit(self, run: Run, rows: Sequence[tuple[Numbered, float]], how: FitConfig) -> Metrics:
         """Fit the model, from its present weights on, to rows of each kind with their shares."""
         fitted = fit(self.model, rows, how)
         share = sum(p for kind, p in rows if kind is not run.online)

@@ -17,10 +17,10 @@ def reward_rule(run: Run, name: str | None) -> RewardFn | None:
     reward = resolve_reward(name)
     if reward is None:
         return None
-    scale, shift = run.cfg.reward_scale, run.cfg.reward_shift
+    rewards = run.world.rewards
 
     def shaped(obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
-        return scale * reward(obs, act, next_obs) + shift
+        return rewards(reward(obs, act, next_obs))
 
     return shaped
 

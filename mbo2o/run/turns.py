@@ -68,6 +68,7 @@ class Run:
         self._bar: Progress | None = None
         self._elapsed, self._since = 0.0, time.monotonic()
         self._owed = False  # an evaluation that was due before the last save, and interrupted
+        self._evaluated = ("", -1)  # phase and turn of the last evaluation
         self._may_leave = False
         self._look_only = look_only
         self.memory = Memory(
@@ -202,7 +203,8 @@ class Run:
         entered = key in self._done
         self._done[key] = first
         self._bar = Progress(self.phase, first, n)
-        if not entered or self._owed:
+        # A second loop of a phase begins with the policy that the first one's last evaluation has seen.
+        if self._owed or not (entered or self._evaluated == (self.phase, self.turn)):
             self._evaluate_and_log()
         if not entered:
             self._save()
@@ -254,6 +256,7 @@ class Run:
             again = "the same command goes on from the last checkpoint" if last else GOES_ON
             raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; {again}") from e
         self._owed = False
+        self._evaluated = (self.phase, self.turn)
         for name, result in zip(names, results, strict=True):
             values = self.memory.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
             if self._bar is not None and name == "agent":
