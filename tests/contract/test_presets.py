@@ -129,7 +129,8 @@ def offline_config(preset):
     """The offline agent's config as its recipe makes it: ENOTO sets the number of critics."""
     from mbo2o.recipes import make_recipe
 
-    return make_recipe(composed(f"switch={preset}").recipe).configs()[0]
+    made = make_recipe(composed(f"switch={preset}").recipe)
+    return made.configs()[0] if hasattr(made, "configs") else made.cfg.agent  # RLPD has no switch
 
 
 @pytest.mark.parametrize(("preset", "weight"), [*WEIGHTS.items(), *LAGRANGE.items()])
