@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.collect.sac import roll
+from mbo2o.collect.play import roll
 from mbo2o.data.dataset import TransitionDataset
 
 
@@ -19,7 +19,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def promise(record_property):
-    """Count a promise that was kept: `promise("kinds of bad files", 3)`. They add up over tests, and README shows the sums."""
+    """Count a promise that was kept: `promise("kinds of bad files", 3)`. README shows the sums."""
     return lambda what, n=1: record_property("promise", (what, n))
 
 

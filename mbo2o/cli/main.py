@@ -319,7 +319,8 @@ def _data_reference(options: argparse.Namespace) -> None:
 
 
 def _data_collect(options: argparse.Namespace) -> None:
-    from mbo2o.collect.sac import collect_with_policy, collect_with_training
+    from mbo2o.collect.play import collect_with_policy
+    from mbo2o.collect.sac import collect_with_training
     from mbo2o.store.whole import writing
 
     sizes = {x: getattr(options, x) for x in ("rows", "steps", "hidden", "batch")}

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.collect.sac import Actor
+from mbo2o.collect.actor import Actor
 from mbo2o.doctor.audit import audit
 from mbo2o.doctor.evidence import Task
 from mbo2o.doctor.findings import Report
