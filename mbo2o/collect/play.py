@@ -87,7 +87,7 @@ def write_played(path: Path, env_id: str, policy: Policy | None, rows: int, seed
 
 
 def roll(env_id: str, policy: Policy | None, rows: int, seed: int) -> hdf5.Fields:
-    """Play `rows` steps (uniform actions if `policy` is None) and return a dataset's fields, in time order."""
+    """Play `rows` steps (uniform if `policy` is None) and return a dataset's fields, in time order."""
     seed_all(seed)
     lane = Lane(env_id, seed)
     warn_of_episode_cap(env_id, lane)
