@@ -69,7 +69,8 @@ CASES: dict = {
     "sacn-empty": ("finetune", FINETUNE | {"offline": SAC | {"agent": "sacn", "critics": 3}}, {}),
     "edac-anneal": (
         "finetune",
-        FINETUNE | {"offline": SAC | {"agent": "edac", "critics": 3}, "buffer": "anneal", "anneal_steps": 100},
+        FINETUNE
+        | {"offline": SAC | {"agent": "edac", "critics": 3}, "buffer": "anneal", "anneal_steps": 100},
         {},
     ),
     "iql-append": (
@@ -133,7 +134,9 @@ CASES: dict = {
         FINETUNE
         | {
             "offline": CQL | PAIRS | {"ensemble": "sum", "backup": "max", "actor": NORMED, "critic": NORMED},
-            "online": SAC | PAIRS | {"backup_entropy": False, "policy_delay": 4, "actor": NORMED, "critic": NORMED},
+            "online": SAC
+            | PAIRS
+            | {"backup_entropy": False, "policy_delay": 4, "actor": NORMED, "critic": NORMED},
             "utd": 4,
         },
         {},
@@ -143,7 +146,9 @@ CASES: dict = {
         FINETUNE
         | {
             "offline": CALQL | PAIRS | {"critic": NORMED},
-            "online": SAC | PAIRS | {"backup": "max", "backup_entropy": False, "policy_delay": 2, "critic": NORMED},
+            "online": SAC
+            | PAIRS
+            | {"backup": "max", "backup_entropy": False, "policy_delay": 2, "critic": NORMED},
             "utd": 2,
         },
         {"reward_scale": 10.0, "reward_shift": -5.0, "failure_reward": -5.0},
@@ -151,7 +156,10 @@ CASES: dict = {
     "rlpd": (
         "finetune",
         FINETUNE
-        | {"offline": SAC | {"agent": "redq", "critics": 3, "entropy_per_dim": -0.5, "critic": NORMED, "policy_delay": 4}}
+        | {
+            "offline": SAC
+            | {"agent": "redq", "critics": 3, "entropy_per_dim": -0.5, "critic": NORMED, "policy_delay": 4}
+        }
         | {"offline_steps": 0, "buffer": "mix", "utd": 4},
         {},
     ),
@@ -187,7 +195,9 @@ CASES: dict = {
     ),
     "moore-online": (
         "moore",
-        OFFLINE_MODEL | ONLINE_MODEL | {"agent": SAC, "sampling": "online", "online_horizon": [1, 2, 0, 1], "utd": 2},
+        OFFLINE_MODEL
+        | ONLINE_MODEL
+        | {"agent": SAC, "sampling": "online", "online_horizon": [1, 2, 0, 1], "utd": 2},
         {},
     ),
     "mbpo": ("mbpo", MODEL | ONLINE_MODEL | {"agent": SAC, "start": 60, "utd": 2}, {}),
@@ -206,10 +216,14 @@ def typed(cls, values):
 def configured(name, dataset, directory):
     recipe, settings, run = CASES[name]
     values = {
-        key: typed(AGENTS[x["agent"]].config, {k: v for k, v in x.items() if k != "agent"}) if is_agent(x) else x
+        key: typed(AGENTS[x["agent"]].config, {k: v for k, v in x.items() if k != "agent"})
+        if is_agent(x)
+        else x
         for key, x in settings.items()
     }
-    cfg = Config(recipe=typed(RECIPES[recipe].config, values), env="Pendulum-v1", dir=str(directory), report=False)
+    cfg = Config(
+        recipe=typed(RECIPES[recipe].config, values), env="Pendulum-v1", dir=str(directory), report=False
+    )
     cfg.seeds, cfg.dataset = (
         3 if name in THREE_SEEDS else 2,
         str(dataset) if RECIPES[recipe].cls.needs_dataset else None,
@@ -252,7 +266,10 @@ def outcome(directory):
 
 def hashed(tensors):
     """One hash of a set of tensors, in whatever order and under whatever names they come; the same tensor twice is one."""
-    digests = {hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode() + x.numpy().tobytes()).hexdigest() for x in tensors}
+    digests = {
+        hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode() + x.numpy().tobytes()).hexdigest()
+        for x in tensors
+    }
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
