@@ -184,7 +184,7 @@ def test_another_file_under_the_same_name_is_refused(state, storage, mine, tmp_p
     )
     assert refusal(restore, directory) == said
     with pytest.raises(SystemExit) as e:
-        cli.main(["eval", str(directory)])
+        cli(["eval", str(directory)])
     assert e.value.code == 2
     assert said in capsys.readouterr().err
     assert (directory / "config.yaml").read_bytes() == written
