@@ -1,0 +1,162 @@
+"""The rules of the house that no tool checks: sizes, what each wing may use, and words that a reader has to guess at.
+
+Wing 1 decides every number of a result; wing 2 keeps a run alive. `test_layers` has the table of imports between rooms.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+PACKAGE = REPO / "mbo2o"
+WING_1 = ("types", "registry", "ensemble", "nn", "dynamics", "agents", "data", "sources", "recipes", "run")
+SOURCES = sorted(x for folder in ("mbo2o", "studies", "bench") for x in (REPO / folder).rglob("*.py"))
+FRONT = {"__init__", "__main__"}
+"""Files of the package that belong to no room."""
+
+BANNED = {
+    "a fragment that begins with Of": r'"""Of |# [Oo]f ',
+    "a formula with a capital letter": r'"""(Y =|Z =|C \[|Log π)',
+    "which are none, for: invalid, missing": r"\b(which|that|who) (is|are) none\b",
+    **{
+        word: rf"\b{word}\b"
+        for word in ("likewise", "anew", "afresh", "whoever", "somebody", "nobody", "whence", "thereof", "hereby")
+    },
+}
+"""What is wrong with a text, and the pattern that finds it; patterns of single words ignore case."""
+
+
+def room(path):
+    """The room of a file of the package: its folder, or its name if it stands in none."""
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+@cache
+def lines_of_rooms():
+    """Lines of each room."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        if room(path) not in FRONT:
+            found[room(path)] = found.get(room(path), 0) + len(path.read_text().splitlines())
+    return found
+
+
+def imported(path):
+    """Modules that a file imports anywhere, with absolute names; `from a import b` gives `a.b` too."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def defined(kind):
+    """(file, definition) of every class or function of the package, the studies and the benchmarks."""
+    return [(path, node) for path in SOURCES for node in ast.walk(tree(path)) if isinstance(node, kind)]
+
+
+def where(path, node):
+    return f"{path.relative_to(REPO)}:{node.lineno} {node.name}"
+
+
+def test_wing_1_fits_in_5900_lines():
+    found = {name: n for name, n in lines_of_rooms().items() if name in WING_1}
+    assert sum(found.values()) <= 5900, found
+
+
+def test_no_room_has_more_than_15_percent_of_the_lines():
+    found = lines_of_rooms()
+    name = max(found, key=found.get)
+    assert found[name] <= 0.15 * sum(found.values()), f"{name}: {found[name]} of {sum(found.values())}"
+
+
+@pytest.mark.parametrize("name", WING_1)
+def test_wing_1_uses_no_files_signals_locks_and_no_gymnasium_below_run(name):
+    banned = {"h5py", "fcntl", "signal"} | (set() if name == "run" else {"gymnasium"})
+    for path in PACKAGE.rglob("*.py"):
+        if room(path) == name:
+            allowed = {"signal"} if path == PACKAGE / "run" / "watch.py" else set()
+            used = {module.split(".")[0] for module in imported(path)} & (banned - allowed)
+            assert not used, f"{path.relative_to(REPO)} imports {', '.join(used)}"
+
+
+def test_rooms_import_each_other_in_no_circle():
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        if room(path) not in FRONT:
+            targets = {m.split(".")[1] for m in imported(path) if m.startswith("mbo2o.")}
+            graph.setdefault(room(path), set()).update(targets - {room(path), *FRONT})
+    assert set(WING_1) <= set(TopologicalSorter(graph).static_order())  # raises CycleError, which names a circle
+
+
+def test_no_class_has_more_than_15_public_methods():
+    """Properties count."""
+    for path, cls in defined(ast.ClassDef):
+        functions = [x.name for x in cls.body if isinstance(x, ast.FunctionDef) and not x.name.startswith("_")]
+        assert len(set(functions)) <= 15, f"{where(path, cls)}: {len(set(functions))} public methods"
+
+
+def test_no_constructor_takes_more_than_7_arguments():
+    """The fields of a dataclass are settings and do not count."""
+    for path, function in defined(ast.FunctionDef):
+        if function.name == "__init__":
+            a = function.args
+            count = len(a.posonlyargs + a.args + a.kwonlyargs) - 1
+            assert count <= 7, f"{where(path, function)}: {count} arguments"
+
+
+def test_no_function_is_longer_than_70_lines():
+    for path, function in defined(ast.FunctionDef):
+        count = function.end_lineno - function.lineno + 1
+        assert count <= 70, f"{where(path, function)}: {count} lines"
+
+
+def test_no_line_is_longer_than_110_columns():
+    for path in SOURCES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) <= 110, f"{path.relative_to(REPO)}:{number} has {len(line)} columns"
+
+
+def words(path):
+    """The text of a file that people read: of a Python file its strings and comments, of others everything."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        return text
+    kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return "\n".join(token.string for token in tokens if token.type in kinds)
+
+
+@pytest.mark.parametrize("wrong", BANNED)
+def test_texts_are_in_plain_english(wrong):
+    pattern = re.compile(BANNED[wrong], re.IGNORECASE if wrong.isalpha() else 0)
+    others = [x for kind in ("conf/**/*.yaml", "docs/**/*.md", "README.md") for x in REPO.glob(kind)]
+    found = {
+        f"{path.relative_to(REPO)}: {hit.group()}"
+        for path in [*SOURCES, *others]
+        for hit in pattern.finditer(words(path))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("text", ['"""Of what was seen."""', "# of two", '"""Y = r"""', "likewise", "Nobody", "is that are none"])
+def test_the_patterns_find_what_they_are_for(text):
+    assert any(re.search(p, text, re.IGNORECASE if name.isalpha() else 0) for name, p in BANNED.items())
+
+
+def test_the_list_of_slow_test_files_names_files_that_exist(request):
+    slow = request.config.stash[request.config.pluginmanager.get_plugin("slow_files").KEY]
+    assert all((REPO / "tests" / name).is_file() for name in slow)
