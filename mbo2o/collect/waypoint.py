@@ -20,8 +20,7 @@ Cell = tuple[int, int]
 Step = tuple[np.ndarray, np.ndarray, float, np.ndarray, bool, bool]
 
 STIFFNESS = 10.0
-"""Force per metre of distance. With DAMPING, the ball crosses 1 m in about 25 steps of 10 ms and does not
-overshoot."""
+"""Force per metre of distance. With DAMPING, 1 m takes about 25 steps of 10 ms, without overshoot."""
 DAMPING = 2.0
 """Force per metre a second of speed."""
 ARRIVED = 0.45

@@ -1,5 +1,4 @@
-"""The dataset doctor: compares what a file says of its episodes with what its rows show, and says which
-methods it harms.
+"""The dataset doctor: compares what a file says of its episodes with what its rows show.
 
 Each check yields findings. A finding names the families of methods that it harms and how much; the worst
 finding gives a family its verdict. Next observations, duplicates and the termination rule are decided
@@ -254,9 +253,7 @@ def _coverage(record: Record) -> dict[str, Any]:
 
 
 def _cells(obs: np.ndarray) -> tuple[np.ndarray, int]:
-    """The number of each row's cell in a grid over the first two principal components, and the number of
-    visited cells.
-    """
+    """Each row's cell in a grid over the first two principal components, and the number of visited cells."""
     x = standard(obs)
     _, axes = np.linalg.eigh(x.T @ x)
     plane = x @ axes[:, ::-1][:, :2]

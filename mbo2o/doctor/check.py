@@ -1,6 +1,4 @@
-"""`mbo2o data check`: find a dataset, its environment and its termination rule, and have `audit` examine the
-rows.
-"""
+"""`mbo2o data check`: find a dataset, its environment and its termination rule, and `audit` the rows."""
 
 from __future__ import annotations
 

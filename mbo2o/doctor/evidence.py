@@ -1,5 +1,4 @@
-"""The evidence of the dataset doctor: what a file says of its episodes, what its rows show, and what follows
-from both.
+"""The dataset doctor's evidence: what a file says of its episodes, and what its rows show of them.
 
 Arrays over rows are `(N,)`. A pair is a row and the row below it; arrays over pairs are `(N-1,)`. A flag is a
 terminal or a timeout: the file's statement that an episode ends at this row.
@@ -27,8 +26,7 @@ from mbo2o.store import hdf5
 from mbo2o.types import TerminationFn, UserError
 
 SWITCH = 10
-"""The largest number of values of a dimension that counts as a switch, such as a contact that is on or
-off."""
+"""The largest number of values of a switch, a dimension such as a contact that is on or off."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,7 @@ class StoredRows:
 
     @cached_property
     def same_below(self) -> np.ndarray:
-        """Pairs in which the next observation of the row equals the observation of the row below, up to
-        rounding.
-        """
+        """Pairs in which the next observation of the row equals the row below, up to rounding."""
         if self.next_obs is None:
             return self.no_row[1:]
         return same(self.next_obs[:-1], self.obs[1:])
@@ -140,9 +136,7 @@ class StoredRows:
 
     @cached_property
     def disordered(self) -> bool:
-        """Whether so many pairs are broken that rows are out of order, or next observations belong to other
-        rows.
-        """
+        """Whether so many pairs are broken that rows, or next observations, are out of order."""
         broken = self.broken & ~self.zero[:-1]  # zeros have a finding of their own
         return bool(broken.sum() > max(20, 0.3 * (~self.flagged[:-1] & self.known[:-1]).sum()))
 
@@ -156,16 +150,12 @@ class StoredRows:
         return self.same_below & ~self.flagged[:-1] if has_flags else self.no_row[1:]
 
     def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """`(M,)`: the distance of `x (M, D)` from `y`, in deviations of the observations, mean over
-        dimensions.
-        """
+        """`(M,)`: the distance of `x (M, D)` from `y`, in deviations, mean over dimensions."""
         return np.abs(x - y) @ (1 / self.std) / len(self.std)
 
 
 class Motion:
-    """What the observations themselves show: how far steps go, where episodes start, and where a reset may
-    be.
-    """
+    """What the observations themselves show: where episodes start, and where a reset may be."""
 
     def __init__(self, file: StoredRows):
         self._file = file
@@ -218,10 +208,7 @@ class Motion:
 
     @cached_property
     def _from_start(self) -> tuple[np.ndarray, float]:
-        """`(N,)`: distances from the median start.
-
-        And the distance up to which a row is a start, 0 if not alike.
-        """
+        """`(N,)`: distances from the median start; and the largest distance of a start, 0 if not alike."""
         file = self._file
         starts = np.append(0, np.flatnonzero(file.end[:-1]) + 1)
         away = file.distance(file.obs, np.median(file.obs[starts], axis=0))
@@ -281,8 +268,7 @@ class Record:
 
     @cached_property
     def stray(self) -> np.ndarray:
-        """Pairs that are broken because the next observation is wrong: zeros, or much farther than the row
-        below.
+        """Pairs that are broken by a wrong next observation: zeros, or much farther than the row below.
 
         It must also be farther than other steps go, because before a cut a true next observation may be far
         away and the next episode's start near.
@@ -356,8 +342,6 @@ class Record:
 
 
 def _usual_longest(lengths: np.ndarray) -> int | None:
-    """A time limit guessed from the lengths: the longest, if at least three episodes and a fifth of all reach
-    it.
-    """
+    """A time limit guessed from the lengths: the longest, if three episodes and a fifth of all reach it."""
     longest = int(lengths.max())
     return longest if longest > 1 and (lengths == longest).sum() >= max(3, 0.2 * len(lengths)) else None

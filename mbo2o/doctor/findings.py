@@ -1,6 +1,4 @@
-"""What the dataset doctor reports: findings, the methods that they harm, and a verdict for each family of
-methods.
-"""
+"""What the dataset doctor reports: findings, and a verdict for each family of methods."""
 
 from __future__ import annotations
 
@@ -19,12 +17,10 @@ FAMILIES = {
     "dynamics": "dynamics training",
     "returns": "Monte-Carlo returns",
 }
-"""The families of methods that learn from a dataset, and their printed names; Cal-QL is of the last
-family."""
+"""The families of methods that learn from a dataset, and their printed names. Cal-QL is in the last."""
 
 FEW = 5e-4
-"""The share of wrong rows up to which a family can learn with care: half a row in an episode of 1000
-steps."""
+"""The share of wrong rows up to which a family can learn with care: one row in 2000."""
 EXAMPLES = 5
 """How many row numbers a finding shows."""
 
@@ -221,9 +217,7 @@ def in_rows(
 def in_all(
     name: str, message: str, harms: Harms | None = None, *, count: int = 1, of: int | None = None
 ) -> Finding:
-    """A finding that no single rows show: in the whole file, or in `count` of its `of` dimensions or
-    episodes.
-    """
+    """A finding of the whole file, or of `count` of its `of` dimensions or episodes."""
     return Finding(name, message, count, count if of is None else of, [], harms or {})
 
 

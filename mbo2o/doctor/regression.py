@@ -77,9 +77,7 @@ def step_errors(obs: np.ndarray, act: np.ndarray, sample: np.ndarray, std: np.nd
 
 
 def _robust_fit(x: np.ndarray, y: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of a ridge regression on the three quarters that it fits best, and its usual error in each
-    column.
-    """
+    """Weights of a ridge regression on the rows that it fits best, three quarters, and its usual errors."""
     keep = np.ones(len(x), np.bool_)
     for _ in range(4):
         weights = _ridge(x[keep], y[keep])

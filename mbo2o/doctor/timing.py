@@ -27,8 +27,7 @@ from mbo2o.doctor.findings import (
 from mbo2o.doctor.regression import same, spread, standard, unexplained, unexplained_by_part
 
 Unexplained = dict[int, np.ndarray]
-"""By row (-1 above, 0 own, 1 below): the share that its action or reward leaves unexplained in each part of
-the data."""
+"""By row (-1 above, 0 own, 1 below): the share that it leaves unexplained in each part of the data."""
 BETTER = 1.2
 """The factor by which the neighbouring row's action has to explain a step better than the row's own."""
 IN_EACH = 1.1
@@ -243,10 +242,7 @@ def shifts(record: Record) -> Iterator[Finding]:
 
 
 def _elsewhere(off: Unexplained, factor: float) -> int:
-    """The row, -1 above or 1 below, that explains steps better by `factor`, and in each part by IN_EACH.
-
-    Or 0.
-    """
+    """The row that explains steps better by `factor`, and by IN_EACH in each part: -1 above, 1 below, 0 none."""
     best = min(off, key=lambda k: off[k].mean())
     better = off[0].mean() > factor * off[best].mean() + 1e-6 and (off[0] > IN_EACH * off[best] + 1e-6).all()
     return best if better and off[best].mean() <= 0.6 else 0
@@ -286,9 +282,7 @@ def enough_for_shifts(record: Record) -> bool:
 
 
 def _inner(record: Record) -> np.ndarray:
-    """A sample of the rows that have both neighbours in their episode and a next observation that is known
-    and true.
-    """
+    """A sample of the rows with both neighbours in their episode and a true next observation."""
     end = record.file.end.copy()
     end[:-1] |= record.motion.jumps
     return spread(np.flatnonzero(~end[:-2] & ~end[1:-1] & record.tested[1:-1]) + 1)

@@ -16,8 +16,7 @@ from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.types import TerminationFn, UserError
 
 BROKEN = -1e6
-"""The reward of a step to a state that is not finite. mbrl's optimisers would count a NaN as -1e-10, which is
-more than any negative return."""
+"""The reward of a step to a state that is not finite; mbrl's optimisers would count a NaN as -1e-10."""
 
 State = dict[str, Tensor]
 

@@ -92,10 +92,7 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
 
 
 def _panels(n: int, titled: bool, legend_rows: int) -> tuple[Figure, np.ndarray]:
-    """A figure with `n` axes in a row `(n,)`, and room for the title above and the legends below.
-
-    Sizes in inches.
-    """
+    """A figure with `n` axes in a row `(n,)`, and room for a title and for legends; sizes in inches."""
     width, legend = (8.5 if n == 1 else 5.2 * n), 0.22 * legend_rows
     head = 1.05 if titled else 0.85
     height = 3.6 + head + legend
@@ -142,8 +139,7 @@ COLOURS: dict[str, str] = {
     )
     for name in names.split()
 }
-"""The colour of each method and arm in every figure. Names that occur in one figure have different
-colours."""
+"""The colour of each method and arm. Names that occur in one figure have different colours."""
 
 
 def _colours(names: list[str]) -> dict[str, str]:

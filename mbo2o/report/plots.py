@@ -71,9 +71,7 @@ def q_values(log: RunLog) -> Figure:
 
 
 def critics(log: RunLog) -> Figure:
-    """On fixed rows of the dataset: Q, its spread over critics, the TD error, and the policy's distance from
-    the data.
-    """
+    """On fixed rows of the dataset: Q, its spread, the TD error, and the policy's distance from the data."""
     known = [
         ("q", "mean Q", PURPLE),
         ("q_std", "std of Q\nover critics", ORANGE),
@@ -93,9 +91,7 @@ def critics(log: RunLog) -> Figure:
 
 
 def calibration(log: RunLog) -> Figure:
-    """The share of holdout rows within the model's 50 % and 90 % intervals, per output, at the first and last
-    fit.
-    """
+    """The share of holdout rows within the model's 50 % and 90 % intervals, at the first and the last fit."""
     figure = Figure(figsize=(10, 5.2))
     panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
     figure.subplots_adjust(left=0.1, right=0.86, top=0.76, bottom=0.15)

@@ -17,8 +17,7 @@ Array = NDArray[np.float64]
 
 
 FEWEST = 5
-"""The fewest seeds that get an interval: with three, Student's is too wide to help and the bootstrap is
-wrong."""
+"""The fewest seeds that get an interval: with three, Student's is too wide and the bootstrap wrong."""
 KIND = "Student's 95 % interval"
 """The name of what `interval` gives, in every table, figure and page."""
 
@@ -63,8 +62,7 @@ class Estimate(NamedTuple):
     high: float
     p: float
     seeds: int
-    """The number of seeds, in the smaller sample where there are two. Below FEWEST the interval and p are
-    NaN."""
+    """The number of seeds, in the smaller of two samples. Below FEWEST the interval and p are NaN."""
 
 
 def mean_over_seeds(x: ArrayLike) -> Estimate:
@@ -107,9 +105,7 @@ def _estimate(mean: float, error: float, df: float, seeds: int) -> Estimate:
 
 
 def t_tail(t: float, df: float) -> float:
-    """The probability that Student's t with `df` degrees of freedom exceeds `t` ≥ 0, by integrating its
-    density.
-    """
+    """The probability that Student's t with `df` degrees of freedom exceeds `t` ≥ 0."""
     # x = √df tan θ turns the tail into a finite range and the density into cosᵈᶠ⁻¹ θ
     start = np.arctan(t / df**0.5)
     mass = [np.trapezoid(np.cos(x) ** (df - 1), x) for x in (np.linspace(start, np.pi / 2, 4001), _QUARTER)]
@@ -153,10 +149,10 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def ks_two_sample(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
-    """The largest gap between the distributions of samples `(n,)` and `(m,)` (Kolmogorov, Smirnov), and its
-    p-value.
+    """The largest gap between the distributions of samples `(n,)` and `(m,)`, and its p-value.
 
-    The p-value is that of large samples (Smirnov 1939); it holds for n m / (n + m) above about 10.
+    This is the statistic of Kolmogorov and Smirnov. The p-value is that of large samples (Smirnov 1939); it
+    holds for n m / (n + m) above about 10.
     """
     a, b = np.sort(np.asarray(a, float)), np.sort(np.asarray(b, float))
     every = np.concatenate([a, b])
@@ -201,9 +197,7 @@ def common_window(arms: Mapping[str, Pace]) -> tuple[int, dict[str, NDArray[np.i
 
 
 def late_evaluations(step: ArrayLike) -> int:
-    """The number of evaluations that `final` averages: the last tenth, at least three, none of the first
-    half.
-    """
+    """The number of evaluations that `final` averages: the last tenth, at least three, in the second half."""
     t = np.asarray(step, float)
     second_half = int((t > t[0] + 0.5 * (t[-1] - t[0])).sum())
     return max(1, min(second_half, max(3, round(0.1 * len(t)))))
