@@ -242,7 +242,7 @@ def shifts(record: Record) -> Iterator[Finding]:
 
 
 def _elsewhere(off: Unexplained, factor: float) -> int:
-    """The row that explains steps better by `factor`, and by IN_EACH in each part: -1 above, 1 below, 0 none."""
+    """The row that explains steps better by `factor`, in each part by IN_EACH: -1 above, 1 below, 0 none."""
     best = min(off, key=lambda k: off[k].mean())
     better = off[0].mean() > factor * off[best].mean() + 1e-6 and (off[0] > IN_EACH * off[best] + 1e-6).all()
     return best if better and off[best].mean() <= 0.6 else 0
