@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.report.plots import PALETTE, Curve, compare_panels, curve, save
+from mbo2o.report.compare import PALETTE, Curve, compare_panels, curve, save
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import Pace, common_window, late_evaluations, summarise
 from mbo2o.training import Config, train

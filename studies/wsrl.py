@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mbo2o.recipes.wsrl import WSRLConfig
-from mbo2o.report.plots import CRITICS, Curve, compare_critics, save
+from mbo2o.report.compare import CRITICS, Curve, compare_critics, save
 from mbo2o.report.read import RunLog
 from mbo2o.training import Config
 from studies import methods

@@ -1,5 +1,6 @@
 import csv
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -7,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.collect.sac import roll
+from mbo2o.collect.play import roll
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.store import datasets
+
+HERE = Path(__file__).parent
+SLOW = {
+    "contract/test_recipes.py",
+}
+"""Files, and tests as `FILE::test_name`, that `./dev test -m quick` leaves out; all other tests are quick."""
 
 
 def pytest_addoption(parser):
@@ -20,7 +27,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def promise(record_property):
-    """Count a promise that was kept: `promise("kinds of bad files", 3)`. They add up over tests, and README shows the sums."""
+    """Count a promise that was kept: `promise("kinds of bad files", 3)`. README shows the sums."""
     return lambda what, n=1: record_property("promise", (what, n))
 
 
@@ -49,7 +56,20 @@ class Promises:
             csv.writer(f, lineterminator="\n").writerows([("promise", "kept"), *(rows | self.kept).items()])
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file = item.path.relative_to(HERE).as_posix()
+        slow = item.get_closest_marker("slow") or item.get_closest_marker("survival")
+        if not slow and not {file, f"{file}::{item.originalname}"} & SLOW:
+            item.add_marker("quick")
+
+
 def pytest_configure(config):
+    if missing := [name for name in SLOW if not (HERE / name.split("::")[0]).is_file()]:
+        raise pytest.UsageError(
+            f"tests/conftest.py: SLOW names files that do not exist: {', '.join(missing)}"
+        )
     if (path := config.getoption("--promises")) and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Promises(os.path.abspath(path)))
 

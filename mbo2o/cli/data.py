@@ -93,7 +93,8 @@ def _reference(options: argparse.Namespace) -> None:
 
 
 def _collect(options: argparse.Namespace) -> None:
-    from mbo2o.collect.sac import collect_with_policy, collect_with_training
+    from mbo2o.collect.play import collect_with_policy
+    from mbo2o.collect.sac import collect_with_training
     from mbo2o.store.whole import writing
     from mbo2o.types import UserError, at_least_one
 

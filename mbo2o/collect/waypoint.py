@@ -1,4 +1,8 @@
-"""A behaviour for PointMaze: the shortest way from cell to cell, a force toward the next one, noise, and wandering."""
+"""A controller for PointMaze that needs no training, as in D4RL's maze2d.
+
+It follows the shortest way from cell to cell and pushes the ball toward the next cell. Noise and detours
+widen the data.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,16 @@ from mbo2o.types import UserError
 Cell = tuple[int, int]
 Step = tuple[np.ndarray, np.ndarray, float, np.ndarray, bool, bool]
 
-STIFFNESS, DAMPING = 10.0, 2.0
-"""Force per metre and per metre a second: a cell of 1 m in some 25 steps of 10 ms, without swinging past its centre."""
+STIFFNESS = 10.0
+"""Force per metre of distance. With DAMPING, 1 m takes about 25 steps of 10 ms, without overshoot."""
+DAMPING = 2.0
+"""Force per metre a second of speed."""
 ARRIVED = 0.45
-"""Metres, the task's own radius."""
+"""Distance in metres at which a place counts as reached; the task uses the same radius."""
 
 
 class Waypoint:
-    """Drives the ball of a PointMaze to a place (PD control). `maze` is gymnasium-robotics' `Maze`."""
+    """A PD controller that drives the ball of a PointMaze. `maze` is gymnasium-robotics' `Maze`."""
 
     def __init__(self, maze: Any):
         self._maze = maze
@@ -37,11 +43,11 @@ class Waypoint:
         return int(i), int(j)
 
     def centre(self, cell: Cell) -> np.ndarray:
-        """`(2,)` in metres."""
+        """The centre of a cell, `(2,)` in metres."""
         return self._maze.cell_rowcol_to_xy(np.array(cell))
 
     def way(self, to: Cell) -> dict[Cell, Cell]:
-        """For each cell from which `to` can be reached: the next one on a shortest way there (breadth-first search)."""
+        """The next cell on a shortest way, for each cell from which `to` can be reached (breadth first)."""
         if to not in self._ways:
             step, queue = {to: to}, deque([to])
             while queue:
@@ -57,24 +63,33 @@ class Waypoint:
         """The action `(2,)` in [-1, 1] at `obs (6,)`, on the way to `target (2,)` in metres."""
         last = self.cell(target)
         step = self.way(last).get(self.cell(obs[:2]), last)
-        aim = target if step == last else self.centre(step)  # two neighbours have no wall between them
+        # no wall stands between the target's cell and its neighbours, so from there the ball goes straight to
+        # the target
+        aim = target if step == last else self.centre(step)
         return np.clip(STIFFNESS * (aim - obs[:2]) - DAMPING * obs[2:4], -1, 1)
 
 
 def play(env_id: str, rows: int, seed: int, noise: float, wander: float) -> Iterator[Step]:
-    """Iterate over `rows` steps (obs, act, rew, next_obs, terminated, truncated) in a PointMaze; rewards are the task's own.
+    """Iterate over `rows` steps (obs, act, rew, next_obs, terminated, truncated) in a PointMaze.
 
-    noise: standard deviation of what is added to each action (in [-1, 1], clipped after). wander: chance that an episode
-    heads for the centre of some cell that is neither the goal's nor the start's; it is cut on arrival there (truncated), and
-    ends at the goal only if that lies on the way. Raises `UserError` for another task and for numbers out of range.
+    Args:
+        env_id: A PointMaze of gymnasium-robotics.
+        rows: The number of steps.
+        seed: It seeds the environment and the controller's own draws.
+        noise: The standard deviation of what is added to each action; the sum is clipped to [-1, 1].
+        wander: The probability that an episode heads for the centre of a cell that holds neither the goal nor
+            the start. Such an episode is cut there (truncated); it ends at the goal only if the goal lies
+            on the way.
+
+    Raises:
+        UserError: Another task, or a number out of range.
     """
     if (maze := MAZE.fullmatch(env_id)) is None or maze[1] != "PointMaze":
         raise UserError(f"--policy waypoint drives PointMaze_*-v3 only, found {env_id!r}")
     if not (0 <= noise < np.inf and 0 <= wander <= 1):
         raise UserError(f"--noise {noise} must be a number of at least 0, and --wander {wander} in [0, 1]")
-    return _steps(
-        Lane(env_id, seed), rows, np.random.default_rng([seed, 1]), noise, wander
-    )  # not the environment's stream
+    rng = np.random.default_rng([seed, 1])  # independent of the environment's generator, which `seed` seeds
+    return _steps(Lane(env_id, seed), rows, rng, noise, wander)
 
 
 def _steps(lane: Lane, rows: int, rng: np.random.Generator, noise: float, wander: float) -> Iterator[Step]:

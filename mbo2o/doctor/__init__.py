@@ -1,1 +1,1 @@
-"""What may be wrong with a dataset, and the evidence for it."""
+"""The dataset doctor: finds what is wrong with a dataset, and shows the evidence."""

@@ -1,4 +1,4 @@
-"""`mbo2o data check`: find the file, its environment and the termination rule, and have `data.audit` look at the rows."""
+"""`mbo2o data check`: find a dataset, its environment and its termination rule, and `audit` the rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from mbo2o.dynamics.termination import TERMINATIONS, resolve
 from mbo2o.envs.layouts import ANT, find_layout
 from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.store import datasets
-from mbo2o.store.datasets import Named
 from mbo2o.store.hdf5 import imports_module
 from mbo2o.types import TerminationFn, UserError
 
@@ -31,18 +30,20 @@ def check(
     actions: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Audit a dataset.
+    """Examine a stored dataset.
 
     Args:
-        name: A D4RL file, the name of one in a data folder, or `minari:ID`.
-        env_id: The environment that the data are for; if not given, the file's own.
-        termination: The rule to certify: a name, `package.module:function`, or `auto`, the environment's if it is known.
-        actions: The units of its actions, see `Actions.mode`.
-        env_kwargs: What the environment is made with, as a run's setting of that name.
+        name: A dataset, as `store.datasets.find` takes it: a D4RL file, a name in a data folder, or
+            `minari:ID`.
+        env_id: The environment that the data are meant for; None for the one that the file names.
+        termination: The rule to certify: a name, `package.module:function`, or `auto` for the environment's
+            own rule.
+        actions: The units of the actions, see `Actions.mode`.
+        env_kwargs: The arguments that the environment is made with, as in the run setting of that name.
 
     Raises:
-        UserError: No such file, one that cannot be read, an environment that cannot be made and was given, or whose
-            arguments were given, no such rule.
+        UserError: A dataset that does not exist or cannot be read, a rule that does not exist, or an
+            environment that cannot be made although `env_id` or `env_kwargs` were given.
     """
     found = datasets.find(name)
     own = env_id or found.attrs().get("env_id")
@@ -56,10 +57,13 @@ def check(
     how = Actions(actions, box, "--actions ")
     with precision.heard() as lost:
         fields, attrs = found.read_stored(how)
-    if choice is not None and (layout := _layout(choice.id, fields["observations"])):
-        choice = replace(choice, layout=layout)
-        task = find_task(choice, bool(env_id))
-    rule, function = _rule(termination, task, choice, fields["observations"].shape[1])
+    obs = fields["observations"]
+    if choice is not None:
+        layout = find_layout(choice.id, obs.shape[1], lambda: bool(np.any(obs[:, ANT:])))
+        if layout:
+            choice = replace(choice, layout=layout)
+            task = find_task(choice, bool(env_id))
+    rule, function = _find_rule(termination, task, choice, obs.shape[1])
     return audit(
         fields,
         attrs,
@@ -67,25 +71,16 @@ def check(
         task=task,
         termination=function,
         rule=rule,
-        units_known=_known(found, how),
+        units_known=how.mode is not None or found.dataset_id is not None,  # Minari stores the action space
         lost=lost,
     )
 
 
-def _known(found: Named, how: Actions) -> bool:
-    """Whether somebody said in which units the actions are: the caller, or Minari's action space."""
-    return how.mode is not None or found.dataset_id is not None
-
-
-def _layout(env_id: str, obs: np.ndarray) -> str | None:
-    """The layout in which a run would show the environment for these rows."""
-    return find_layout(env_id, obs.shape[1], lambda: bool(np.any(obs[:, ANT:])))
-
-
 def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
-    """What there is to know of the environment, which was `given`, or which the file names.
+    """Make the environment and note what the checks need of it; `given` if the user named it, not the file.
 
-    Raises `UserError` for one that cannot be made if the user gave it or its arguments; otherwise that is a finding.
+    Raises `UserError` if it cannot be made and the user gave it or its arguments; otherwise the problem is a
+    finding.
     """
     if choice is None:
         return None
@@ -109,22 +104,20 @@ def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
 
 
 def _newest(env_id: str) -> str | None:
+    """The registered environment of the same name with the highest version."""
     try:
         namespace, base, _ = parse_env_id(env_id.split(":")[-1])
     except gymnasium.error.Error:
         return None
-    specs = [
-        x
-        for x in gymnasium.registry.values()
-        if (x.namespace, x.name) == (namespace, base) and x.version is not None
-    ]
-    return max(specs, key=lambda x: x.version or 0).id if specs else None
+    specs = [x for x in gymnasium.registry.values() if (x.namespace, x.name) == (namespace, base)]
+    versions = {x.version: x.id for x in specs if x.version is not None}
+    return versions[max(versions)] if versions else None
 
 
-def _rule(
+def _find_rule(
     termination: str, task: Task | None, choice: EnvChoice | None, obs_dim: int
 ) -> tuple[str, TerminationFn | None]:
-    """The rule's name and function; None where `auto` knows none, or one that reads other observations than these."""
+    """The rule's name and function; the function is None if `auto` knows no rule for these observations."""
     if termination == "learned":
         raise UserError(
             "--termination learned is fitted to the data, so that there is nothing to certify; name a rule"

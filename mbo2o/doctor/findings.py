@@ -1,4 +1,4 @@
-"""What the dataset doctor has to say: findings, whom they harm, and the report that they add up to."""
+"""What the dataset doctor reports: findings, and a verdict for each family of methods."""
 
 from __future__ import annotations
 
@@ -19,60 +19,66 @@ FAMILIES = {
     "dynamics": "dynamics training",
     "returns": "Monte-Carlo returns",
 }
-"""Who learns from a dataset, and how they are called in print; the last is Cal-QL's kind."""
+"""The families of methods that learn from a dataset, and their printed names. Cal-QL is in the last."""
 
 FEW = 5e-4
-"""Share of wrong rows up to which a family can do with care: half of what one lost cut per 1000-step episode makes."""
+"""The share of wrong rows up to which a family can learn with care: one row in 2000."""
 EXAMPLES = 5
+"""How many row numbers a finding shows."""
 
 ALL_NO: Harms = dict.fromkeys(FAMILIES, "no")
 ALL_CARE: Harms = dict.fromkeys(FAMILIES, "care")
 CARE_BUT_CLONING: Harms = {"td": "care", "dynamics": "care", "returns": "care"}
 
+UNKNOWN_NEXT = (
+    "restore them, or set them to NaN (unknown): at terminals, TD ignores them and dynamics models do not"
+)
+SHIFT_BACK = "shift the column back to its observations, or check how it was logged"
+GOES_ON = "{} stores such flags: returns stop at the flag, the episode does not; check that this is meant"
 ADVICE = {
-    "next_observations_shifted": "shift next_observations against observations, or leave them out and give timeouts",
+    "next_observations_shifted": "shift them back to their rows, or leave them out and store timeouts",
     "next_observations_misaligned": "rebuild next_observations from the log",
-    "rows_out_of_order": "sort the rows by episode and time if returns are needed; TD and dynamics do not mind",
-    "extra_observations": "drop each episode's last observation (or make it the last next_observation) before joining episodes",
-    "timeouts_out_of_step": "shift timeouts to the rows named (D4RL's antmaze -v0 and -v1: use -v2)",
-    "hidden_cuts": "set timeouts there; this package's loader does, if next_observations show them",
-    "terminals_go_on": "as D4RL's antmaze has it: returns stop at the flag, the record does not; check that this is meant",
-    "timeouts_go_on": "as D4RL's maze2d has it: returns stop at the flag, the record does not; check that this is meant",
-    "timeouts_missing": "nothing, if that number is right; else store timeouts",
+    "rows_out_of_order": "sort the rows by episode and time if returns are needed; TD needs no order",
+    "extra_observations": "make each episode's last observation its last next_observation, not a row",
+    "timeouts_out_of_step": "move the timeouts to the rows named (D4RL's antmaze -v0 and -v1: use -v2)",
+    "hidden_cuts": "set timeouts there; our loader does so where next_observations show the cut",
+    "terminals_go_on": GOES_ON.format("D4RL's antmaze"),
+    "timeouts_go_on": GOES_ON.format("D4RL's maze2d"),
+    "timeouts_missing": "do nothing if that number is right; otherwise store timeouts",
     "boundaries_unknown": "store timeouts, or the attribute max_episode_steps",
     "episodes_over_limit": "set timeouts where episodes were cut, or the attribute max_episode_steps",
-    "limit_as_terminal": "make them timeouts: what follows a time limit is worth something",
-    "next_is_next_start": "store what was seen before the reset (final_obs of vector environments), or NaN",
-    "next_strays": "restore them from the row below, or make them NaN (unknown)",
-    "zero_next": "make them NaN (unknown), or restore them: TD masks terminals, a dynamics model learns them",
-    "stale_next": "make them NaN (unknown), or restore them: TD masks terminals, a dynamics model learns them",
+    "limit_as_terminal": "store them as timeouts: the state at a time limit still has a value",
+    "next_is_next_start": "store the observation before the reset (final_obs of vector environments), or NaN",
+    "next_strays": "restore them from the row below, or set them to NaN (unknown)",
+    "zero_next": UNKNOWN_NEXT,
+    "stale_next": UNKNOWN_NEXT,
     "next_unknown": "store next_observations",
     "terminals_unused": "store next_observations",
-    "actions_shifted": "shift actions back against observations, or check how they were logged",
-    "rewards_shifted": "shift rewards back against observations, or check how they were logged",
-    "false_dead": "terminals are missing (see rows), or the rule is another task's: choose --termination",
-    "false_alive": "time limits may be stored as terminals, or the rule is another task's: choose --termination",
-    "duplicate_rows": "drop them, unless they stand for how often it happened",
+    "actions_shifted": SHIFT_BACK,
+    "rewards_shifted": SHIFT_BACK,
+    "false_dead": "terminals are missing at the rows named, or --termination names the wrong rule",
+    "false_alive": "time limits may be stored as terminals, or --termination names the wrong rule",
+    "duplicate_rows": "drop them, unless each copy stands for one occurrence",
     "duplicate_episodes": "drop them: a file may have been joined with itself",
-    "split_leak": "drop duplicates before fitting a model: its holdout error is too good, and early stopping comes late",
-    "constant_actions": "nobody can learn what they do; leave them out, or collect data that move them",
-    "saturated_actions": "a tanh-Gaussian's log-probability is poor there; a deterministic or clipped policy clones better",
-    "actions_in_env_units": "train with dataset_actions=env if they are, which maps them; with dataset_actions=unit if not",
-    "observations_lose_precision": "subtract an offset (the first row, say) before they are stored, or leave them out: a clock "
-    "says nothing",
-    "constant_rewards": "check what wrote them (goals are lost where last rows are dropped), or relabel",
-    "angle_leaps": "give its sine and cosine in its place: a model of steps takes each leap for a long way",
-    "rare_switch": "nothing, if the task has it so: few rows show what changes it and what it changes",
+    "split_leak": "drop the copies before fitting a model: they make its holdout error too low",
+    "constant_actions": "leave them out, or collect data that vary them: their effect cannot be learned",
+    "saturated_actions": "clone with a deterministic policy: a tanh-Gaussian fits badly at ±1",
+    "actions_in_env_units": "train with dataset_actions=env if they are, which converts them; otherwise with "
+    "dataset_actions=unit",
+    "observations_lose_precision": "subtract the first row, say, before storing them, or leave them out: a "
+    "clock carries no information",
+    "constant_rewards": "check what wrote them (dropping last rows loses goals), or label them again",
+    "angle_leaps": "replace it by its sine and cosine: a model takes each leap for a long step",
+    "rare_switch": "do nothing if the task is like that: few rows show when it changes, and with what effect",
     "reward_outliers": "check these rows; clip or drop them",
-    "constant_observations": "nothing, if the task has them so",
-    "few_episodes": "what was seen in so few says little of the task: collect more",
-    "environment_unknown": "name it (--env), so that its time limit, sizes and termination rule can be compared",
-    "environment_missing": "evaluate and go on online where it can be made, or in the newest version with care",
-    "environment_sizes": "name the right environment (--env); in this one a policy of these data cannot act",
+    "constant_observations": "do nothing if the task is like that",
+    "few_episodes": "collect more: so few episodes show little of the task",
+    "environment_unknown": "name it (--env), so that its time limit, sizes and rule can be compared",
+    "environment_missing": "evaluate where it can be made, or with care in the newest version",
+    "environment_sizes": "name the right one (--env): a policy from these data cannot act in this one",
     "environment_version": OTHER_VERSION,
 }
-"""Every finding there is, and what to do about it."""
-
+"""The name of every finding, and what to do about it."""
 
 GUESSED = {
     "hidden_cuts",
@@ -82,65 +88,70 @@ GUESSED = {
     "actions_shifted",
     "rewards_shifted",
 }
-"""Findings that statistics suggest; the others are facts. In few episodes a guess asks for care at most."""
+"""Findings that rest on statistics; all others are facts. In few episodes they ask for care at most."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was seen: in how many of how many rows (or episodes, dimensions), and where."""
+    """One fault or peculiarity of a dataset: how often it occurs, and where."""
 
     name: str
     """A key of `ADVICE`."""
     message: str
     count: int
     of: int
+    """Out of how many rows, episodes or dimensions `count` is."""
     rows: list[int]
-    """A few row numbers to look at, from 0."""
+    """The first few row numbers, from 0."""
     harms: Harms
-    """By family; a family that is not named does not mind."""
+    """By family; a family that is not named is not harmed."""
 
     def lowered(self) -> Finding:
-        """The same with `care` in place of `no`, if it is a guess."""
+        """The same finding; a guess asks for care where it said no."""
         return replace(self, harms=dict.fromkeys(self.harms, "care")) if self.name in GUESSED else self
 
     @property
     def severity(self) -> str:
-        """`fault` if some family must not use the data, `warning` if one has to take care, else `note`."""
-        return "fault" if "no" in self.harms.values() else "warning" if self.harms else "note"
+        """`fault` if some family must not use the data, `warning` if some must take care, else `note`."""
+        if "no" in self.harms.values():
+            return "fault"
+        return "warning" if self.harms else "note"
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A termination rule against the file's terminals."""
+    """How a termination rule agrees with the file's terminals."""
 
     rule: str
     alive_rows: int
-    """Rows without a terminal whose next observation is known, and how many of them the rule calls dead:"""
+    """Rows without a terminal whose next observation is known."""
     false_dead: int
+    """How many of these the rule ends."""
     terminal_rows: int
-    """Rows with one whose next observation is known and true, and how many of them the rule calls alive:"""
+    """Rows with a terminal whose next observation is known and true."""
     false_alive: int
+    """How many of these the rule does not end."""
     terminals_untested: int
+    """Rows with a terminal whose next observation is unknown or wrong."""
 
     @property
     def certified(self) -> bool:
-        """All rows agree, and all terminals could be tested."""
+        """Whether the rule agrees with every row, and every terminal could be tested."""
         return not (self.false_dead or self.false_alive or self.terminals_untested)
 
     def text(self) -> str:
-        """In a line."""
-        untested = (
-            f" ({self.terminals_untested} terminals could not be tested)" if self.terminals_untested else ""
+        """The certificate in a line."""
+        verdict = "certified" if self.certified else "not certified"
+        line = (
+            f"{verdict}: the rule {self.rule} ends {self.false_dead} of {self.alive_rows} rows without a "
+            f"terminal, and misses {self.false_alive} of {self.terminal_rows} terminals"
         )
-        return (
-            f"{'certified' if self.certified else 'not certified'}: {self.false_dead} of {self.alive_rows} rows alive by the "
-            f"file are dead by the rule {self.rule}; {self.false_alive} of {self.terminal_rows} the other way{untested}"
-        )
+        return f"{line} ({self.terminals_untested} could not be tested)" if self.terminals_untested else line
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `audit` found, worst first; `certificate` is None where no termination rule was tested."""
+    """What `audit` found, the worst first; `certificate` is None where no termination rule was tested."""
 
     dataset: str
     env_id: str | None
@@ -152,7 +163,7 @@ class Report:
     not_checked: list[str]
 
     def verdict(self, family: str) -> tuple[str, str]:
-        """Whether a family may learn from these data, `yes`, `with care` or `no`, and the reason (empty for yes)."""
+        """Whether a family may use these data, `yes`, `with care` or `no`; and the reason, empty for yes."""
         for harm, verdict in (("no", "no"), ("care", "with care")):
             reasons = [f.message for f in self.findings if f.harms.get(family) == harm]
             if reasons:
@@ -161,27 +172,22 @@ class Report:
 
     @property
     def safe(self) -> bool:
-        """No family must keep away."""
+        """Whether no family gets the verdict no."""
         return all(self.verdict(family)[0] != "no" for family in FAMILIES)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, in types that `json` knows."""
-        own = {
-            "safe": self.safe,
-            "verdicts": {x: dict(zip(("verdict", "reason"), self.verdict(x), strict=True)) for x in FAMILIES},
-            "findings": [
-                asdict(f) | {"severity": f.severity, "advice": ADVICE[f.name]} for f in self.findings
-            ],
-        }
+        """The report in types that `json` can write."""
+        verdicts = {x: dict(zip(("verdict", "reason"), self.verdict(x), strict=True)) for x in FAMILIES}
+        findings = [asdict(f) | {"severity": f.severity, "advice": ADVICE[f.name]} for f in self.findings]
+        out = asdict(self) | {"safe": self.safe, "verdicts": verdicts, "findings": findings}
         if self.certificate:
-            own["certificate"] = asdict(self.certificate) | {"certified": self.certificate.certified}
-        return asdict(self) | own
+            out["certificate"] = asdict(self.certificate) | {"certified": self.certificate.certified}
+        return out
 
     def text(self) -> str:
-        """The same for people."""
-        lines = [
-            f"{self.dataset}: {self.rows} rows, {self.episodes} episodes, {self.env_id or 'environment unknown'}"
-        ]
+        """The report for a terminal."""
+        environment = self.env_id or "environment unknown"
+        lines = [f"{self.dataset}: {self.rows} rows, {self.episodes} episodes, {environment}"]
         lines += [self.certificate.text()] if self.certificate else []
         lines += ["", "fit for"]
         for family, name in FAMILIES.items():
@@ -197,29 +203,32 @@ class Report:
         return "\n".join(lines + [f"not checked: {what}" for what in self.not_checked])
 
 
-def finding(
-    name: str,
-    message: str,
-    rows: np.ndarray,
-    of: int,
-    harms: Harms | None = None,
-    *,
-    count: int | None = None,
+def in_rows(
+    name: str, rows: np.ndarray, of: int, message: str, harms: Harms | None = None, *, share: bool = True
 ) -> Finding:
-    """Put one together; `rows` is a mask or row numbers, `count` is for what is not counted in rows."""
+    """A finding in rows, given as a mask `(N,)` or as row numbers.
+
+    With `share`, its message begins "SHARE (COUNT) of".
+    """
     at = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-    return Finding(
-        name, message, len(at) if count is None else count, of, [int(x) for x in at[:EXAMPLES]], harms or {}
-    )
+    text = f"{percent(len(at), of)} of {message}" if share else message
+    return Finding(name, text, len(at), of, [int(x) for x in at[:EXAMPLES]], harms or {})
+
+
+def in_all(
+    name: str, message: str, harms: Harms | None = None, *, count: int = 1, of: int | None = None
+) -> Finding:
+    """A finding of the whole file, or of `count` of its `of` dimensions or episodes."""
+    return Finding(name, message, count, count if of is None else of, [], harms or {})
 
 
 def few(count: int, of: int) -> Harm:
-    """The harm of so many wrong rows."""
+    """The harm of `count` wrong rows out of `of`."""
     return "no" if count > FEW * of else "care"
 
 
 def percent(count: int, of: int) -> str:
-    """A count with its share; the share alone where it is all."""
+    """A count after its share, such as "4.1 % (39)"; "100 %" alone where it is all."""
     return f"{percentage(count / of)} ({count})" if count < of else "100 %"
 
 
@@ -230,7 +239,7 @@ def percentage(part: float) -> str:
 
 
 def listed(items: Iterable[Any]) -> str:
-    """With commas."""
+    """The items, separated by commas."""
     return ", ".join(map(str, items))
 
 

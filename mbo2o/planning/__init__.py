@@ -1,1 +1,1 @@
-"""Planning with the learned dynamics, and the bridge to mbrl."""
+"""Planning with the learned dynamics: a bridge to mbrl-lib."""

@@ -1,4 +1,7 @@
-"""The learned dynamics as a model of mbrl-lib 0.2.0, whose `ModelEnv` and planners drive it. Imports nothing of mbrl."""
+"""The learned dynamics as a model for mbrl-lib 0.2.0, so that its `ModelEnv` and its planners can use it.
+
+This file does not import mbrl.
+"""
 
 from __future__ import annotations
 
@@ -13,45 +16,48 @@ from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.types import TerminationFn, UserError
 
 BROKEN = -1e6
-"""Reward of a step into a state that is not a number. mbrl's optimisers value a NaN at -1e-10, above every negative return."""
+"""The reward of a step to a state that is not finite; mbrl's optimisers would count a NaN as -1e-10."""
 
 State = dict[str, Tensor]
 
 
 class MbrlModel:
-    """What `mbrl.models.ModelEnv` asks of a dynamics model: `device`, `reset` and `sample`.
+    """What `mbrl.models.ModelEnv` needs of a dynamics model: `device`, `reset` and `sample`.
 
         model = MbrlModel(dynamics, coef=1.0)
         env = ModelEnv(real_env, model, model.ends(rule), generator=torch.Generator().manual_seed(0))
 
-    Observations are raw and actions in [-1, 1], as for `GaussianDynamics`. Each row is served by one random elite, anew at
-    every step (TS1); batches need not divide by their number. ModelEnv's functions never see the observation that a step
-    starts from, so the penalty coef·u(s, a) is subtracted here. Give ModelEnv a generator: its own has a fixed seed.
+    Observations are raw and actions in [-1, 1], as for `GaussianDynamics`. Each row is predicted by a random
+    elite, which is drawn again at every step (TS1); batches may have any size. ModelEnv's reward function
+    does not get the observation that a step starts from, so the penalty coef·u(s, a) is subtracted here. Give
+    ModelEnv a generator, because its own has a fixed seed. Raises `UserError` for a model with a seed axis
+    and for an unknown penalty.
     """
 
     def __init__(self, dynamics: GaussianDynamics, penalty: str = "max_aleatoric", coef: float = 0.0):
         if dynamics.spec.seeds:
             raise UserError(
-                f"planning takes one model, this holds seeds {dynamics.spec.seeds}; give it model.seed(k)"
+                f"planning needs one model; this one has seeds {dynamics.spec.seeds}: give it model.seed(k)"
             )
         if penalty not in PENALTIES:
             raise UserError(f"penalty={penalty}: no such penalty; choose one of {', '.join(PENALTIES)}")
         self.dynamics, self.coef = dynamics, coef
         self.device = torch.device(dynamics.spec.device)
         self._penalty = PENALTIES[penalty]
-        self._obs: Tensor | None = None  # where the latest step started
+        self._obs: Tensor | None = None  # where the last step started
 
     def reset(self, obs: np.ndarray | Tensor, rng: torch.Generator | None = None) -> State:
-        """Begin at `obs` `(B, D)`: the state to hand to `sample`."""
+        """The state for `sample` that begins at `obs` `(B, D)`."""
         return {"obs": torch.as_tensor(obs, dtype=torch.float32, device=self.device)}
 
     @torch.no_grad()
     def sample(
         self, act: Tensor, model_state: State, deterministic: bool = False, rng: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, None, State]:
-        """From a state and `act` `(B, A)`: next observation `(B, D)`, penalised reward `(B, 1)`, None, the next state.
+        """Step with `act` `(B, A)`: next observation `(B, D)`, penalised reward `(B, 1)`, None, next state.
 
-        `deterministic` gives the elites' mean instead of a draw. A row that breaks stays where it was, at the reward `BROKEN`.
+        `deterministic` gives the elites' mean instead of a draw. A row whose prediction is not finite stays
+        where it was and gets the reward `BROKEN`.
         """
         obs, act = model_state["obs"], act.to(torch.float32)
         if deterministic:
@@ -63,12 +69,15 @@ class MbrlModel:
             rew = rew - self.coef * self._penalty(*self.dynamics.predict(obs, act))
         fine = next_obs.isfinite().all(-1) & rew.isfinite()
         next_obs = torch.where(fine.unsqueeze(-1), next_obs, obs)
-        rew = torch.where(fine, rew, BROKEN)  # a new tensor: ModelEnv writes into it
+        rew = torch.where(fine, rew, BROKEN)  # a new tensor, because ModelEnv writes into it
         self._obs = obs
         return next_obs, rew.unsqueeze(-1), None, {"obs": next_obs}
 
     def ends(self, rule: TerminationFn) -> Callable[[Tensor, Tensor], Tensor]:
-        """`rule` as ModelEnv calls it, `(act, next_obs)` → bool `(B, 1)`; the latest `sample` knows the observation."""
+        """`rule` as ModelEnv calls it, `(act, next_obs)` → bool `(B, 1)`.
+
+        The observation is that of the last `sample`.
+        """
 
         def ends(act: Tensor, next_obs: Tensor) -> Tensor:
             assert self._obs is not None, "ModelEnv steps before it asks"

@@ -1,1 +1,1 @@
-"""What a run looks like: statistics, pictures, one page."""
+"""Statistics of runs, their figures, and the page that reports one run."""

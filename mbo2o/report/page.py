@@ -1,4 +1,4 @@
-"""One page that says what a run did: a table, the figures, the configuration; a single HTML file and its PNGs."""
+"""The report of one run: a page with returns, figures and configuration, and PNGs of the figures."""
 
 from __future__ import annotations
 
@@ -22,54 +22,79 @@ from mbo2o.types import duration
 
 @dataclass(frozen=True)
 class Section:
-    """A figure, the metric without which it has nothing to show, and what to look for."""
+    """A figure of the page."""
 
     name: str
+    """The name of its PNG."""
     heading: str
     draw: Callable[[RunLog], Figure]
     needs: tuple[str, str]
+    """The kind of log line and the metric that it shows; without them the page leaves it out."""
     caption: str
+    """What to look for."""
 
 
 SECTIONS = [
     Section(
-        "return", "Return", plots.return_curve, ("eval", "return"),
-        "Look at the switch: a curve that falls there unlearns what the offline phase gave it. The last point "
-        "offline and the first online are the same policy; their gap is the noise of an evaluation.",
+        "return",
+        "Return",
+        plots.return_curve,
+        ("eval", "return"),
+        "Look at the switch: where the curve falls, the policy unlearns what the offline phase taught it. "
+        "The last offline point and the first online point belong to the same policy; the gap between them "
+        "is the noise of evaluations.",
     ),
     Section(
-        "uncertainty", "Model uncertainty", plots.uncertainty, ("uncertainty", "epistemic_std/offline"),
-        "Epistemic uncertainty on online states should fall towards that on offline states, and the true error with "
-        "it; where error stays high while uncertainty falls, the model is overconfident.",
+        "uncertainty",
+        "Model uncertainty",
+        plots.uncertainty,
+        ("uncertainty", "epistemic_std/offline"),
+        "The epistemic uncertainty on online states should fall towards that on offline states, and the true "
+        "error with it. Where the error stays high while the uncertainty falls, the model is overconfident.",
     ),
     Section(
-        "offline_share", "Offline share", plots.offline_share, ("model", "share_offline"),
-        "How fast the offline data leave the model's batches: compare it with the return after the switch.",
+        "offline_share",
+        "Offline share",
+        plots.offline_share,
+        ("model", "share_offline"),
+        "How fast offline data leave the model's batches. Compare it with the return after the switch.",
     ),
     Section(
-        "q_values", "Q-values", plots.q_values, ("eval", "q"),
-        "Q below the dashed line is pessimistic and above it optimistic; a sudden fall of Q at the switch is the "
-        "downward spiral that costs the offline policy.",
+        "q_values",
+        "Q-values",
+        plots.q_values,
+        ("eval", "q"),
+        "A Q-value below the dashed line is pessimistic, above it optimistic. A sudden fall of Q at the "
+        "switch is typical of runs that lose the offline policy.",
     ),
     Section(
-        "critics", "Critics on the dataset", plots.critics, ("probe", "distance"),
-        "The same rows each time. A swing of Q right after the switch is the change of pessimism; members that agree "
-        "everywhere can no longer warn; without offline data in the batches the TD error rises here (WSRL); distance "
-        "says how far the policy has moved from the data's actions.",
+        "critics",
+        "Critics on the dataset",
+        plots.critics,
+        ("probe", "distance"),
+        "The rows are the same each time. A change of Q right after the switch shows the change of "
+        "pessimism. Where the critics agree everywhere, their spread can no longer warn of errors. Without "
+        "offline data in the batches the TD error rises here (WSRL). The distance shows how far the policy "
+        "is from the data's actions.",
     ),
     Section(
-        "calibration", "Calibration", plots.calibration, ("model", "coverage90"),
-        "Dots on their dashed line: intervals as wide as they claim; below: the model is overconfident in this output; "
-        "above: too cautious. Large dots are the mean over seeds, small ones the seeds.",
+        "calibration",
+        "Calibration",
+        plots.calibration,
+        ("model", "coverage90"),
+        "Dots on their dashed line: the model's intervals are as wide as they should be. Below it, the model "
+        "is overconfident in this output; above it, too cautious. Large dots are means over seeds, small "
+        "dots are seeds.",
     ),
-]  # fmt: skip
+]
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#222;--dim:#666;--line:#ddd;--back:#fff;--code:#f3f5f7}
 @media (prefers-color-scheme:dark){:root{--ink:#ddd;--dim:#999;--line:#444;--back:#16181b;--code:#22262b}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem}
 body{color:var(--ink);background:var(--back)}
-h1,.sub{overflow-wrap:anywhere} h1{margin-bottom:0} h2{margin-top:2.5rem} .sub,figcaption,.note{color:var(--dim)}
+h1,.sub{overflow-wrap:anywhere} h1{margin-bottom:0} h2{margin-top:2.5rem}
+.sub,figcaption,.note{color:var(--dim)}
 figure{margin:0} img{width:100%;background:#fff}
 table{display:block;max-width:100%;overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums} td,th{padding:.3rem .8rem;text-align:right}
@@ -81,10 +106,10 @@ HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Write the PNGs and `index.html` to `out` (`run_dir/report` if not given) and return the page's path.
+    """Write the PNGs and `index.html` to `out` (by default `run_dir/report`) and return the path of the page.
 
-    The page embeds its pictures, so that the one file can be passed on. A run that has not finished, or that has no
-    model, is shown as far as it goes; a directory that is no run is a `UserError`.
+    The page contains its pictures, so the one file can be passed on. An unfinished run is shown as far as it
+    got. Raises `UserError` for a directory that is not a run.
     """
     log = read_run(run_dir)
     out = Path(run_dir) / "report" if out is None else Path(out)
@@ -92,15 +117,13 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     body = [f"<h1>{escape(log.title)}</h1>", f'<p class="sub">{escape(_progress(log))}</p>', _table(log)]
     body.append(_switch_table(Path(run_dir) / "switch.json"))
     for section in SECTIONS:
-        if not log.has(*section.needs):  # another kind of method, or not that far yet
-            (out / f"{section.name}.png").unlink(
-                missing_ok=True
-            )  # of a report on an earlier run of this name
+        png = out / f"{section.name}.png"
+        if not log.has(*section.needs):
+            png.unlink(missing_ok=True)  # an earlier report may have left one here
             continue
         body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
-        png = _png(section.draw(log))
-        (out / f"{section.name}.png").write_bytes(png)
-        data = base64.b64encode(png).decode()
+        png.write_bytes(_png_bytes(section.draw(log)))
+        data = base64.b64encode(png.read_bytes()).decode()
         body.append(
             f'<figure><img alt="{section.heading}" src="data:image/png;base64,{data}">'
             f"<figcaption>{escape(section.caption)}</figcaption></figure>"
@@ -117,14 +140,14 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     return out / "index.html"
 
 
-def _png(figure: Figure) -> bytes:
+def _png_bytes(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
 def _progress(log: RunLog) -> str:
-    """How far the run went, phase by phase."""
+    """The steps of each phase, the seeds and the time."""
     steps: dict[str, int] = {}
     for line in log.lines:
         steps[line["phase"]] = max(line["step"], steps.get(line["phase"], 0))
@@ -135,7 +158,7 @@ def _progress(log: RunLog) -> str:
 
 
 def _table(log: RunLog) -> str:
-    """The returns in numbers: mean, interval and each seed."""
+    """The table of returns: mean, interval and each seed."""
     rows: list[tuple[str, Array]] = []
     offline, online = log.series("eval", "return", "offline"), log.series("eval", "return", "online")
     if len(offline.step):
@@ -144,7 +167,7 @@ def _table(log: RunLog) -> str:
         s = summarise(online.step, online.values, start=log.frozen_steps)
         rows += [
             ("J0: at the switch, before any online update", s.j0),
-            ("drop: J0 − lowest in the first 20 % of the learning online", s.drop),
+            ("drop: J0 − lowest return in the first 20 % of online learning", s.drop),
             (f"final: mean of the last {late_evaluations(online.step)} online evaluations", s.final),
             ("AUC: mean return over the online steps", s.auc),
             ("best online evaluation (chosen with hindsight)", s.best),
@@ -152,7 +175,7 @@ def _table(log: RunLog) -> str:
     latest = log.series("eval", "return").total[-1:]
     for metric in log.names("eval", ("score", "success")):
         last = log.series("eval", metric)
-        if last.total[-1] != latest:  # scores of another reference, before the run was resumed
+        if last.total[-1] != latest:  # an older score: the run was resumed with another reference
             continue
         what = "share of episodes with success" if metric == "success" else f"normalised {metric}"
         rows.append((f"last evaluation, {what} ({last.phase[-1]})", last.values[-1]))
@@ -161,24 +184,24 @@ def _table(log: RunLog) -> str:
     seeds = max(len(values) for _, values in rows)
     head = "".join(f"<th>{x}</th>" for x in ["return", "mean", KIND, *(f"seed {i}" for i in range(seeds))])
     behaviour = log.behaviour_return
-    first = (
-        ""
-        if behaviour is None
-        else f"<tr><td>behaviour policy (dataset)</td><td>{_number(behaviour)}</td></tr>"
-    )
+    first = ""
+    if behaviour is not None:
+        first = f"<tr><td>behaviour policy (dataset)</td><td>{_number(behaviour)}</td></tr>"
+    body = "".join(_row(*row) for row in rows)
     return (
-        f'<h2 id="numbers">Numbers</h2><table><tr>{head}</tr>{first}{"".join(_row(*row) for row in rows)}</table>'
-        f'<p class="note">{_caution(seeds)} “–”: a value that the log lacks.</p>'
+        f'<h2 id="numbers">Numbers</h2><table><tr>{head}</tr>{first}{body}</table>'
+        f'<p class="note">{_caution(seeds)} “–”: the log has no such value.</p>'
     )
 
 
 def _switch_table(path: Path) -> str:
-    """What became of each part of the offline agent."""
+    """The table that says what the switch did with each part of the offline agent."""
     if not path.is_file():
         return ""
     cells = [(x["what"], x["part"], x["note"]) for x in json.loads(path.read_text())]
     rows = "".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in cells)
-    return f'<h2 id="switch">At the switch</h2><details><summary>parts and settings</summary><table>{rows}</table></details>'
+    table = f"<details><summary>parts and settings</summary><table>{rows}</table></details>"
+    return f'<h2 id="switch">At the switch</h2>{table}'
 
 
 def _row(name: str, values: Array) -> str:
@@ -190,9 +213,9 @@ def _row(name: str, values: Array) -> str:
 
 def _caution(seeds: int) -> str:
     if seeds == 1:
-        return "One seed: it says nothing about the next one, so there is no interval."
+        return "One seed says nothing about the spread over seeds, so there is no interval."
     if seeds < FEWEST:
-        return f"{seeds} seeds: too few for an interval, which takes {FEWEST}."
+        return f"{seeds} seeds are too few for an interval, which needs {FEWEST}."
     return f"Interval: {KIND} for the mean over {seeds} seeds."
 
 

@@ -1,4 +1,4 @@
-"""Read what a run left behind: its configuration and its log, whether it finished or not."""
+"""Read the configuration and the log of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mbo2o.types import UserError
 
 
 class Series(NamedTuple):
-    """One metric over time, T log lines."""
+    """One metric over T log lines."""
 
     total: NDArray[np.int64]
-    """`(T,)`: turns since the start of the run, over all phases."""
+    """`(T,)`: turns since the start of the run."""
     step: NDArray[np.int64]
     """`(T,)`: turns since the start of the phase."""
     phase: NDArray[np.str_]
     """`(T,)`: "offline", "switch" or "online"."""
     values: NDArray[np.float64]
-    """`(T, S)` or `(T, S, K)`; NaN where the log says null."""
+    """`(T, S)` or `(T, S, K)`; NaN where the log has null."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RunLog:
 
     @property
     def title(self) -> str:
-        """What ran, in one line."""
+        """The recipe, the environment and the dataset, in one line."""
         recipe, dataset = self.config.get("recipe"), self.config.get("dataset")
         names = [
             x.get("name") if isinstance(x, dict) else x for x in (recipe, self.config.get("env"), dataset)
@@ -45,7 +45,7 @@ class RunLog:
 
     @property
     def behaviour_return(self) -> float | None:
-        """Mean return of the episodes in the dataset, if the run knew it."""
+        """The mean return of the dataset's episodes, if it is known."""
         value = self.config.get("behaviour_return")
         return None if value is None else float(value)
 
@@ -65,18 +65,18 @@ class RunLog:
         return int(recipe.get(name, recipe.get("start")) or 0) if isinstance(recipe, dict) else 0
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether any line of this kind holds this metric."""
+        """Whether any line of this kind has a value of this metric."""
         return any(x["kind"] == kind and x.get(name) is not None for x in self.lines)
 
     def names(self, kind: str, starts: tuple[str, ...]) -> list[str]:
-        """Metrics of this kind that begin with one of `starts`, deviations left out, in log order."""
+        """The metrics of this kind that begin with one of `starts`, without deviations, in log order."""
         found = dict.fromkeys(
             name for x in self.lines if x["kind"] == kind for name in x if name.startswith(starts)
         )
         return [name for name in found if not name.endswith("_std") and self.has(kind, name)]
 
     def series(self, kind: str, name: str, phase: str | None = None) -> Series:
-        """One metric over time, in log order, over one phase or all; T = 0 where nothing was logged."""
+        """One metric in log order, of one phase or of all; T = 0 if the log has none."""
         rows = [
             x
             for x in self.lines
@@ -94,19 +94,19 @@ class RunLog:
 def read_run(path: str | Path) -> RunLog:
     """Read `path/config.yaml` and `path/metrics.jsonl`.
 
-    A last line that a running or killed process has half written is left out; any other that is no JSON object with
-    kind, phase, step and total is a `UserError`, as is a missing file.
+    The last line is left out if a running or killed process has half written it. Raises `UserError` if a file
+    is missing, or if another line is not a JSON object with kind, phase, step and total.
     """
     path = Path(path)
     for name in ("config.yaml", "metrics.jsonl"):
         if not (path / name).is_file():
-            raise UserError(f"{path} is no run: it has no {name}; give a run directory")
+            raise UserError(f"{path} is not a run: it has no {name}; give a run directory")
     try:
         config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     except Exception as error:  # YAML's and OmegaConf's errors share no base
         raise UserError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path / 'config.yaml'} is no mapping; give a run directory")
+        raise UserError(f"{path / 'config.yaml'} is not a mapping; give a run directory")
     return RunLog({str(k): v for k, v in config.items()}, _lines(path / "metrics.jsonl"))
 
 
@@ -117,7 +117,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(row)
             if not {"kind", "phase", "step", "total"} <= set(line):
-                raise ValueError("needs kind, phase, step, total")
+                raise ValueError("it needs kind, phase, step and total")
         except (ValueError, TypeError) as error:
             if number == len(rows):
                 break

@@ -1,7 +1,7 @@
-"""Few seeds, honestly: intervals over seeds, differences of arms, and the numbers that describe an online curve.
+"""Statistics of few seeds: intervals over seeds, differences of arms, and numbers that describe a curve.
 
-Seeds are the last axis. A missing value (NaN) makes every number that needs it NaN: a seed that diverged must not
-vanish from a mean.
+Seeds are the last axis. A missing value (NaN) makes every number that needs it NaN, so that a seed that
+diverged does not vanish from a mean.
 """
 
 from __future__ import annotations
@@ -16,23 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
-def iqm(x: ArrayLike) -> float:
-    """Interquartile mean of all values: ⌊n/4⌋ are cut from each end, so below four values it is the mean."""
-    v = np.sort(np.asarray(x, float), axis=None)
-    cut = v.size // 4
-    return float(v[cut : v.size - cut].mean()) if np.isfinite(v).all() else float("nan")
-
-
 FEWEST = 5
-"""Seeds below which no interval is given: with three, Student's is so wide and the bootstrap so wrong that neither helps."""
+"""The fewest seeds that get an interval: with three, Student's is too wide and the bootstrap wrong."""
 KIND = "Student's 95 % interval"
-"""What `interval` gives. Every table, figure and page that shows an interval names it by this."""
+"""The name of what `interval` gives, in every table, figure and page."""
 
 
 def interval(x: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
-    """Student's interval for the mean over seeds: `(..., S)` → low `(...)`, high `(...)`; NaN below FEWEST seeds.
+    """Student's interval for the mean over seeds: `(..., S)` → low `(...)`, high `(...)`.
 
-    This is the one place that decides which interval is shown: in tables, figures, reports and claims alike.
+    NaN below FEWEST seeds.
+
+    All tables, figures, reports and claims take their intervals from here.
     """
     v = np.asarray(x, float)
     seeds = v.shape[-1]
@@ -47,40 +42,40 @@ def bootstrap_interval(
 ) -> tuple[Array, Array]:
     """Percentile bootstrap of the mean over seeds: `(..., S)` → low `(...)`, high `(...)`; NaN for one seed.
 
-    No table uses it: below ten seeds it is too narrow (the protocol page has its simulated coverage), and no study has ten.
+    Only the protocol's simulation of coverage uses it: below ten seeds it is too narrow.
     """
     v = np.asarray(x, float)
     seeds = v.shape[-1]
     if seeds < 2:
         return np.full(v.shape[:-1], np.nan), np.full(v.shape[:-1], np.nan)
-    # how often each seed is drawn is all a mean needs: one matrix product instead of n gathered copies
+    # a mean needs only how often each seed is drawn: one matrix product replaces n resampled copies
     weights = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=n) / seeds
     low, high = np.quantile(v @ weights.T, [(1 - level) / 2, (1 + level) / 2], axis=-1)
     return low, high
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, Student's 95 % interval for it, and the two-sided p-value that it is 0."""
+    """A mean over seeds, Student's 95 % interval for it, and the two-sided p-value of the mean 0."""
 
     mean: float
     low: float
     high: float
     p: float
     seeds: int
-    """The number of seeds, in the smaller sample where there are two. Below FEWEST the interval and p are NaN."""
+    """The number of seeds, in the smaller of two samples. Below FEWEST the interval and p are NaN."""
 
 
 def mean_over_seeds(x: ArrayLike) -> Estimate:
-    """One number for each seed, `(S,)`: for instance the difference of two arms within each seed."""
+    """The estimate from one number for each seed, `(S,)`, such as the difference of two arms."""
     v = np.asarray(x, float)
     if v.ndim != 1:
-        raise ValueError(f"one number for each seed is wanted: got the shape {v.shape}")
+        raise ValueError(f"needs one number for each seed: got the shape {v.shape}")
     error = float(v.std(ddof=1)) / len(v) ** 0.5 if len(v) > 1 else float("nan")
     return _estimate(float(v.mean()), error, len(v) - 1, len(v))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> Estimate:
-    """`a - b` within each seed; `a`, `b` `(S,)` of the same seeds in the same order."""
+    """The estimate of `a - b` within each seed; `a` and `b` `(S,)` have the same seeds in the same order."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"paired arms need the same seeds: shapes {a.shape} and {b.shape}")
@@ -88,13 +83,13 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Estimate:
 
 
 def unpaired_difference(a: ArrayLike, b: ArrayLike) -> Estimate:
-    """Mean of `a` `(S,)` minus mean of `b` `(R,)`, whose seeds share nothing: Welch's t (Welch 1947), unequal variances."""
+    """The estimate of the mean of `a` `(S,)` minus the mean of `b` `(R,)` over other seeds (Welch 1947)."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     seeds = min(len(a), len(b))
     if seeds < 2:
         return _estimate(float(a.mean() - b.mean()), float("nan"), 1, seeds)
     va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    with np.errstate(invalid="ignore"):  # two constant samples
+    with np.errstate(invalid="ignore"):  # 0 / 0 for two constant samples
         df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     return _estimate(
         float(a.mean() - b.mean()), float(va + vb) ** 0.5, float(df if np.isfinite(df) else seeds - 1), seeds
@@ -110,7 +105,7 @@ def _estimate(mean: float, error: float, df: float, seeds: int) -> Estimate:
 
 
 def t_tail(t: float, df: float) -> float:
-    """How much of Student's distribution with `df` degrees of freedom lies above `t`, at least 0, by summing its density."""
+    """The probability that Student's t with `df` degrees of freedom exceeds `t` ≥ 0."""
     # x = √df tan θ turns the tail into a finite range and the density into cosᵈᶠ⁻¹ θ
     start = np.arctan(t / df**0.5)
     mass = [np.trapezoid(np.cos(x) ** (df - 1), x) for x in (np.linspace(start, np.pi / 2, 4001), _QUARTER)]
@@ -118,7 +113,7 @@ def t_tail(t: float, df: float) -> float:
 
 
 def t_quantile(p: float, df: float) -> float:
-    """Where Student's distribution with `df` degrees of freedom reaches p in (0.5, 1): the inverse of `t_tail`'s integral."""
+    """The quantile p in (0.5, 1) of Student's t with `df` degrees of freedom: the inverse of 1 - `t_tail`."""
     mass = np.cos(_QUARTER) ** (df - 1)
     below = np.concatenate([[0], np.cumsum((mass[1:] + mass[:-1]) / 2)])
     return float(np.sqrt(df) * np.tan(np.interp(2 * p - 1, below / below[-1], _QUARTER)))
@@ -128,9 +123,9 @@ _QUARTER = np.linspace(0, np.pi / 2, 20_001)
 
 
 def benjamini_hochberg(p: ArrayLike) -> Array:
-    """The q-values of p-values `(n,)` that form one family; NaN stays NaN and does not count.
+    """The q-values of a family of p-values `(n,)`; NaN stays NaN and does not count.
 
-    Claims with q < 0.05 hold false ones for at most a twentieth of them, in expectation (Benjamini and Hochberg 1995).
+    In expectation, at most 5 % of the claims with q < 0.05 are false (Benjamini and Hochberg 1995).
     """
     p = np.asarray(p, float)
     q, known = np.full(p.shape, np.nan), np.flatnonzero(np.isfinite(p))
@@ -141,7 +136,7 @@ def benjamini_hochberg(p: ArrayLike) -> Array:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Rank correlation of `x` and `y` `(T,)`, ties sharing their mean rank; pairs with a NaN are left out.
+    """The rank correlation of `x` and `y` `(T,)`; ties share their mean rank, pairs with a NaN are left out.
 
     NaN where either is constant.
     """
@@ -154,9 +149,10 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def ks_two_sample(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
-    """Kolmogorov and Smirnov's largest gap between the distributions of two samples `(n,)`, `(m,)`, and its p-value.
+    """The largest gap between the distributions of samples `(n,)` and `(m,)`, and its p-value.
 
-    The p-value is the limit of large samples (Smirnov 1939), fit for n m / (n + m) above about 10.
+    This is the statistic of Kolmogorov and Smirnov. The p-value is that of large samples (Smirnov 1939); it
+    holds for n m / (n + m) above about 10.
     """
     a, b = np.sort(np.asarray(a, float)), np.sort(np.asarray(b, float))
     every = np.concatenate([a, b])
@@ -164,35 +160,34 @@ def ks_two_sample(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
     gap = float(np.abs(below[0] - below[1]).max())
     reach = gap * np.sqrt(len(a) * len(b) / (len(a) + len(b)))
     if reach < 0.3:
-        return gap, 1.0  # to nine places, and the series below needs ever more terms
+        return gap, 1.0  # correct to nine places; the series below would need many terms
     k = np.arange(1, 101)
     return gap, float(np.clip(2 * ((-1.0) ** (k - 1) * np.exp(-2 * (k * reach) ** 2)).sum(), 0, 1))
 
 
 class Pace(NamedTuple):
-    """How an arm's online phase is laid out."""
+    """When an arm is evaluated, and when it learns, online."""
 
     step: Array
     """`(T,)`: the steps of its evaluations, ascending."""
     start: int = 0
-    """Steps that are acted with the frozen policy before the first update."""
+    """The steps that the frozen policy acts before the first update."""
     utd: int = 1
-    """Updates per step from then on."""
+    """The updates per step after that."""
 
 
 def common_window(arms: Mapping[str, Pace]) -> tuple[int, dict[str, NDArray[np.int64]]]:
-    """The early part of learning, alike for all arms of a study: how many updates it has, and each arm's evaluations in it.
+    """The early window of learning: its number of updates, and each arm's evaluations in it.
 
-    The window is 20 % of the shortest learning phase, in updates that follow the first learning turn, rounded to whole
-    spacings of the arm that is evaluated most seldom, at least two. Each arm is looked at once per such spacing, so that
-    every arm has as many updates in the window and as many distinct evaluations: a minimum over more evaluations is lower
-    by their noise alone.
+    The window is 20 % of the shortest learning phase, counted in updates. It is rounded to whole intervals
+    between the evaluations of the arm that is evaluated least often, and has at least two of them. One
+    evaluation of each arm per interval counts, so that all arms have the same number of updates and of
+    evaluations in the window: a minimum over more evaluations would be lower by their noise alone.
     """
     updates = {name: (np.asarray(a.step, float) - a.start) * a.utd for name, a in arms.items()}
     if not updates or any(u[-1] <= 0 for u in updates.values()):
-        return 0, {
-            name: np.zeros(0, np.int64) for name in arms
-        }  # an arm has not been evaluated since it began to learn
+        # an arm has not been evaluated since it began to learn
+        return 0, {name: np.zeros(0, np.int64) for name in arms}
     spacing = max(float(np.diff(u, prepend=0).max()) for u in updates.values())
     shortest = min(float(u[-1]) for u in updates.values())
     looks = max(1, min(int(shortest // spacing), max(2, round(0.2 * shortest / spacing))))
@@ -202,7 +197,7 @@ def common_window(arms: Mapping[str, Pace]) -> tuple[int, dict[str, NDArray[np.i
 
 
 def late_evaluations(step: ArrayLike) -> int:
-    """How many of the last evaluations `final` is the mean of: a tenth, at least three, none of the phase's first half."""
+    """The number of evaluations that `final` averages: the last tenth, at least three, in the second half."""
     t = np.asarray(step, float)
     second_half = int((t > t[0] + 0.5 * (t[-1] - t[0])).sum())
     return max(1, min(second_half, max(3, round(0.1 * len(t)))))
@@ -210,27 +205,27 @@ def late_evaluations(step: ArrayLike) -> int:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a curve did, per seed: each `(S,)`, in units of the return."""
+    """Numbers that describe a curve of returns: one for each seed, `(S,)`, in units of the return."""
 
     j0: Array
     """The first evaluation: the return before any update of this phase."""
     drop: Array
-    """max(0, J0 - the lowest return in the window that follows the first learning turn), see `common_window`."""
+    """max(0, J0 - the lowest return in the early window of learning), see `common_window`."""
     auc: Array
-    """Mean return over the budget (trapezoids, divided by its length), frozen steps included."""
+    """The mean return over the phase (trapezoidal rule), frozen steps included."""
     final: Array
-    """Mean of the last evaluations, see `late_evaluations`."""
+    """The mean of the last evaluations, see `late_evaluations`."""
     best: Array
-    """Highest evaluation: chosen with hindsight, so no fair result."""
+    """The highest evaluation. It is chosen with hindsight, so it is not a fair result."""
 
 
 def summarise(
     step: ArrayLike, ret: ArrayLike, early: NDArray[np.int64] | None = None, start: int = 0
 ) -> Summary:
-    """Summarise one phase: `step` `(T,)` ascending, `ret` `(T, S)`; the budget is what has been run so far.
+    """Summarise one phase as far as it has run: `step` `(T,)` ascending, `ret` `(T, S)`.
 
-    `early` are the evaluations in the window that the arms of a study share; a run alone, whose policy is frozen for
-    `start` steps, has its own.
+    early: the evaluations in the early window, if arms of a study share one; by default the window of this
+    run alone, whose policy is frozen for `start` steps.
     """
     t, j = np.asarray(step, float), np.asarray(ret, float)
     if len(t) == 0 or j.shape[:1] != t.shape or j.ndim != 2:

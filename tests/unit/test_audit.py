@@ -1,4 +1,6 @@
-"""The dataset doctor: every fault that it names is seeded once, found there, and not found in the healthy twin."""
+"""The dataset doctor: every fault that it names is seeded once, found there, and not found in the healthy
+twin.
+"""
 
 import json
 from pathlib import Path
@@ -26,7 +28,10 @@ LENGTH, EPISODES = 25, 40
 
 
 def counter() -> Fields:
-    """Observations say which episode (twice) and which step; a fifth of the episodes terminates, at 20 steps."""
+    """Observations say which episode (twice) and which step.
+
+    A fifth of the episodes terminates, at 20 steps.
+    """
     lengths = np.where(np.arange(EPISODES) % 5 == 4, 20, LENGTH)
     episode, step = np.repeat(np.arange(EPISODES), lengths), np.concatenate([np.arange(n) for n in lengths])
     obs = np.stack([episode, step + 1, 0.5 - episode], 1)
@@ -77,11 +82,13 @@ def test_the_healthy_counter_has_no_finding():
     assert set(verdicts(report).values()) == {"yes"}
     assert report.safe
     assert report.certificate.certified
-    assert report.certificate.text().startswith("certified: 0 of 952 rows alive by the file")
+    assert report.certificate.text().startswith(
+        "certified: the rule given ends 0 of 952 rows without a terminal"
+    )
     assert report.certificate.terminal_rows == 8
 
 
-# ------------------------------------------------------------------------------------------------- the known real cases
+# ---- the known real cases
 
 
 def rolled(x, key, rows):
@@ -149,7 +156,9 @@ def lanes(x, n=2):
 
 
 def goes_on(x, key):
-    """Flags in the midst of episodes, where the record goes on: D4RL's maze2d (timeouts) and antmaze (terminals)."""
+    """Flags in the midst of episodes, where the record goes on: D4RL's maze2d (timeouts) and antmaze
+    (terminals).
+    """
     inside = np.flatnonzero(x["observations"][:, 1] == 8)
     return x | {key: x[key] | np.isin(np.arange(len(x["rewards"])), inside)}
 
@@ -298,7 +307,7 @@ def test_counts_and_rows_are_those_of_the_fault():
     assert (found.count, found.rows) == (EPISODES - 1, end[:5].tolist())
     assert only(look(twice(x)), "duplicate_rows").count == 500
     assert (
-        "twins of about 62 % of the rows" in only(look(twice(x)), "split_leak").message
+        "copies of about 62 % of the rows" in only(look(twice(x)), "split_leak").message
     )  # 1000 × 0.9 of 1460
     assert only(look(zero_filled(x)), "zero_next").count == x["terminals"].sum()
 
@@ -348,7 +357,7 @@ def test_what_the_schema_refuses_is_refused():
         look(set_rows(counter(), "observations", 3, np.nan))
 
 
-# -------------------------------------------------------------------------------------------------------- on real rows
+# ---- on real rows
 
 
 def test_the_shipped_files_are_sound():
@@ -363,7 +372,7 @@ def test_resets_are_found_without_any_flag(real):
     blind = drop(real, "next_observations") | {
         key: np.zeros(len(real["rewards"]), bool) for key in ("timeouts", "terminals")
     }
-    jumps = Record(blind, {}, None, None, "").jumps[0]
+    jumps = Record(blind, {}).motion.jumps
     np.testing.assert_array_equal(jumps, (real["terminals"] | real["timeouts"])[:-1])
 
 
@@ -384,11 +393,13 @@ def test_resets_of_a_runner_are_found_though_its_steps_are_as_long():
     assert names(audit(x | {"timeouts": np.arange(2000) % 50 == 49}), ("fault", "warning")) == set()
 
 
-# ------------------------------------------------------------------------------------------------- facts beat statistics
+# ---- facts beat statistics
 
 
 def spinning(switch: bool, rows: int = 4000) -> Fields:
-    """A joint that spins, observed as an angle in (-π, π] and a speed; or without leaps, with a switch that is on in two rows.
+    """A joint that spins, observed as an angle in (-π, π] and a speed.
+
+    Or without leaps, with a switch that is on in two rows.
 
     Every next observation is the row below, and episodes of 200 steps go on where the last one stopped.
     """
@@ -420,7 +431,7 @@ def spinning(switch: bool, rows: int = 4000) -> Fields:
             True,
             "rare_switch",
             "dimension 3 rarely changes: in 0.10 % (4) of steps",
-            "nothing, if the task has it so",
+            "do nothing if the task is like that",
         ),
     ],
 )
@@ -509,7 +520,7 @@ def test_the_known_cases_on_hopper(real, case):
     assert verdicts(report) == YES | expected | masked
 
 
-# ---------------------------------------------------------------------------------------------------------- environment
+# ---- environment
 
 
 def test_the_environment(real):
@@ -534,12 +545,12 @@ def test_an_environment_is_the_same_with_and_without_its_module(real):
     assert say(Task("mytask:Mass-v0", 11, 3, 1000, "Mass-v0"), "Load-v0") == {"environment_version"}
 
 
-# --------------------------------------------------------------------------------------------------------- command line
+# ---- command line
 
 
 def run(capsys, *args):
     with pytest.raises(SystemExit) as e:
-        cli.main(["data", "check", *map(str, args)])
+        cli(["data", "check", *map(str, args)])
     out = capsys.readouterr()
     return e.value.code, out.out, out.err
 
@@ -548,7 +559,7 @@ def test_a_sound_file(capsys):
     code, out, _ = run(capsys, "hopper-medium-v5")
     assert code == 0
     assert (
-        "certified: 0 of 19937 rows alive by the file are dead by the rule hopper; 0 of 63 the other way"
+        "certified: the rule hopper ends 0 of 19937 rows without a terminal, and misses 0 of 63 terminals"
         in out
     )
     assert "dynamics training    yes" in out
@@ -634,7 +645,7 @@ def test_a_minari_set(tmp_path, monkeypatch, capsys):
 def test_a_share_of_everything_is_written_without_an_exponent():
     x = counter()
     same = {**x, **{k: np.zeros_like(v) for k, v in x.items()}}
-    assert "twins of about 100 % of the rows" in only(look(same), "split_leak").message
+    assert "copies of about 100 % of the rows" in only(look(same), "split_leak").message
 
 
 @pytest.mark.parametrize(

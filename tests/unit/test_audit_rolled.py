@@ -1,13 +1,13 @@
-"""The dataset doctor on sound files: rolled out in every MuJoCo environment of gymnasium, by many kinds of policy.
+"""The dataset doctor on sound files, rolled out in every MuJoCo environment of gymnasium by many policies.
 
-A file here is what an environment really did, so a fault in it is the doctor's mistake. Suite 0 is what the doctor was
-mended by, suite 1 confirms it. Run as a script, this file prints which findings sound files get and which share of the
-faults that are planted in every third file is found:
+A file here is what an environment really did, so a fault in it is the doctor's mistake. Suite 0 is what the
+doctor was mended by, suite 1 confirms it. Run as a script, this file prints which findings sound files get
+and which share of the faults that are planted in every third file is found:
 
     python tests/unit/test_audit_rolled.py SUITE FILES
 
-A fault is only planted where it makes the file untrue and its columns can show it. Actions or rewards that are shifted in
-a short file are mostly missed, since the doctor says nothing without enough rows.
+A fault is only planted where it makes the file untrue and its columns can show it. Actions or rewards that
+are shifted in a short file are mostly missed, since the doctor says nothing without enough rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.collect.sac import Actor
+from mbo2o.collect.actor import Actor
 from mbo2o.data.fields import Attrs, Fields
 from mbo2o.doctor.audit import audit
 from mbo2o.doctor.evidence import Task
@@ -224,7 +224,7 @@ def tally(suite: int, files: range, plant_every: int = 0) -> Tally:
     return out
 
 
-# -------------------------------------------------------------------------------------------------------- planted faults
+# ---- planted faults
 
 
 def shifted(key: str, rows: int) -> Callable[[Fields], Fields]:
@@ -325,7 +325,7 @@ def is_real(fault: str, x: Fields, made: Recipe) -> bool:
     return len(x["rewards"]) > 10 * ends and ends > 2
 
 
-# ----------------------------------------------------------------------------------------------------------------- tests
+# ---- tests
 
 
 def test_no_fault_is_found_in_sound_files_and_no_warning_without_a_reason():

@@ -201,7 +201,7 @@ def test_said_where_the_spacing_of_float32_is_above_the_steps_and_not_where_it_i
 def test_the_doctor_says_no_for_dynamics(tmp_path, capsys):
     path = h5_file(tmp_path / "utm.hdf5", walk(4.5e6, 1.76e9))
     with pytest.raises(SystemExit) as e:
-        cli.main(["data", "check", str(path), "--json"])
+        cli(["data", "check", str(path), "--json"])
     report = json.loads(capsys.readouterr().out)
     assert e.value.code == 1
     found = {f["name"]: f for f in report["findings"]}["observations_lose_precision"]

@@ -1,4 +1,4 @@
-"""The report on synthetic runs whose story is known: what it says, and that it survives what runs leave behind."""
+"""The report on made-up runs: what it says of known curves, and that it survives unfinished and damaged runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 
-from mbo2o.report import plots
+from mbo2o.report import compare, plots
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
 from mbo2o.report.statistics import (
@@ -22,7 +22,6 @@ from mbo2o.report.statistics import (
     bootstrap_interval,
     common_window,
     interval,
-    iqm,
     ks_two_sample,
     late_evaluations,
     mean_over_seeds,
@@ -42,7 +41,7 @@ OFFLINE, ONLINE = 20_000, 10_000
 def synthesise(
     path: Path, seeds: int = 3, phases: tuple[str, ...] = ("offline", "switch", "online"), model: bool = True
 ) -> Path:
-    """A run that learns offline to 2000, drops by 600 after the switch and climbs to 3200, its model ever surer."""
+    """A run that reaches 2000 offline, drops by 600 after the switch and climbs to 3200; its model gets surer."""
     rng = np.random.default_rng(0)
     lines: list[dict] = []
 
@@ -107,13 +106,6 @@ def synthesise(
     )
     (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return path
-
-
-def test_iqm_cuts_a_quarter_from_each_end():
-    assert iqm([100, 1, 2, 3, 4, 5, 6, -100]) == pytest.approx(3.5)
-    assert iqm([[1, 2], [6, 3]]) == pytest.approx(2.5)
-    assert iqm([1, 2, 6]) == 3
-    assert np.isnan(iqm([1, np.nan]))
 
 
 def test_bootstrap_interval_agrees_with_resampling_row_by_row():
@@ -432,22 +424,22 @@ def test_a_switch_that_takes_turns_lies_left_of_its_mark(tmp_path: Path):
             file.write(json.dumps(line) + "\n")
     online = plots.return_curve(read_run(run)).axes[1]
     assert online.get_xlim() == (-500, 90)
-    mean = next(x for x in online.lines if x.get_label() == "policy, evaluated")
+    mean = next(x for x in online.lines if x.get_label() == "evaluated policy")
     assert mean.get_xdata().tolist() == [-500, 0, 0, 90]
 
 
-def test_compare_draws_each_run_and_a_band_only_over_seeds(tmp_path: Path):
+def test_each_run_has_a_curve_and_a_band_only_over_seeds(tmp_path: Path):
     runs = {f"{s} seeds": read_run(synthesise(tmp_path / str(s), s, model=False)) for s in (1, 5)}
-    runs["still offline"] = read_run(synthesise(tmp_path / "offline", phases=("offline",)))
-    (axes,) = plots.compare(runs).axes
-    curves = [x for x in axes.lines if len(x.get_xdata()) == 21]
-    assert len(curves) == 2
+    curves = {name: compare.curve(run) for name, run in runs.items()}
+    (axes,) = compare.compare_panels({"": curves}, "Hopper-v5").axes
+    means = [x for x in axes.lines if len(x.get_xdata()) == 21]
+    assert len(means) == 2
     np.testing.assert_allclose(
-        curves[1].get_ydata(), runs["5 seeds"].series("eval", "return", "online").values.mean(-1)
+        means[1].get_ydata(), runs["5 seeds"].series("eval", "return", "online").values.mean(-1)
     )
     assert len(axes.collections) == 1
     with pytest.raises(ValueError, match="18 runs"):
-        plots.compare({str(i): runs["5 seeds"] for i in range(18)})
+        compare.compare_panels({"": {str(i): curves["5 seeds"] for i in range(18)}}, "Hopper-v5")
 
 
 def drawn(figure, name):
@@ -463,11 +455,11 @@ def drawn(figure, name):
 
 
 def test_a_method_has_one_colour_in_all_panels_and_figures():
-    curve = plots.Curve(np.arange(4.0), np.arange(20.0).reshape(4, 5))
-    first = plots.compare_panels(
+    curve = compare.Curve(np.arange(4.0), np.arange(20.0).reshape(4, 5))
+    first = compare.compare_panels(
         {"a": {"cql": curve, "wsrl": curve}, "b": {"wsrl": curve, "unheard of": curve}}, "x"
     )
-    second = plots.compare_panels({"": {"iql": curve, "wsrl": curve}}, "x")
+    second = compare.compare_panels({"": {"iql": curve, "wsrl": curve}}, "x")
     colours = {
         line.get_color()
         for f in (first, second)
@@ -484,20 +476,21 @@ def test_names_that_stand_in_one_figure_have_colours_of_their_own():
 
     for study in (enoto, methods, moore, obac, offline, wsrl):
         names = list(dict.fromkeys(name for panel in study.PANELS.values() for name in panel))
-        assert set(names) <= set(plots.COLOURS), study.__name__
-        assert len({plots.COLOURS[name] for name in names}) == len(names), study.__name__
+        assert set(names) <= set(compare.COLOURS), study.__name__
+        assert len({compare.COLOURS[name] for name in names}) == len(names), study.__name__
 
 
 def test_figures_mark_frozen_steps_and_shade_few_curves():
     step, values = np.arange(0, 1001, 100.0), np.random.default_rng(0).normal(size=(11, 5))
     curves = {
-        name: plots.Curve(step, values, frozen=300) for name in ("cql", "wsrl", "iql", "pex", "awac", "rlpd")
+        name: compare.Curve(step, values, frozen=300)
+        for name in ("cql", "wsrl", "iql", "pex", "awac", "rlpd")
     }
-    figure = plots.compare_panels({"": curves}, "Hopper-v5 · mine")
+    figure = compare.compare_panels({"": curves}, "Hopper-v5 · mine")
     solid, dotted = drawn(figure, "wsrl")
     assert solid.get_xdata().tolist() == step[3:].tolist()
     assert dotted[0].get_xdata().tolist() == step[:4].tolist()
-    assert len(figure.axes[0].collections) == plots.BANDS == 4
+    assert len(figure.axes[0].collections) == compare.BANDS == 4
     said = " ".join(t.get_text() for t in figure.texts)
     assert "Hopper-v5 · mine" in said
     assert "Student's 95 % interval" in said
@@ -505,19 +498,19 @@ def test_figures_mark_frozen_steps_and_shade_few_curves():
 
 
 def test_what_starts_from_nothing_has_no_switch_and_comes_after_its_random_steps():
-    curve = plots.Curve(np.arange(0, 1001, 100.0), np.zeros((11, 5)), random=200)
-    figure = plots.compare_panels({"": {"sac": curve}}, "Hopper-v5")
+    curve = compare.Curve(np.arange(0, 1001, 100.0), np.zeros((11, 5)), random=200)
+    figure = compare.compare_panels({"": {"sac": curve}}, "Hopper-v5")
     assert figure.axes[0].get_xlabel() == "environment steps"
     assert drawn(figure, "sac")[0].get_xdata()[0] == 200
     assert (
-        plots.compare_panels({"": {"sac": curve}}, "PointMaze_UMaze-v3").axes[0].get_ylabel()
+        compare.compare_panels({"": {"sac": curve}}, "PointMaze_UMaze-v3").axes[0].get_ylabel()
         == "success rate"
     )
 
 
 def test_a_figure_is_a_small_png_and_an_svg_with_its_text(tmp_path: Path):
-    curve = plots.Curve(np.arange(0, 1001, 100.0), np.zeros((11, 5)))
-    plots.save(plots.compare_panels({"": {"sac": curve}}, "Hopper-v5 · mine"), tmp_path / "a.png")
+    curve = compare.Curve(np.arange(0, 1001, 100.0), np.zeros((11, 5)))
+    compare.save(compare.compare_panels({"": {"sac": curve}}, "Hopper-v5 · mine"), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 60_000
     assert "Hopper-v5 · mine</text>" in (tmp_path / "a.svg").read_text()
 
@@ -527,7 +520,7 @@ def test_the_report_shows_how_long_the_policy_was_frozen(tmp_path: Path):
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("{name: moore}", "{name: finetune, start: 1000}"))
     online = plots.return_curve(read_run(run)).axes[1]
-    (span,) = [x for x in online.patches if x.get_label() == "frozen, no update yet"]
+    (span,) = [x for x in online.patches if x.get_label() == "frozen policy, no updates yet"]
     assert span.get_x() + span.get_width() == 1000
 
 

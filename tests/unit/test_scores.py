@@ -224,7 +224,7 @@ def test_mistakes_in_measuring_a_reference_are_one_line(args, said, capsys):
 
 def test_a_reference_can_be_measured(tmp_path, capsys):
     """With a policy whose return is known: an actor of zeros in Pendulum does nothing."""
-    from mbo2o.collect.sac import Actor
+    from mbo2o.collect.actor import Actor
     from mbo2o.ensemble.mlp import MLPConfig
     from mbo2o.envs.lanes import Lane
     from mbo2o.nn.policy import TanhGaussian

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbo2o.collect.sac import Actor, sac
+from mbo2o.collect import play
+from mbo2o.collect.actor import Actor
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.termination import TERMINATIONS, exploded, hopper, none, resolve, resolve_reward
 from mbo2o.types import UserError
@@ -84,7 +85,7 @@ def test_named_rules_agree_where_trained_policies_go(env, tier):
     """States in single precision, as datasets and models have them; falls of agents that run, not of ones that stumble."""
     kept = Actor.load(ACTORS / f"{env}-{tier}-v5.safetensors")
     with torch.no_grad():
-        fields = sac.roll(kept.info["env_id"], lambda obs: kept.policy.sample(obs)[0], 2500, seed=1)
+        fields = play.roll(kept.info["env_id"], lambda obs: kept.policy.sample(obs)[0], 2500, seed=1)
     obs, act, next_obs = (
         torch.from_numpy(fields[x]) for x in ("observations", "actions", "next_observations")
     )
