@@ -303,7 +303,8 @@ def _environment(record: Record) -> Iterator[Finding]:
         yield in_all("environment_unknown", "neither the file nor --env names the environment")
         return
     if task.problem:
-        newest = f"; the newest version is {task.newest}" if task.newest else ""
+        other = task.newest is not None and _bare(task.newest) != _bare(task.env_id)
+        newest = f"; the newest version is {task.newest}" if other else ""
         message = f"{task.env_id} cannot be made here ({task.problem}){newest}"
         yield in_all("environment_missing", message)
     if task.obs_dim is not None and sizes != (task.obs_dim, task.act_dim):

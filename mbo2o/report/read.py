@@ -52,20 +52,17 @@ class RunLog:
     @property
     def frozen_steps(self) -> int:
         """Online steps that the offline policy acts before the first update; 0 without an offline phase."""
-        return self._steps_before_learning if self.config.get("dataset") else 0
+        return self._steps("warmup") if self.config.get("dataset") else 0
 
     @property
     def random_steps(self) -> int:
         """Random steps before the online phase; 0 with an offline phase."""
-        return 0 if self.config.get("dataset") else self._steps_before_learning
+        return 0 if self.config.get("dataset") else self._steps("random_steps")
 
-    @property
-    def _steps_before_learning(self) -> int:
-        """WSRL's setting for it is `warmup`, other recipes' is `start`."""
+    def _steps(self, name: str) -> int:
+        """A number of steps among the recipe's settings; runs of older versions call it `start`."""
         recipe = self.config.get("recipe")
-        if not isinstance(recipe, dict):
-            return 0
-        return int(recipe.get("warmup", recipe.get("start")) or 0)
+        return int(recipe.get(name, recipe.get("start")) or 0) if isinstance(recipe, dict) else 0
 
     def has(self, kind: str, name: str) -> bool:
         """Whether any line of this kind has a value of this metric."""
