@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mbo2o.dynamics.termination import name_of
 from mbo2o.recipes import older
 from mbo2o.registry import AGENTS, RECIPES, SOURCES, Entry, entry_of, find
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.types import UserError, at_least_one
 
 KINDS = {

@@ -53,7 +53,7 @@ def guarded(work: Callable[[], int]) -> int:
 def _reported(error: BaseException) -> int | None:
     """Print an error that is expected, and return its code; None for a fault of the program."""
     from mbo2o.envs.faults import EnvironmentFault
-    from mbo2o.run.run import Stopped
+    from mbo2o.run.watch import Stopped
     from mbo2o.types import Diverged, UserError
 
     if isinstance(error, EnvironmentFault):

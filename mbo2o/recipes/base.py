@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mbo2o.agents.base import Agent
 from mbo2o.registry import RECIPES
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 
 
 @dataclass

@@ -10,7 +10,7 @@ from mbo2o.ensemble.explore import ExploreConfig
 from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.recipes.finetune import Finetune, FinetuneConfig
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts
 from mbo2o.types import UserError
 

@@ -19,7 +19,7 @@ from mbo2o.agents.base import Change
 from mbo2o.agents.qensemble import QEnsemble
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources import BaseSource, SourceConfig, make_source
 from mbo2o.sources.base import check_counts, check_steps, source_class
 from mbo2o.sources.online import OnlineConfig

@@ -22,7 +22,7 @@ from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.recipes.horizon import check_horizon
 from mbo2o.recipes.rules import reward_rule, termination_rule
 from mbo2o.registry import find
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_shares
 from mbo2o.sources.mixtures import Mix, Youngest
 from mbo2o.types import Metrics, Numbered, Source, UserError

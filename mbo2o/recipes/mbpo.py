@@ -9,7 +9,7 @@ from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.imagining import Imagining
 from mbo2o.recipes.refitting import RefittingConfig
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_steps
 
 

@@ -12,7 +12,7 @@ from mbo2o.recipes.horizon import branch_length, check_horizon, longest
 from mbo2o.recipes.mopo import MOPO, MOPOConfig
 from mbo2o.recipes.refitting import RefittingConfig
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources.aged import Aged, AgedConfig, check_sampling
 
 

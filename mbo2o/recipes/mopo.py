@@ -8,7 +8,7 @@ from typing import ClassVar
 from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.imagining import Imagining, ImaginingConfig
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_steps
 
 

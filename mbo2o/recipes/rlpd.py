@@ -11,7 +11,7 @@ from mbo2o.agents import make_agent
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.recipes.finetune import check_ahead, open_source, probe
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources import SourceConfig
 from mbo2o.sources.base import check_counts, check_steps
 from mbo2o.sources.mix import MixConfig

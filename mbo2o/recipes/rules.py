@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.termination import resolve, resolve_reward
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.types import RewardFn, TerminationFn, UserError
 
 

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from mbo2o.agents import make_agent
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_steps
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mbo2o.recipes.finetune import Finetune, FinetuneConfig, probe
 from mbo2o.registry import recipe
-from mbo2o.run.run import Run
+from mbo2o.run.turns import Run
 
 
 @dataclass

@@ -51,12 +51,12 @@ class RunLog:
 
     @property
     def frozen_steps(self) -> int:
-        """Online steps before the first update, acted with the offline policy; 0 without an offline phase."""
+        """Online steps that the offline policy acts before the first update; 0 without an offline phase."""
         return self._steps("warmup") if self.config.get("dataset") else 0
 
     @property
     def random_steps(self) -> int:
-        """Steps at random before the online phase, of a run that starts from nothing."""
+        """Random steps before the online phase; 0 with an offline phase."""
         return 0 if self.config.get("dataset") else self._steps("random_steps")
 
     def _steps(self, name: str) -> int:

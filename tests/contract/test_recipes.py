@@ -29,7 +29,9 @@ from mbo2o.recipes import imagining
 from mbo2o.registry import RECIPES
 from mbo2o.report.page import write_report
 from mbo2o.report.read import read_run
-from mbo2o.run.run import Run, RunConfig, Stopped
+from mbo2o.run.config import RunConfig
+from mbo2o.run.turns import Run
+from mbo2o.run.watch import Stopped
 from mbo2o.sources.balanced import BalancedConfig
 from mbo2o.store import checkpoint
 from mbo2o.training import Config, restore, train

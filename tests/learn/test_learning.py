@@ -10,7 +10,7 @@ from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.report.read import read_run
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.training import Config, train
 from studies import offline
 

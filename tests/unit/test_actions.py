@@ -20,7 +20,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.fields import check_fields
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.store import datasets
 from mbo2o.store.d4rl import read_dict
 from mbo2o.store.episodes import read_episodes

@@ -18,7 +18,7 @@ from mbo2o.data.dataset import TransitionDataset, returns_to_go
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.envs import goals
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.store import datasets
 from mbo2o.store.episodes import read_episodes
 from mbo2o.training import Config, train

@@ -13,7 +13,7 @@ from mbo2o.agents.bc import BCConfig
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics, load_dynamics
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.types import Spec, UserError
 
 NAMES = {

@@ -23,7 +23,7 @@ from mbo2o.agents.td3bc import TD3BCConfig
 from mbo2o.data.dataset import COLUMNS
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.store import checkpoint, datasets, hdf5, mapped, whole
 from mbo2o.store.hdf5 import read_hdf5
 from mbo2o.training import Config, train

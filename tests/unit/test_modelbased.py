@@ -21,7 +21,7 @@ from mbo2o.recipes.moore import MOORe, MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.registry import RECIPES
 from mbo2o.report.read import read_run
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.sources.mixtures import Youngest
 from mbo2o.training import Config, restore, train
 from mbo2o.types import Batch, Spec, UserError

@@ -13,7 +13,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.recipes.scratch import ScratchConfig
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.store import datasets
 from mbo2o.training import Config, _with_reward_scale, read_config, restore, train
 from mbo2o.types import UserError

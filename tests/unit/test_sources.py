@@ -16,7 +16,7 @@ from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.registry import SOURCES, conf_folder, source
 from mbo2o.report.read import read_run
-from mbo2o.run.run import RunConfig
+from mbo2o.run.config import RunConfig
 from mbo2o.sources import BaseSource, SourceConfig
 from mbo2o.sources.aged import SAMPLING, Aged, AgedConfig
 from mbo2o.sources.anneal import AnnealConfig
