@@ -1,4 +1,4 @@
-"""Units of actions: whatever box a dataset was recorded in, agents see [-1, 1], and nobody guesses silently."""
+"""Units of actions: agents see [-1, 1] for every box of a dataset, and nothing is guessed silently."""
 
 import json
 import warnings
@@ -195,7 +195,7 @@ def boxes(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(boxes())
-def test_there_and_back_is_the_identity_to_a_millionth_of_the_width(case):
+def test_mapping_there_and_back_is_exact_to_a_millionth_of_the_width(case):
     low, high, raw = case
     unit = TransitionDataset.from_arrays(**fields(raw), bounds=(low, high)).act.numpy().astype(np.float64)
     back = (low + high) / 2 + unit * (high - low) / 2
@@ -258,7 +258,7 @@ def test_actions_that_never_leave_a_small_box_are_doubted(case, storage, tmp_pat
 
 
 @pytest.mark.parametrize("case", SURE)
-def test_actions_that_tell_are_not(case, tmp_path):
+def test_actions_that_leave_a_small_box_are_not_doubted(case, tmp_path):
     low, high, least, most = SURE[case]
     raw = np.linspace(least, most, ROWS)[:, None].repeat(len(low), 1)
     path = h5_file(tmp_path / "x.hdf5", fields(raw))
@@ -282,7 +282,7 @@ def test_actions_outside_are_refused_with_both_ways_out():
 
 
 @pytest.mark.parametrize("loader", FLAT)
-def test_outputs_that_nobody_clipped_are_clipped_and_counted(loader, tmp_path):
+def test_unclipped_outputs_are_clipped_and_counted(loader, tmp_path):
     raw = np.linspace(-1.5, 1.5, ROWS)[:, None].repeat(2, 1)
     outside = int((np.abs(raw) > 1).sum())
     with pytest.warns(
@@ -304,13 +304,13 @@ BAD_BOUNDS = {
 
 
 @pytest.mark.parametrize("case", BAD_BOUNDS)
-def test_bounds_that_are_none_are_refused(case):
+def test_bounds_that_are_not_finite_or_not_ordered_are_refused(case):
     bounds, said = BAD_BOUNDS[case]
     with pytest.raises(UserError, match=said):
         TransitionDataset.from_arrays(**fields(np.zeros((ROWS, 2))), bounds=bounds)
 
 
-def test_a_mode_that_is_none_is_refused():
+def test_an_unknown_mode_is_refused():
     assert DATA_MODES == MODES  # which the command line names without loading NumPy
     assert "dataset_actions=raw is not one of unit, env, clip, env-clip" in refusal(
         Actions, "raw", None, "dataset_actions="

@@ -198,7 +198,7 @@ def held(path):
 
 @contextlib.contextmanager
 def forbidden(path):
-    """Not readable, for root too: meanwhile it is nobody."""
+    """Not readable for anyone: the test gives up root's rights meanwhile."""
     written(path).chmod(0)
     with as_nobody(path):
         yield
@@ -238,7 +238,7 @@ def zipped(path):
         z.writestr("observations.npy", b"")
 
 
-def text_that_is_none(path):
+def text_that_is_not_utf8(path):
     with h5py.File(written(path), "r+") as file:
         file.attrs.create("who", b"a\xffb", dtype=h5py.string_dtype("utf-8"))
 
@@ -456,7 +456,7 @@ def spent() -> float:
     return sum(os.times()[:4])
 
 
-def test_there_are_kinds_enough():
+def test_there_are_enough_kinds_of_bad_files():
     assert len(BAD) >= 90
 
 
@@ -469,7 +469,7 @@ def look_here(path) -> str | None:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_one_line(tmp_path, capsys, monkeypatch, kind, promise):
+def test_a_bad_file_is_refused_in_one_line(tmp_path, capsys, monkeypatch, kind, promise):
     build, expected = BAD[kind]
     if kind not in UNSOUND:
         monkeypatch.setattr(hdf5, "_first_look", look_here)
@@ -510,7 +510,7 @@ GOOD = {
     "newest HDF5": lambda path: written(path, libver="latest"),
     "no attributes": attributes(empty=h5py.Empty("f4")),
     "attribute of bytes that are no text": attributes(who=np.bytes_(b"\xff\xfe")),
-    "attribute of text that is none": text_that_is_none,
+    "attribute of text that is not UTF-8": text_that_is_not_utf8,
     "array attribute": attributes(many=np.arange(9)),
     "flags never written": replaced("timeouts", dataset(shape=(N,), dtype=bool)),
     "gzip": replaced("rewards", dataset(data=np.zeros(N), compression="gzip", shuffle=True)),
@@ -520,7 +520,7 @@ GOOD = {
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind, promise):
-    if kind not in ("user block", "attribute of text that is none"):
+    if kind not in ("user block", "attribute of text that is not UTF-8"):
         monkeypatch.setattr(hdf5, "_first_look", look_here)
     path = tmp_path / "odd.hdf5"
     GOOD[kind](path)
@@ -540,7 +540,7 @@ def test_an_odd_but_good_file_is_read(tmp_path, capsys, monkeypatch, kind, promi
 @pytest.mark.parametrize(
     "name", ["line\nbreak.hdf5", "tab\t.hdf5", os.fsdecode(b"no-utf8-\xff.hdf5"), "ü 中.hdf5", "-h.hdf5"]
 )
-def test_names_of_all_kinds(tmp_path, capsys, name):
+def test_file_names_of_all_kinds_are_read(tmp_path, capsys, name):
     path = tmp_path / name
     with pytest.raises(UserError) as caught:
         read_hdf5(path)
@@ -554,7 +554,7 @@ def test_names_of_all_kinds(tmp_path, capsys, name):
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-def test_a_process_of_its_own_ends_with_code_2(tmp_path):
+def test_the_command_ends_with_code_2(tmp_path):
     path = tmp_path / "bad.hdf5"
     BAD["names without end"][0](path)
     command = [sys.executable, "-X", "faulthandler", "-m", "mbo2o", "data", "inspect", str(path)]
@@ -583,7 +583,7 @@ FATES = {
 
 
 @pytest.mark.parametrize("fate", FATES)
-def test_whatever_becomes_of_the_first_look_is_one_line(tmp_path, monkeypatch, fate):
+def test_every_end_of_the_first_look_is_one_line(tmp_path, monkeypatch, fate):
     code, expected = FATES[fate]
     script = tmp_path / "look.py"
     script.write_text(

@@ -52,7 +52,7 @@ def make(capacity=10, seeds=()) -> ReplayBuffer:
 
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
-def test_ring_keeps_the_youngest_in_order(seeds):
+def test_a_ring_keeps_the_youngest_rows_in_order(seeds):
     buffer = make(seeds=seeds)
     assert len(buffer) == 0
     added = 0
@@ -150,7 +150,7 @@ def test_a_cut_ends_one_seeds_episode_where_it_stands(gamma, tmp_path):
         assert returns[0][0] == pytest.approx(0 + 0.9 + 0.81 * 2 + 0.729 * 3)
 
 
-def test_empty_and_overfull():
+def test_an_empty_buffer_and_too_many_rows_are_refused():
     buffer = make(4)
     with pytest.raises(ValueError, match="empty"):
         buffer.sample(1)
@@ -166,7 +166,7 @@ def test_empty_and_overfull():
 
 
 @pytest.mark.parametrize("first", [6, 17])
-def test_state_round_trip(first):
+def test_the_state_of_a_buffer_round_trips(first):
     """Also of a ring that has wrapped: what is added next goes to the same place."""
     ours, theirs = make(seeds=(2,)), make(seeds=(2,))
     theirs.add(numbered(500, 9, (2,)))  # to be forgotten
@@ -221,7 +221,7 @@ def test_saved_rows_are_a_dataset_in_time_order(n, seed, tmp_path):
     assert data.attrs["env_id"] == "Nowhere-v0"
 
 
-def test_saving_nothing_is_a_users_mistake(tmp_path):
+def test_writing_an_empty_record_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no rows"):
         write_hdf5(tmp_path / "out.hdf5", make().record(0), {})
 

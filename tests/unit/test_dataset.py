@@ -143,7 +143,7 @@ def test_minari_gives_the_same_rows_as_d4rl(store):
     assert ds.attrs == {"minari_id": "counter/test-v0"}
 
 
-def test_minari_env_id(store):
+def test_a_minari_set_names_its_environment_if_minari_knows_it(store):
     from gymnasium.envs.registration import EnvSpec
 
     import mbo2o.store.minari as io
@@ -163,7 +163,7 @@ def test_terminal_wins_over_timeout():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
-def test_returns_to_go_against_a_loop(gamma):
+def test_returns_to_go_equal_a_loop(gamma):
     x = counter()
     got = returns_to_go(TransitionDataset.from_arrays(**x), gamma)
     episode, rew = x["observations"][:, 0], x["rewards"]
@@ -176,7 +176,7 @@ def test_returns_to_go_against_a_loop(gamma):
     assert got.dtype == torch.float32
 
 
-def test_episode_returns_and_summary():
+def test_episode_returns_and_the_summary_equal_sums_by_hand():
     ds = TransitionDataset.from_arrays(**without("next_observations"), attrs={"env_id": "Counter-v0"})
     returns, lengths = ds.episode_returns()
     expected = [sum(10 * e + t for t in range(n)) for e, (n, _) in enumerate(EPISODES[:-1])]
@@ -228,7 +228,7 @@ def test_sample_follows_the_global_generator_and_shares_memory():
     assert same(seeded.sample(9).obs.contiguous(), first.obs.contiguous())
 
 
-def test_rows_keeps_leading_axes():
+def test_rows_keep_the_leading_axes_of_the_index():
     ds = TransitionDataset.from_arrays(**counter())
     index = torch.tensor([[[0, 7], [3, 3]], [[29, 1], [2, 5]]])
     b = ds.rows(index)
@@ -363,7 +363,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_content_is_one_line_and_says_where(tmp_path, case):
+def test_bad_content_is_refused_in_one_line_that_says_where(tmp_path, case):
     fields, expected = BAD[case]
     path = tmp_path / "bad.hdf5"
     with h5py.File(path, "w") as file:
@@ -374,7 +374,7 @@ def test_bad_content_is_one_line_and_says_where(tmp_path, case):
     assert expected in message
 
 
-def test_bad_files_are_one_line(tmp_path):
+def test_a_bad_file_is_refused_in_one_line(tmp_path):
     text, half, newer = tmp_path / "text.hdf5", tmp_path / "half.hdf5", tmp_path / "newer.hdf5"
     text.write_text("observations,actions\n0,0\n")
     datasets.write(TransitionDataset.from_arrays(**counter()), half)
@@ -394,7 +394,7 @@ def test_bad_files_are_one_line(tmp_path):
     refusal(datasets.write, TransitionDataset.from_arrays(**counter()), tmp_path / "no" / "folder.hdf5")
 
 
-def test_bad_arguments_of_from_arrays():
+def test_bad_arguments_of_from_arrays_are_refused_in_one_line():
     one = {key: x[:1] for key, x in without("next_observations").items()}
     assert "not one next observation is known" in refusal(TransitionDataset.from_arrays, **one)
     bare = without("timeouts", "next_observations")
@@ -409,7 +409,7 @@ def test_rounding_beyond_the_action_range_is_clipped():
     assert ds.act.max() == 1
 
 
-def test_bad_minari_sets_are_one_line(store, tmp_path, monkeypatch):
+def test_bad_minari_sets_are_refused_in_one_line(store, tmp_path, monkeypatch):
     import minari
     from gymnasium.spaces import Box, Dict
 

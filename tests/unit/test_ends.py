@@ -1,4 +1,4 @@
-"""Where episodes end: what a loader concludes it says, what nobody knows stays unknown, and objects are episodes, too."""
+"""Where episodes end: inferred ends are reported, unknown ends stay unknown, and objects may be episodes."""
 
 import dataclasses
 import math
@@ -80,7 +80,7 @@ def test_ends_that_a_limit_sets_are_counted():
     assert made.ends_known
 
 
-# ------------------------------------------------------------------------------------------------- what nobody knows is unknown
+# ------------------------------------------------------------------------------------------------- unknown ends
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def blind():
     return made
 
 
-def test_no_return_runs_over_ends_that_nobody_knows(blind):
+def test_no_return_is_known_where_ends_are_unknown(blind):
     assert not blind.ends_known
     assert returns_to_go(blind, 0.9).isnan().all()
     assert [len(x) for x in blind.episode_returns()] == [0, 0]
@@ -107,7 +107,7 @@ def test_no_return_runs_over_ends_that_nobody_knows(blind):
     assert drawn.mc_return.eq(-math.inf).all()
 
 
-def test_failing_all_along_is_known_without_ends():
+def test_the_return_of_failures_only_is_known_without_ends():
     """Every part of an episode of failures alone is one, too; an episode in which another reward may hide is unknown."""
     x = record("timeouts", "next_observations")
     x["rewards"] = np.where(
@@ -188,7 +188,7 @@ def test_returns_are_those_of_the_true_episodes_wherever_the_ends_are_told(kinds
     x |= {"next_observations": obs + np.float32([0, 1])} if told != "flags" or max(lengths) == 1 else {}
     made, _ = said(TransitionDataset.from_arrays, **x)
     sums = np.bincount(obs[:, 0].astype(int), weights=x["rewards"])
-    open_end = told == "next" and not kinds[-1][1]  # where the file ends nobody sees an end
+    open_end = told == "next" and not kinds[-1][1]  # the end of the file shows no end of an episode
     np.testing.assert_allclose(made.episode_returns()[0], sums[: len(sums) - open_end])
 
 
@@ -250,7 +250,7 @@ def as_episodes(kind, observations):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_has_the_attributes_is_an_episode(kind):
+def test_an_object_with_the_attributes_is_an_episode(kind):
     made = read_episodes(as_episodes(kind, lambda obs: obs))
     assert torch.equal(made.packed, TransitionDataset.from_arrays(**record()).packed)
     np.testing.assert_array_equal(made.truncated, record()["timeouts"])
@@ -266,7 +266,7 @@ def test_goal_observations_of_episodes_become_vectors(kind):
     np.testing.assert_array_equal(made.next_obs, goals.flatten(goal(record()["next_observations"])))
 
 
-def test_what_is_no_episode_is_refused_in_a_line():
+def test_an_object_that_is_not_an_episode_is_refused_in_one_line():
     broken = as_episodes("namespace", lambda obs: obs)
     del broken[1].rewards
     with pytest.raises(

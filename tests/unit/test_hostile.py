@@ -113,14 +113,14 @@ def test_no_source_can_run_what_a_file_brings(path):
         "subprocess.run(c, shell=True)",
     ],
 )
-def test_the_source_test_finds(source):
+def test_the_search_of_sources_finds_what_runs_files(source):
     assert offences(source)
 
 
 @pytest.mark.parametrize(
     "source", ["model.eval()", "np.load(p, allow_pickle=False)", "re.compile('x')", "self.load(x)"]
 )
-def test_the_source_test_accepts_harmless_source(source):
+def test_the_search_of_sources_finds_nothing_else(source):
     assert offences(source) == []
 
 

@@ -240,7 +240,7 @@ def test_cuts_that_timeouts_hide_are_found():
     assert ds.valid_next.sum() == len(EPISODE) - 1
 
 
-def test_flags_are_believed_where_rounding_cut_every_row():
+def test_timeouts_count_where_rounding_breaks_every_row():
     x = counter()
     x["next_observations"] += 1e-5
     with pytest.warns(UserWarning, match="arrays: 2[0-9] rows without a flag .* timeouts are believed"):
@@ -248,7 +248,7 @@ def test_flags_are_believed_where_rounding_cut_every_row():
     np.testing.assert_array_equal(ds.truncated, FULL["timeouts"])
 
 
-def test_cuts_that_nothing_shows_are_warned_of():
+def test_a_warning_says_that_cuts_may_be_invisible():
     with pytest.warns(UserWarning, match="cannot be seen"):
         ds = TransitionDataset.from_arrays(**counter(False, False))
     assert misaligned(ds) == FULL["timeouts"].sum()
@@ -276,7 +276,7 @@ def test_rows_without_a_next_observation_are_kept_for_cloning():
 # ---------------------------------------------------------------------- D4RL's variants
 
 
-def test_d4rl_kitchen(tmp_path):
+def test_a_d4rl_kitchen_file_is_read(tmp_path):
     """Its `infos` is an array, flags are floats, and every demonstration ends in a terminal."""
     x = counter(False, False)
     x["terminals"] = ENDS.astype(np.float32)
@@ -290,7 +290,7 @@ def test_d4rl_kitchen(tmp_path):
     assert (len(ds), ds.n_rows) == ((~ENDS).sum() - 1, len(ENDS))
 
 
-def test_d4rl_adroit(tmp_path):
+def test_a_d4rl_adroit_file_is_read(tmp_path):
     """Timeouts, groups of states and a policy; float64 and uint8 here, for files that went through other hands."""
     x = counter(next_obs=False)
     x = {key: column.astype(np.uint8 if column.dtype == bool else np.float64) for key, column in x.items()}
@@ -323,7 +323,7 @@ def test_d4rl_replay_buffers_hold_columns(tmp_path, load):
     assert ds.attrs["metadata/iteration"] == 500
 
 
-def test_dicts_have_no_unknown_names():
+def test_a_dict_with_an_unknown_name_is_refused():
     x = counter()
     x["timeout"] = x.pop("timeouts")
     assert "'timeout' is not a field; did you mean 'timeouts'?" in refusal(read_dict, x)
@@ -385,7 +385,7 @@ def antmaze(late, n=600, limit=50):
 
 
 @pytest.mark.parametrize("late", [0, 1, -1])
-def test_d4rl_antmaze_timeouts_out_of_step(tmp_path, late):
+def test_d4rl_antmaze_timeouts_out_of_step_are_found(tmp_path, late):
     x, after = antmaze(late)
     path = hdf5(tmp_path / "antmaze.hdf5", x)
     with warnings.catch_warnings(record=True) as said:
@@ -405,7 +405,7 @@ def test_d4rl_antmaze_timeouts_out_of_step(tmp_path, late):
 # ---------------------------------------------------------------------- episodes
 
 
-def test_episodes_by_minaris_names():
+def test_episodes_may_have_minaris_names():
     episodes = [
         {
             "observations": e["observations"].tolist(),
@@ -455,7 +455,7 @@ def spoil(key, change, episode=3):
         (spoil("timeouts", lambda x: x + 2), "'timeouts' holds values other than 0 and 1"),
     ],
 )
-def test_bad_episodes_are_one_line(episodes, says):
+def test_bad_episodes_are_refused_in_one_line(episodes, says):
     assert re.search(says, refusal(read_episodes, episodes()))
 
 
@@ -466,7 +466,7 @@ def shuffled():
     return np.random.default_rng(0).permutation(30)
 
 
-def test_rows_out_of_order_are_sorted_with_a_word(tmp_path):
+def test_rows_out_of_order_are_sorted_with_a_warning(tmp_path):
     order = np.argsort(STEP, kind="stable")  # all first steps, all second ones, ...
     path = csv_file(tmp_path / "x.csv", table(FULL), order=order)
     with pytest.warns(UserWarning, match="rows are out of order; sorted by episode and step"):
@@ -499,7 +499,7 @@ def test_missing_steps_cut_and_double_ones_are_refused(tmp_path):
     assert "step 1 is there twice in one episode (row 2, in order)" in message
 
 
-def test_a_clock_may_tick_unevenly(tmp_path):
+def test_steps_of_a_clock_may_be_uneven(tmp_path):
     columns = table(FULL) | {"t": np.round(STEP * 0.1 + 0.03 * np.sin(np.arange(30)), 4)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -510,7 +510,7 @@ def test_a_clock_may_tick_unevenly(tmp_path):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_as_spreadsheets_write_it(tmp_path, delimiter):
+def test_csv_files_of_spreadsheets_are_read(tmp_path, delimiter):
     """Delimiters, a byte order mark, quotes, text for flags and episodes, empty cells, a blank line, columns of no concern."""
     columns = table(FULL)
     known = ~ENDS
@@ -541,7 +541,7 @@ def test_parquet_columns_may_be_lists(tmp_path):
     assert "not a readable Parquet file" in refusal(read_table, path, names)
 
 
-def test_parquet_without_the_extra(tmp_path, monkeypatch):
+def test_without_the_extra_parquet_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
@@ -587,7 +587,7 @@ BAD_TABLES = {
 
 
 @pytest.mark.parametrize("case", BAD_TABLES)
-def test_bad_tables_are_one_line_and_name_the_column(tmp_path, case):
+def test_bad_tables_are_refused_in_one_line_that_names_the_column(tmp_path, case):
     cell, names, says = BAD_TABLES[case]
     columns = table(FULL)
     if cell:
@@ -599,7 +599,7 @@ def test_bad_tables_are_one_line_and_name_the_column(tmp_path, case):
     assert re.search(says, message)
 
 
-def test_bad_csv_files_are_one_line(tmp_path):
+def test_bad_csv_files_are_refused_in_one_line(tmp_path):
     path = csv_file(tmp_path / "x.csv", table(FULL))
     good = path.read_text().splitlines()
 
@@ -739,7 +739,7 @@ def test_sb3_copies_the_buffer():
 
 
 def test_sb3_finds_the_reset_that_no_flag_shows():
-    """`learn` called anew resets the environment in the middle of an episode."""
+    """A second call of `learn` resets the environment in the middle of an episode."""
     buffer, _ = played(
         ReplayBuffer, 100, 1, 15
     )  # two steps into the fourth episode, whose flag will be missing
@@ -763,7 +763,7 @@ def test_sb3_goals_are_flattened():
     assert (ds.obs[:, 3] == 9).all()
 
 
-def test_bad_sb3_buffers_are_one_line():
+def test_bad_sb3_buffers_are_refused_in_one_line():
     buffer, _ = played(ReplayBuffer, 40, 2, 15)
     load = read_sb3
     assert "has no 'observations'" in refusal(load, "buffer.pkl")
@@ -784,7 +784,7 @@ def test_bad_sb3_buffers_are_one_line():
 # ---------------------------------------------------------------------- export, and Minari over the network
 
 
-def test_minari_reads_what_we_write(store):
+def test_minari_reads_back_what_we_write(store):
     import minari
 
     ds = TransitionDataset.from_arrays(**counter(), attrs={"env_id": "Counter-v0", "seed": 3})
@@ -807,7 +807,7 @@ def test_minari_reads_what_we_write(store):
     assert torch.equal(back.episode, ds.episode)
 
 
-def test_minari_export_says_nan_where_it_does_not_know(store):
+def test_a_minari_export_holds_nan_where_an_observation_is_unknown(store):
     ds = TransitionDataset.from_arrays(**counter(next_obs=False))
     with pytest.warns(UserWarning, match="8 of 8 episodes end in an observation of NaN"):
         write_minari(ds, "counter/ours-v0")
@@ -822,7 +822,7 @@ def test_minari_export_says_nan_where_it_does_not_know(store):
     assert (misaligned(back), len(back), back.n_rows) == (0, 29, 30)
 
 
-def test_minari_gets_the_environment_if_it_fits(store):
+def test_a_minari_export_stores_the_environment_if_it_fits(store):
     import minari
 
     rng = np.random.default_rng(0)
@@ -839,7 +839,7 @@ def test_minari_gets_the_environment_if_it_fits(store):
     assert datasets.read("one/x-v0").attrs["env_id"] == "MountainCarContinuous-v0"
 
 
-def test_minari_export_is_whole_or_not_there(store, monkeypatch):
+def test_a_minari_export_is_whole_or_not_there(store, monkeypatch):
     from minari.dataset._storages.hdf5_storage import HDF5Storage
 
     ds = TransitionDataset.from_arrays(**counter())
@@ -926,7 +926,7 @@ def test_d4rl_and_d3rlpy_read_what_we_write(tmp_path):
         assert e["terminals"][-1] == (end is True)
 
 
-def test_d3rlpy_itself(tmp_path):
+def test_the_installed_d3rlpy_reads_what_we_write(tmp_path):
     dataset = pytest.importorskip("d3rlpy.dataset")
     datasets.write(read_episodes(split(counter())), tmp_path / "x.hdf5")
     x = by_d4rl(tmp_path / "x.hdf5")

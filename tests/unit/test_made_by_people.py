@@ -209,7 +209,7 @@ def test_no_action_leaves_its_box_and_the_ends_are_the_bounds(case):
 
 @settings(max_examples=200, deadline=None)
 @given(boxes(wide=False))
-def test_what_lies_between_is_stretched_evenly(case):
+def test_actions_between_the_bounds_are_mapped_affinely(case):
     space, acts = case
     low, high = space.low.ravel().astype(float), space.high.ravel().astype(float)
     for act in acts:
@@ -297,7 +297,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_box_that_cannot_be_served_is_one_line(name, made):
+def test_a_box_that_cannot_be_served_is_refused_in_one_line(name, made):
     space, says = REFUSED[name]
     with pytest.raises(UserError, match=says) as e:
         make_env(made(Box, kwargs={"space": space}))
@@ -412,7 +412,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(cls, made, tmp_path, mo
 @pytest.mark.parametrize(
     ("cls", "says"), [(Hidden, "do not follow a saved random state"), (Entropy, "other starts each time")]
 )
-def test_what_cannot_be_repeated_is_said_in_one_line(cls, says, made, tmp_path):
+def test_an_episode_that_cannot_be_repeated_is_one_line(cls, says, made, tmp_path):
     with pytest.warns(UserWarning, match=says) as caught:
         train(small(tmp_path / "run", made(cls)))
     told = [str(x.message) for x in caught if says in str(x.message)]
@@ -520,12 +520,12 @@ def test_arguments_come_from_the_command_line(overrides, found, tmp_path):
     assert pendulum(tmp_path, *overrides).env_kwargs == found
 
 
-def test_an_argument_without_a_plus_is_told_of_it(tmp_path):
+def test_an_argument_without_a_plus_gets_a_hint(tmp_path):
     with pytest.raises(UserError, match=r"with a plus, \+env_kwargs\.g=VALUE"):
         pendulum(tmp_path, "env_kwargs.g=5.0")
 
 
-def test_an_offline_phase_is_not_gone_on_with_in_another_task(tmp_path):
+def test_an_offline_phase_of_another_task_is_refused(tmp_path):
     train(pendulum(tmp_path / "run", "+env_kwargs.g=5.0"))
     for more, says in (([], "None"), (["+env_kwargs.g=6.0"], r"6\.0")):
         with pytest.raises(UserError, match=rf"was run with env_kwargs\.g=5\.0, not {says}"):
@@ -578,7 +578,7 @@ def test_directories_of_runs_with_other_arguments_have_other_names(tmp_path, mon
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_bad_arguments_are_one_line(arguments, says, made, tmp_path):
+def test_bad_arguments_are_refused_in_one_line(arguments, says, made, tmp_path):
     cfg = pendulum(tmp_path / "run")
     cfg.env_kwargs = arguments
     if says == "env_kwargs {g":

@@ -1,4 +1,4 @@
-"""Datasets in maps: the same to the bit as in memory, made once and whole, and never in memory as a whole."""
+"""Datasets in maps: the same bits as in memory, written once and whole, and never completely in memory."""
 
 import errno
 import faulthandler
@@ -166,7 +166,7 @@ def test_a_map_holds_what_memory_would(tmp_path, monkeypatch, promise):
 
 
 @pytest.mark.parametrize("ints", [False, True])
-def test_a_minari_set_too(tmp_path, monkeypatch, small_blocks, counted, ints):
+def test_a_map_of_a_minari_set_holds_what_memory_would(tmp_path, monkeypatch, small_blocks, counted, ints):
     import minari
     from gymnasium.spaces import Box
     from minari.data_collector import EpisodeBuffer
@@ -193,7 +193,7 @@ def test_a_minari_set_too(tmp_path, monkeypatch, small_blocks, counted, ints):
     assert len(counted) == 1
 
 
-def test_what_is_converted_is_what_it_was(tmp_path):
+def test_a_change_of_the_conversion_needs_a_new_version(tmp_path):
     """A change of these numbers needs another `mapped.VERSION`, or old maps go on being used."""
     rows = np.arange(12)
     fields = {
@@ -214,7 +214,7 @@ def test_what_is_converted_is_what_it_was(tmp_path):
     assert (mapped.VERSION, found) == (2, "483e66ddd7e8d7d0")
 
 
-def test_training_is_the_same(tmp_path, pendulum, small_blocks):
+def test_training_is_the_same_from_a_map_and_from_memory(tmp_path, pendulum, small_blocks):
     offline = TD3BCConfig(actor=NET, critic=NET)  # which scales observations by statistics of all rows
 
     def run(storage, directory, steps):
@@ -250,7 +250,7 @@ def test_training_is_the_same(tmp_path, pendulum, small_blocks):
     run("memmap", tmp_path / "a", 30)  # it is the same run, wherever its data are
 
 
-def test_another_storage_is_refused(tmp_path):
+def test_an_unknown_storage_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^storage=disk is not one of ram, memmap$"):
         datasets.read(stored(tmp_path / "x.hdf5", plain()), "disk")
 
@@ -258,7 +258,7 @@ def test_another_storage_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_bytes(b"PK"), os.mkfifo]
 )
-def test_what_is_no_file_is_refused_as_ever(tmp_path, cache, make):
+def test_a_path_that_is_not_a_file_is_refused_as_with_memory(tmp_path, cache, make):
     path = tmp_path / "x.hdf5"
     make(path)
     ram, mapped_ = loaded(path, "ram"), loaded(path, "memmap")
@@ -267,7 +267,7 @@ def test_what_is_no_file_is_refused_as_ever(tmp_path, cache, make):
     assert not cache.exists()
 
 
-def test_a_file_without_rows_is_refused_as_ever(tmp_path):
+def test_a_file_without_rows_is_refused_as_with_memory(tmp_path):
     path = tmp_path / "x.hdf5"
     with h5py.File(path, "w") as file:
         for key, shape in {
@@ -482,12 +482,12 @@ def test_a_cut_conversion_leaves_nothing(tmp_path, cache, counted, point):
     assert ended(fork(work)) == -signal.SIGKILL
     assert len(list(cache.glob(".*.tmp"))) == 1
     assert not list(cache.glob("[!.]*"))
-    datasets.read(other if point == "rename" else path, "memmap")  # whoever converts next clears it away
+    datasets.read(other if point == "rename" else path, "memmap")  # the next conversion removes it
     assert not list(cache.glob(".*.tmp"))
     assert everything(datasets.read(path, "memmap")) == everything(datasets.read(path))
 
 
-def test_what_others_are_making_is_left_alone(tmp_path, cache):
+def test_a_folder_that_another_process_is_making_stays(tmp_path, cache):
     datasets.read(stored(tmp_path / "x.hdf5", plain()), "memmap")
     (cache / ".k.host.1.tmp").mkdir()
     with mapped._locked(cache / "k"):
@@ -539,7 +539,7 @@ def test_a_full_disk_is_one_line(tmp_path, cache):
     assert not list(cache.glob("[!.]*")) + list(cache.glob(".*.tmp"))
 
 
-def test_columns_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
+def test_columns_without_room_on_the_disk_are_refused_in_one_line(tmp_path, monkeypatch):
     ds = datasets.read(stored(tmp_path / "x.hdf5", plain()), "memmap")
 
     def full(*_):
@@ -551,7 +551,7 @@ def test_columns_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
     assert ds.with_reward(1.0, 0.0).rew.data_ptr() == ds.rew.data_ptr()  # which needs none
 
 
-def test_nobody_writes_to_a_map(tmp_path, cache):
+def test_writing_to_a_map_ends_the_process(tmp_path, cache):
     ds = datasets.read(stored(tmp_path / "x.hdf5", plain()), "memmap")
     before = {x: x.read_bytes() for x in cache.rglob("*.npy")}
     assert ended(fork(lambda: (faulthandler.disable(), ds.packed.add_(1)))) == -signal.SIGSEGV

@@ -92,7 +92,7 @@ def test_every_loader_names_the_dimensions_with_counts(loader, tmp_path):
     assert said.endswith(" in float32 in 0: subtract an offset from them")
 
 
-def test_the_counts_are_those_of_a_loop():
+def test_the_counts_equal_those_of_a_loop():
     x = walk(4.5e6, 1.76e9)
     narrow = {key: x[key].astype(np.float32) for key in ("observations", "next_observations")}
     moves = (narrow["observations"] != narrow["next_observations"]).sum(0)
@@ -113,7 +113,7 @@ def test_without_next_observations_rows_are_compared_with_those_below(monkeypatc
     assert lost(TransitionDataset.from_arrays, **x) == whole
 
 
-def test_a_map_says_it_each_time(tmp_path, monkeypatch):
+def test_a_map_warns_each_time_it_is_opened(tmp_path, monkeypatch):
     monkeypatch.setenv("MBO2O_CACHE", str(tmp_path / "cache"))
     path = h5_file(tmp_path / "x.hdf5", walk(clock=1.76e9))
     for _ in range(2):
@@ -157,16 +157,16 @@ SOUND = {
 
 
 @pytest.mark.parametrize("case", SOUND)
-def test_what_float32_holds_is_silent(case):
+def test_observations_that_float32_holds_give_no_warning(case):
     assert lost(TransitionDataset.from_arrays, **SOUND[case]()) == []
 
 
-def test_a_float32_file_cannot_show_it():
+def test_a_float32_file_gives_no_warning():
     x = {key: v.astype(np.float32) if "obs" in key else v for key, v in walk(4.5e6, 1.76e9).items()}
     assert lost(TransitionDataset.from_arrays, **x) == []
 
 
-def test_resets_far_apart_do_not_hide_it():
+def test_resets_far_apart_do_not_hide_lost_steps():
     """Episodes begin a kilometre apart, so that the steps within are a small part of all there is."""
     x = without(walk(4.5e6), "next_observations")
     x["observations"][:, 0] += 1000 * (np.arange(N) // 100)
@@ -174,7 +174,7 @@ def test_resets_far_apart_do_not_hide_it():
     assert "dimension 0 " in said
 
 
-def test_whole_numbers_are_looked_at_too():
+def test_whole_numbers_are_checked_too():
     x = walk()
     clock = 1_760_000_000_000 + 50 * np.arange(N + 1)  # milliseconds
     x |= {"observations": clock[:-1, None], "next_observations": clock[1:, None]}
@@ -184,9 +184,7 @@ def test_whole_numbers_are_looked_at_too():
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(-1e10, 1e10), st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1))
-def test_said_where_the_spacing_of_float32_is_above_the_steps_and_not_where_it_is_far_below(
-    offset, step, seed
-):
+def test_the_warning_depends_on_the_spacing_of_float32_against_the_steps(offset, step, seed):
     steps = step * (1 + np.random.default_rng(seed).random(100))
     at = offset + np.append(0, steps.cumsum())
     x = walk(n=100) | {"observations": at[:-1, None], "next_observations": at[1:, None]}
@@ -198,7 +196,7 @@ def test_said_where_the_spacing_of_float32_is_above_the_steps_and_not_where_it_i
         assert not said
 
 
-def test_the_doctor_says_no_for_dynamics(tmp_path, capsys):
+def test_the_doctor_rules_lost_precision_out_for_dynamics(tmp_path, capsys):
     path = h5_file(tmp_path / "utm.hdf5", walk(4.5e6, 1.76e9))
     with pytest.raises(SystemExit) as e:
         cli(["data", "check", str(path), "--json"])

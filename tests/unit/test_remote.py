@@ -142,7 +142,7 @@ def command(capsys, *args):
     return e.value.code, out.out, out.err
 
 
-def test_a_cut_a_wrong_and_the_right_file(server, offer, capsys):
+def test_a_cut_and_a_wrong_file_are_refused_and_the_right_one_is_kept(server, offer, capsys):
     entry = offer()
     server.answer = cut(RIGHT)
     code, _, err = command(capsys, "fetch", NAME)
@@ -173,7 +173,7 @@ def fetch_a_part(server, entry):
     server.requests.clear()
 
 
-def test_only_the_rest_is_asked_for(server, offer):
+def test_after_a_cut_only_the_rest_is_requested(server, offer):
     entry = offer()
     fetch_a_part(server, entry)
     server.answer = unless_ranged(ranged(RIGHT), status(500))
@@ -182,7 +182,7 @@ def test_only_the_rest_is_asked_for(server, offer):
     assert files() == WHOLE
 
 
-def test_a_rest_of_another_file_is_found_out(server, offer):
+def test_the_rest_of_another_file_is_detected(server, offer):
     entry = offer()
     fetch_a_part(server, entry)
     server.answer = ranged(WRONG)
@@ -214,7 +214,7 @@ def test_a_rest_of_another_file_is_found_out(server, offer):
         "sends too much",
     ],
 )
-def test_servers_that_cannot_go_on(answer, requests, server, offer):
+def test_a_server_that_cannot_send_a_part_sends_all_of_it(answer, requests, server, offer):
     entry = offer()
     fetch_a_part(server, entry)
     server.answer = answer
@@ -243,7 +243,7 @@ def test_servers_that_cannot_go_on(answer, requests, server, offer):
         (lambda r: None, "closed connection without response"),
     ],
 )
-def test_what_is_no_file_is_refused_before_its_body(answer, expected, server, offer):
+def test_an_answer_of_another_size_is_refused_before_its_body(answer, expected, server, offer):
     """Nothing is written, and what a better answer left stays."""
     entry = offer()
     server.answer = answer
@@ -267,7 +267,7 @@ def test_redirects_are_followed(server, offer):
     assert files() == WHOLE
 
 
-def test_nobody_answers(server, offer):
+def test_an_address_without_a_server_is_one_line(server, offer):
     entry = offer()
     server.shutdown()
     server.server_close()
@@ -278,7 +278,7 @@ def test_nobody_answers(server, offer):
     assert files() == {}
 
 
-def test_a_server_that_falls_silent(server, offer, monkeypatch):
+def test_a_server_that_stops_sending_is_one_line(server, offer, monkeypatch):
     entry, over = offer(), threading.Event()
     monkeypatch.setattr(remote, "TIMEOUT", 0.2)
 
@@ -309,7 +309,7 @@ def test_if_no_mirror_has_it_each_is_named(server, offer):
     assert refusal(entry).count("HTTP 404") == 2
 
 
-def test_offline_nothing_is_asked_for(server, offer, capsys, monkeypatch):
+def test_offline_nothing_is_requested(server, offer, capsys, monkeypatch):
     entry = offer()
     monkeypatch.setenv("MBO2O_OFFLINE", "1")
     code, _, err = command(capsys, "fetch", NAME)
@@ -332,7 +332,7 @@ def test_offline_nothing_is_asked_for(server, offer, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [RIGHT[:-1], RIGHT[:500] + b"?" + RIGHT[501:], b""])
-def test_what_was_damaged_since_is_fetched_anew(damage, server, offer):
+def test_a_file_that_was_damaged_later_is_fetched_again(damage, server, offer):
     entry = offer()
     remote.fetch(entry)
     entry.path.write_bytes(damage)
@@ -341,7 +341,7 @@ def test_what_was_damaged_since_is_fetched_anew(damage, server, offer):
     assert files() == WHOLE
 
 
-def test_ctrl_c_keeps_what_came(server, offer, capsys, monkeypatch):
+def test_ctrl_c_keeps_the_bytes_that_came(server, offer, capsys, monkeypatch):
     offer()
 
     def interrupted(answer, n, have, received=remote._received):
@@ -361,8 +361,8 @@ def test_ctrl_c_keeps_what_came(server, offer, capsys, monkeypatch):
     assert files() == WHOLE
 
 
-def test_a_download_that_was_killed_at_its_end(server, offer):
-    """A whole part needs no request; one that is too long, or another, is begun anew."""
+def test_a_download_that_was_killed_at_its_end_is_completed(server, offer):
+    """A complete part needs no request; a part that is too long, or of another file, is fetched again."""
     entry = offer()
     part = entry.path.with_name("tiny-v0.hdf5.part")
     for content, requests in [(RIGHT, 0), (WRONG, 1), (RIGHT * 2, 1)]:
@@ -399,20 +399,20 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(server, offer, capsys, monke
     assert files() == {}
 
 
-def test_what_has_no_room_is_not_begun(server, offer, monkeypatch):
+def test_a_download_without_room_does_not_start(server, offer, monkeypatch):
     entry = offer()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=99_999))
     assert "needs 100000 bytes, 99999 are free" in refusal(entry)
     assert (files(), server.requests) == ({}, [])
 
 
-def test_a_folder_that_cannot_be_written(server, offer):
+def test_a_folder_that_cannot_be_written_is_one_line(server, offer):
     entry = offer()
     entry.path.parent.write_text("a file where a folder should be")
     assert f"{entry.path.parent}: cannot be written (File exists)" in refusal(entry)
 
 
-def test_of_two_at_once_the_second_is_refused(server, offer):
+def test_a_second_download_at_the_same_time_is_refused(server, offer):
     entry = offer()
     going_on, over = threading.Event(), threading.Event()
 
@@ -431,7 +431,7 @@ def test_of_two_at_once_the_second_is_refused(server, offer):
     assert (files(), len(server.requests)) == (WHOLE, 1)
 
 
-def test_who_waited_does_not_write_into_the_finished_file(server, offer, monkeypatch):
+def test_a_download_that_waited_does_not_write_into_the_finished_file(server, offer, monkeypatch):
     """The first gives the part its name between the second's opening and locking it."""
     entry = offer()
 
@@ -447,7 +447,7 @@ def test_who_waited_does_not_write_into_the_finished_file(server, offer, monkeyp
 # ------------------------------------------------------------------------------------------------------------- registry
 
 
-def test_what_ships_is_well_formed():
+def test_the_shipped_registry_is_well_formed():
     known = remote.read_registry(remote.SHIPPED)
     assert len(known) == 35
     for entry in known.values():
@@ -491,7 +491,7 @@ GOOD = ["a/b", "Hopper-v5", "Hopper-v2", "CC0-1.0", "12", "0" * 64, "http://x/y"
         ("urls", "http://x/y ftp://x/y"),
     ],
 )
-def test_a_bad_line_is_named(column, value, tmp_path):
+def test_a_bad_line_of_the_registry_is_named(column, value, tmp_path):
     row = [value if key == column else x for key, x in zip(remote.COLUMNS, GOOD, strict=True)]
     path = tmp_path / "r.tsv"
     path.write_text("# one\n" + "\t".join(GOOD).replace("a/b", "fine") + "\n" + "\t".join(row) + "\n")
@@ -499,19 +499,19 @@ def test_a_bad_line_is_named(column, value, tmp_path):
         remote.read_registry(path)
 
 
-def test_a_name_that_stands_there_twice(tmp_path):
+def test_a_name_that_occurs_twice_is_refused(tmp_path):
     path = tmp_path / "r.tsv"
     path.write_text(("\t".join(GOOD) + "\n") * 2)
     with pytest.raises(UserError, match="line 2: a/b stands there twice"):
         remote.read_registry(path)
 
 
-def test_own_lines_add_to_what_ships(server, offer):
+def test_the_users_lines_add_to_the_shipped_ones(server, offer):
     offer()
     assert set(remote.registry()) == {*remote.read_registry(remote.SHIPPED), NAME}
 
 
-def test_an_own_name_needs_no_slash(server, offer):
+def test_a_users_name_needs_no_slash(server, offer):
     offer()
     path = remote.fetched_folder() / "remote.tsv"
     path.write_text(path.read_text().replace(NAME, "tiny"))
@@ -519,7 +519,7 @@ def test_an_own_name_needs_no_slash(server, offer):
         datasets.read("tiny")
 
 
-def test_an_own_registry_that_is_no_text_is_one_line(offer, capsys):
+def test_a_users_registry_that_is_not_text_is_one_line(offer, capsys):
     offer()
     (remote.fetched_folder() / "remote.tsv").write_bytes(b"# caf\xe9\n")
     code, _, err = command(capsys, "list")
@@ -528,7 +528,7 @@ def test_an_own_registry_that_is_no_text_is_one_line(offer, capsys):
     assert "remote.tsv: cannot be read" in err
 
 
-def test_offline_asks_nobody_for_minari_sets(monkeypatch, tmp_path):
+def test_offline_no_minari_set_is_requested(monkeypatch, tmp_path):
     import minari as library
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
@@ -546,7 +546,7 @@ def test_offline_asks_nobody_for_minari_sets(monkeypatch, tmp_path):
         ({"HOME": "/c"}, "/c/.local/share/mbo2o/datasets"),
     ],
 )
-def test_where_files_are_kept(env, expected, monkeypatch):
+def test_the_folder_of_files_follows_the_environment_variables(env, expected, monkeypatch):
     for key in ("MBO2O_DATA", "XDG_DATA_HOME"):
         monkeypatch.delenv(key, raising=False)
     for key, value in env.items():
@@ -559,7 +559,7 @@ def test_where_files_are_kept(env, expected, monkeypatch):
 # --------------------------------------------------------------------------------------------------- commands, training
 
 
-def test_where_and_list_ask_for_nothing(server, offer, capsys):
+def test_where_and_list_make_no_request(server, offer, capsys):
     entry = offer(env_id="Pendulum-v1")
     code, out, err = command(capsys, "where", NAME)
     assert (code, out) == (0, f"{entry.path}\n")
@@ -644,7 +644,7 @@ def test_training_finds_what_was_fetched_and_its_environment(server, offer, bare
         datasets.read(NAME)
 
 
-def test_a_run_by_a_remote_name(server, offer, bare, capsys):
+def test_a_run_may_name_a_fetched_dataset(server, offer, bare, capsys):
     entry = offer(content=bare, env_id="Pendulum-v1", collected_in="Pendulum-v0")
     server.answer = whole(bare)
     remote.fetch(entry)
@@ -706,7 +706,7 @@ def test_minari_ids_are_still_minari_s(name, offer, monkeypatch):
         assert datasets.read(asked).attrs == {"minari_id": asked.removeprefix("minari:")}
 
 
-def test_near_misses_name_both_readings(offer):
+def test_a_misspelt_name_is_answered_with_both_readings(offer):
     with pytest.raises(
         UserError, match=r"did you mean 'd4rl/hopper-medium-v2'\? \(a Minari set: minari:d4rl/hoper-medium-v2"
     ):
