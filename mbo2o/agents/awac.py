@@ -68,7 +68,7 @@ class AWAC(QEnsemble):
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
         """y = r + γ (1 - d) R_i Q̄_i(s', a'), a' ~ π, `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`."""
         with torch.no_grad():
-            q = self.q_next(b.next_obs, self.sample(b.next_obs))
+            q = self._q_next(b.next_obs, self.sample(b.next_obs))
             return b.rew + self.cfg.gamma * (1 - b.done) * self.reduce(q), q
 
     def update(self, batch: Batch, step: Step) -> Metrics:

@@ -77,6 +77,10 @@ class Agent(nn.Module, ABC):
             self.observe.mean.copy_(mean)
             self.observe.std.copy_(std)
 
+    def scaled(self, b: Batch) -> Batch:
+        """A raw batch with its observations scaled for the networks."""
+        return Batch(self.observe(b.obs), b.act, b.rew, self.observe(b.next_obs), b.done, b.mc_return)
+
     @abstractmethod
     def update(self, batch: Batch, step: Step) -> Metrics:
         """One step of learning from `(*S, B, ...)`; metrics are `(*S,)` and stay on the device.

@@ -116,7 +116,7 @@ class QEnsemble(Agent):
         """Every target critic's value, `(*S, N, B)`."""
         return self.target(obs, act).squeeze(-1)
 
-    def q_next(self, obs: Tensor, act: Tensor) -> Tensor:
+    def _q_next(self, obs: Tensor, act: Tensor) -> Tensor:
         """The target critics' values that `reduce` needs: of all, or of a random pair, `(*S, 2, B)`."""
         if not self._only_a_pair:
             return self.q_target(obs, act)
@@ -155,10 +155,6 @@ class QEnsemble(Agent):
         with torch.no_grad():
             b = self.scaled(batch)
             return (self.q(b.obs, b.act) - self.backup(b)[0].unsqueeze(-2)).square().mean((-2, -1))
-
-    def scaled(self, b: Batch) -> Batch:
-        """A raw batch with its observations scaled for the networks."""
-        return Batch(self.observe(b.obs), b.act, b.rew, self.observe(b.next_obs), b.done, b.mc_return)
 
     def td_loss(self, b: Batch, q: Tensor, y: Tensor, next_q: Tensor) -> Tensor:
         """Σ_i mean_b w_b m_ib (Q_i - y)², `(*S,)`: SUNRISE's weight w by the spread of `next_q`, mask m."""

@@ -75,11 +75,11 @@ class SAC(QEnsemble):
         """What the target bootstraps from, `(*S, B)`, and the target critics' values behind it."""
         cfg = self.cfg
         if cfg.backup == "deterministic":
-            q = self.q_next(next_obs, self.actor.mode(next_obs))
+            q = self._q_next(next_obs, self.actor.mode(next_obs))
             return self.reduce(q), q
         k = cfg.backup_samples if cfg.backup == "max" else 1
         act, log_prob = self.actor.sample(next_obs, k)
-        q = self.q_next(next_obs if k == 1 else repeat(next_obs, k), act)
+        q = self._q_next(next_obs if k == 1 else repeat(next_obs, k), act)
         v = self.reduce(q)
         if cfg.backup_entropy:
             v = v - self.log_alpha.exp().unsqueeze(-1) * log_prob

@@ -87,7 +87,7 @@ class TD3BC(QEnsemble):
             noise = cfg.target_noise * torch.randn_like(b.act)
             noise = noise.clamp(-cfg.target_noise_clip, cfg.target_noise_clip)
             act = torch.tanh(self.actor_target(b.next_obs)) + noise
-            q = self.q_next(b.next_obs, act.clamp(-1, 1))
+            q = self._q_next(b.next_obs, act.clamp(-1, 1))
             return b.rew + cfg.gamma * (1 - b.done) * self.reduce(q), q
 
     def update(self, batch: Batch, step: Step) -> Metrics:
