@@ -37,9 +37,10 @@ def run(args: list[str]) -> int:
 
     def job(node: Any) -> None:
         def work() -> int:
+            cfg = to_config(node)  # first, because it says what is wrong with an interpolation
             given = HydraConfig.get().overrides.task
             with trusting(trust or set(_texts(given))):
-                train(_declare(to_config(node), given))
+                train(_declare(cfg, given))
             return 0
 
         codes.append(guarded(work))

@@ -146,7 +146,7 @@ def test_a_path_to_nothing_is_no_such_file(name, capsys):
         (["seed=-1"], "seed=-1 must lie in [0, 2^64 - seeds)"),
         (["seed=99999999999999999999"], "must lie in [0, 2^64 - seeds)"),
         (["threads=99999999999"], "threads=99999999999 must be at most"),
-        (["device=meta"], "device=meta is not to be had here"),
+        (["device=meta"], "device=meta is not available here"),
         (["recipe.agent.gamma=2"], "recipe.agent.gamma=2.0 must lie in [0, 1]"),
         (["recipe.fit.lr=-1"], "recipe.fit.lr=-1.0 must not be negative"),
         (["run.reward_scale=nan"], "run.reward_scale=nan must be a finite number, or auto"),
