@@ -1,4 +1,4 @@
-"""Names to classes: what a config may choose. A new method is one Python file and one YAML file."""
+"""Names to classes: what a config may choose. Adding a method is one file that registers itself, and one YAML file."""
 
 from __future__ import annotations
 
