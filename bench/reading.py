@@ -1,4 +1,4 @@
-"""How much code somebody has to read to follow one training run, by tracing the run.
+"""How much code a reader has to follow for one training run, found by tracing the run.
 
     python bench/reading.py [--methods iql enoto] [--json FILE] [--csv FILE] [--package CHECKOUT]
 

@@ -39,7 +39,7 @@ class Config:
     recipe: Any = MISSING
     # a file, a name of `mbo2o data list`, or minari:ID
     dataset: str | None = None
-    # of the dataset; memmap is for one larger than memory: it is converted once into files that runs share
+    # where the dataset is held; memmap: one larger than memory is converted once into files that runs share
     storage: str = "ram"
     # units of the dataset's actions. unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
     # clip, env-clip: a policy's outputs in these units, clipped; None: unit, but refused if they look like
@@ -54,7 +54,7 @@ class Config:
     env_layout: str | None = None
     # trained side by side; each has its own initial networks and starts, and shares the stream of later draws
     seeds: int = 1
-    # of the first one; the whole run follows from it
+    # seed of the first one; the whole run follows from it
     seed: int = 0
     device: str = "cpu"
     # torch threads: two on two busy cores can be far slower than one for networks this small

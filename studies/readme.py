@@ -434,7 +434,7 @@ def main(options: Sequence[str]) -> int:
     if "--figures" in options:
         for kind, path in measured_files:
             if not path.with_suffix(".png").exists():
-                continue  # of a study whose figure no page shows
+                continue  # no page shows this study's figure
             (STUDIES | {"offline": offline})[kind].figure(path)
     if "--coverage" in options:
         protocol.write_coverage(RESULTS / protocol.COVERAGE)

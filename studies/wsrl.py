@@ -151,7 +151,7 @@ def _wsrl_rows(rows: list[Row], log: RunLog) -> list[Row]:
             else float(2 * curve.step[-1]),  # never: twice the budget
             "td_error": td[-1, k],  # on the dataset's rows
             "q_low": float((q[:, k] - true[:, k]).min()),  # how far values fall below what then comes of them
-            "batch_q_low": float(batch_q[:, k].min()),  # of online batches, as td_online
+            "batch_q_low": float(batch_q[:, k].min()),  # in online batches, as td_online
             "td_online": float(loss[-1, k]) / critics,
         }
     return rows

@@ -26,7 +26,7 @@ class AdaptiveBCConfig(TD3BCConfig):
     target_score: float = 1.05
     gain: float = 3e-5  # K_P: how fast b falls while scores are below the target, per step of an episode
     brake: float = 1e-4  # K_D: how fast it rises when an episode falls below the running mean
-    score_decay: float = 0.95  # of the running mean, per episode
+    score_decay: float = 0.95  # factor of the running mean, per episode
     adapt: bool = False  # whether b changes; offline it does not
 
     @property

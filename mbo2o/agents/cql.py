@@ -24,7 +24,7 @@ class CQLConfig(SACConfig):
 
     weight: float = 5.0  # c of the conservative term (CORL 10 on MuJoCo, 5 on antmaze)
     samples: int = 10  # K uniform, K from π(·|s), K from π(·|s')
-    temperature: float = 1.0  # of the log-sum-exp
+    temperature: float = 1.0  # temperature in the log-sum-exp
     # the term's reduction over critics: mean (ENOTO's code: c/N per critic) or sum (c per critic)
     ensemble: str = "mean"
     # Lagrange: c is scaled so that the gap stays at this (antmaze 0.8); None: c is constant

@@ -46,7 +46,7 @@ class LAPOConfig(QConfig):
     # bounds of V's target (antmaze 0 and 100); None: what the data's rewards can sum up to
     v_min: float | None = None
     v_max: float | None = None
-    critic_lr: float = 2e-4  # of Q and V
+    critic_lr: float = 2e-4  # rate of Q and V
     cvae_lr: float = 2e-4
     latent_lr: float = 2e-4
     actor_reduction: str = "first_q"

@@ -19,7 +19,7 @@ from mbo2o.types import Batch, Metrics, Spec, Step, UserError
 class TD3BCConfig(QConfig):
     """Defaults: the paper's table 3, the same in the authors' code and in CORL, unless said."""
 
-    alpha: float = 2.5  # of λ = α / mean|Q|: how much value counts beside imitation
+    alpha: float = 2.5  # α in λ = α / mean|Q|: how much value counts beside imitation
     bc_weight: float = 1.0  # b of the imitation, at the start
     bc_final: float | None = None  # b goes there linearly and stays; None: b is constant
     bc_decay_steps: int | None = None  # in so many updates of this agent

@@ -47,7 +47,7 @@ class ExploreConfig:
     candidates: int = 10  # actions that ucb and bootstrapped choose from (ENOTO's released code)
     # ucb: stds above the mean (ENOTO's code 10; SUNRISE's paper 1 to 10; 1 does on small tasks)
     ucb_coef: float = 1.0
-    std_ddof: int = 1  # of the critics' std (ENOTO's code 1; SUNRISE, and OAC's |Q1 - Q2| / 2: 0)
+    std_ddof: int = 1  # correction in the critics' std (ENOTO's code 1; SUNRISE, and OAC's |Q1 - Q2| / 2: 0)
     # oac: stds in the upper bound whose gradient is followed (OAC's paper on Humanoid, ENOTO's code)
     oac_beta: float = 4.66
     # oac: KL to the policy (the same sources): a shift of 6.9 of its stds; 0.5 to 2 for small tasks

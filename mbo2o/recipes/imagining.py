@@ -44,7 +44,7 @@ class ImaginingConfig(RecipeConfig):
     penalty: str = "max_aleatoric"  # u(s, a), see ensemble/uncertainty.py; each wants coefficients of its own
     coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
     horizon: Any = 5  # steps of a branch, 1 or 5 in MOPO; or [FROM, TO, FIRST, LAST]: see `branch_length`
-    real_share: float = 0.05  # of the agent's batches; the reward of real rows carries no penalty
+    real_share: float = 0.05  # part of the agent's batches; the reward of real rows carries no penalty
     batch: int = 256
 
     def __post_init__(self) -> None:

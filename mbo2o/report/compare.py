@@ -66,7 +66,7 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colours = _colours(names)
-    columns = 3 if len(panels) == 1 else 2  # of the legends
+    columns = 3 if len(panels) == 1 else 2  # columns of the legends
     entries = (
         max(len(curves) for curves in panels.values()) + 3
     )  # the behaviour, the dotted and the shaded parts

@@ -16,7 +16,7 @@ from mbo2o.types import UserError
 class DistilledConfig(SourceConfig):
     """Defaults: the authors' code."""
 
-    share: float = 0.05  # of the dataset that is kept, but at least
+    share: float = 0.05  # part of the dataset that is kept, but at least
     rows: int = 50_000  # that many rows, or all that there are
 
     def __post_init__(self) -> None:

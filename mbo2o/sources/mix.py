@@ -14,7 +14,7 @@ from mbo2o.types import Batch
 class MixConfig(SourceConfig):
     """Default: Cal-QL and RLPD."""
 
-    offline_share: float = 0.5  # of every batch
+    offline_share: float = 0.5  # part of every batch
 
     def __post_init__(self) -> None:
         check_shares("recipe.source", self, "offline_share")
