@@ -25,8 +25,8 @@ UPDATES = (1, 4, 20)
 def bench_agents(rounds: int = 5) -> list[dict[str, Any]]:
     """Median CPU milliseconds of a critic update: SAC, and REDQ with G updates for each of its actor's.
 
-    The agents take turns, with one thread. REDQ's target asks two of its ten critics. `all` takes the smallest
-    of all ten, as SAC-N does.
+    The agents take turns, with one thread. REDQ's target asks two of its ten critics. `all` takes the
+    smallest of all ten, as SAC-N does.
     """
     torch.set_num_threads(1)
     agents: dict[tuple[str, int], Agent] = {("sac, 2 critics", 1): _make(SACConfig(critic=CRITIC))}

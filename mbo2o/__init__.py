@@ -7,8 +7,9 @@
     agent = mbo2o.load(directory)                # acts: agent.act(obs)
     model = mbo2o.load_dynamics(directory)       # predicts: model.step(obs, act)
 
-`Dataset` reads data. `agent`, `recipe`, `source`, `penalty` and `termination` register methods of your own.
-`UserError` is the exception for a mistake in what was asked. Each name is imported when it is first used.
+`read_dataset` reads a dataset by its path or name, and `Dataset.from_arrays` makes one. `agent`, `recipe`,
+`source`, `penalty` and `termination` register methods of your own. `UserError` is the exception for a mistake
+in what was asked. Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
+    from mbo2o.store.datasets import read as read_dataset
     from mbo2o.training import load as load
     from mbo2o.training import train as train
     from mbo2o.types import Batch as Batch
@@ -52,6 +54,7 @@ _HOMES = {
     "load": "mbo2o.training:load",
     "load_dynamics": "mbo2o.dynamics.model:load_dynamics",
     "penalty": "mbo2o.ensemble.uncertainty:penalty",
+    "read_dataset": "mbo2o.store.datasets:read",
     "recipe": "mbo2o.registry:recipe",
     "source": "mbo2o.registry:source",
     "termination": "mbo2o.dynamics.termination:termination",

@@ -309,7 +309,8 @@ def _recipes() -> str:
     for e in RECIPES.values():
         idea = " ".join((e.cls.__doc__ or "").split("\n\n")[0].split())
         needs = "a dataset" if e.cls.needs_dataset else "an environment"  # type: ignore[attr-defined]
-        lines.append(f"| [`{e.name}`]({e.name}.md) | {idea} | {e.cls.paper} | {needs} |")  # type: ignore[attr-defined]
+        paper = e.cls.paper  # type: ignore[attr-defined]
+        lines.append(f"| [`{e.name}`]({e.name}.md) | {idea} | {paper} | {needs} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What tests of agents share: agents with small networks, random batches, updates, and looks into a module."""
+"""What tests of agents share: agents with small networks, random batches, updates, and looks into a module."""  # noqa: E501
 
 import copy
 import itertools

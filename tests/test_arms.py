@@ -200,7 +200,9 @@ def unpacked(record):
 
 
 def recorded(base):
-    """The record of a base. RLPD was a fine-tuning whose offline phase had no steps; now it has no such phase."""
+    """The record of a base. RLPD was a fine-tuning whose offline phase had no steps; now it has no such
+    phase.
+    """
     runs = unpacked(json.loads(RECORD.read_text())[base])
     runs.pop("offline-redq", None)
     for settings in runs.values():

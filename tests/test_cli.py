@@ -135,7 +135,9 @@ def test_cfg_job_shows_the_whole_config(capfd):
 
 @pytest.mark.parametrize("path", sorted((REPO / "conf").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_yaml_composes_and_restates_no_default(path):
-    """YAML only chooses and overrides: a value that equals its parent's, or the dataclass's default, is written twice."""
+    """YAML only chooses and overrides: a value that equals its parent's, or the dataclass's default, is
+    written twice.
+    """
     group = path.parent.name
     agent = ["recipe=finetune", f"agent@recipe.offline={path.stem}"]
     overrides = {"conf": ["recipe=moore"], "agent": agent}.get(group, [f"{group}={path.stem}"])
@@ -181,7 +183,7 @@ def test_methods_names_every_recipe(capsys):
         text,
     )
     assert (
-        "by: mbo2o study moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small --arms mbpo"
+        "by: mbo2o study moore halfcheetah-medium-replay-v5 --seeds 5 --experiment halfcheetah-small --arms mbpo"  # noqa: E501
         in text
     )
 
@@ -203,7 +205,9 @@ def test_data_list_and_inspect_know_what_ships(capsys):
 
 
 def test_collect_with_a_shipped_actor_is_deterministic_and_true(tmp_path, capsys):
-    """The file's rows are what the environment does: replaying its actions gives its observations and rewards."""
+    """The file's rows are what the environment does: replaying its actions gives its observations and
+    rewards.
+    """
     actor = REPO / "data" / "actors" / "hopper-medium-v5.safetensors"
     for name in ("a", "b"):
         code, _, _ = run(
@@ -239,9 +243,9 @@ def test_collect_by_training_writes_all_tiers(capsys):
 
 def test_train_eval_report_and_again(pendulum, capsys, monkeypatch):
     """The whole path on the command line, twice: the second time there is nothing left to do."""
-    small = "recipe.agent.actor.hidden=[8] recipe.agent.critic.hidden=[8] recipe.dynamics.net.hidden=[8] recipe.fit.max_updates=20"
-    sizes = "recipe.offline_steps=20 recipe.rollouts=20 recipe.batch=16 recipe.online_steps=120 recipe.model_every=60"
-    online = "recipe.online_rollouts=20 recipe.refit.max_updates=5 run.eval_every=50 run.eval_episodes=1 dir=out seeds=2"
+    small = "recipe.agent.actor.hidden=[8] recipe.agent.critic.hidden=[8] recipe.dynamics.net.hidden=[8] recipe.fit.max_updates=20"  # noqa: E501
+    sizes = "recipe.offline_steps=20 recipe.rollouts=20 recipe.batch=16 recipe.online_steps=120 recipe.model_every=60"  # noqa: E501
+    online = "recipe.online_rollouts=20 recipe.refit.max_updates=5 run.eval_every=50 run.eval_episodes=1 dir=out seeds=2"  # noqa: E501
     args = ["train", f"dataset={pendulum}", *small.split(), *sizes.split(), *online.split()]
     code, _, err = run(capsys, *args)
     assert code == 0, err

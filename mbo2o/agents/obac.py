@@ -30,7 +30,9 @@ class OBACConfig(SACConfig):
     constraint: str = "adaptive"
     constraint_weight: float = 0.001  # w
     gate: str = "state"  # which learner is ahead is decided at each state, or once per batch (the code)
-    density: str = "tanh"  # how likely the data's actions are: by the policy's density, or by the code's (released)
+    density: str = (
+        "tanh"  # how likely the data's actions are: by the policy's density, or by the code's (released)
+    )
     # actions are imitated with weight exp(β (Q^μ - V^μ)), at most 100; None: with weight 1 (the code)
     beta: float | None = None
 

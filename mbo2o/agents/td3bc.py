@@ -81,7 +81,9 @@ class TD3BC(QEnsemble):
         return ((1 - t) * cfg.bc_weight + t * cfg.bc_final).float()
 
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """y = r + γ (1 - d) R_i Q̄_i(s', a'), `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`; a' = π̄(s') + noise."""
+        """y = r + γ (1 - d) R_i Q̄_i(s', a'), `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`; a' = π̄(s') +
+        noise.
+        """
         cfg = self.cfg
         with torch.no_grad():
             noise = cfg.target_noise * torch.randn_like(b.act)

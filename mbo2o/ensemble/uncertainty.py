@@ -61,8 +61,8 @@ PENALTIES: dict[str, Penalty] = {
 def penalty(name: str) -> Callable[[Penalty], Penalty]:
     """Function decorator: register an uncertainty under `name`, as settings called `penalty` take it.
 
-    The function takes means and standard deviations `(*S, M, B, D+1)` and returns `(*S, B)`. A second definition
-    of the same function replaces the first, as when a notebook's cell runs again.
+    The function takes means and standard deviations `(*S, M, B, D+1)` and returns `(*S, B)`. A second
+    definition of the same function replaces the first, as when a notebook's cell runs again.
 
     Raises:
         UserError: The name is taken by another function.

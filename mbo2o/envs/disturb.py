@@ -88,7 +88,8 @@ class Disturbed(gymnasium.Wrapper[Any, Any, Any, Any]):
             qpos + self.cfg.transition_noise * draw(qpos.shape),
             qvel + self.cfg.transition_noise * draw(qvel.shape),
         )
-        return env._get_obs()  # type: ignore[attr-defined]  # MujocoEnv does not declare it, all its tasks have it
+        # MujocoEnv does not declare `_get_obs`, but all its tasks have it
+        return env._get_obs()  # type: ignore[attr-defined]
 
     def _reward(self, paid: float, info: dict[str, Any], ended: bool) -> float:
         cfg = self.cfg

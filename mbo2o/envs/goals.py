@@ -21,7 +21,7 @@ def sparse_maze(env_id: str) -> str | None:
 
 
 def flatten(obs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A Dict observation as `(..., D)`: `observation`, then `desired_goal`, as in d3rlpy; mazes begin with x, y.
+    """A Dict observation as `(..., D)`: `observation`, then `desired_goal`, as in d3rlpy; mazes: x, y first.
 
     PointMaze: x, y, vx, vy, goal (6 numbers). AntMaze's `observation` lacks the ant's x, y, which
     `achieved_goal` has, so `achieved_goal` is put first wherever `observation` does not begin with it: x, y,

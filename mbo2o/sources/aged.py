@@ -20,7 +20,9 @@ Sampling = Callable[[int, float, int, int], float]
 
 
 def offline_share(priority: float, n_offline: int, n_online: int) -> float:
-    """P(offline) if each of `n_offline` rows has `priority`, each of `n_online` 1; it is 1 without the latter."""
+    """P(offline) if each of `n_offline` rows has `priority`, each of `n_online` 1; it is 1 without the
+    latter.
+    """
     weight = n_offline * priority
     return weight / (weight + n_online) if n_online else 1.0
 

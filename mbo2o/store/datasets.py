@@ -196,8 +196,8 @@ def read(
             into files that later calls and other processes share (see `mapped`). Draws are the same to the
             bit. The tensors are then read-only: writing to one ends the process. `to` another device copies
             all of the data there, and `write` and `write_minari` need room in memory.
-        bounds: The lowest and the highest action, see `TransitionDataset.from_arrays`. The actions of a Minari
-            set whose action space is not [-1, 1] are mapped from that space.
+        bounds: The lowest and the highest action, see `TransitionDataset.from_arrays`. The actions of a
+            Minari set whose action space is not [-1, 1] are mapped from that space.
         clip: Whether actions may lie outside and are clipped, see `from_arrays`.
         actions: The units by their name instead, see `Actions.mode`; `env` and `env-clip` take the box of
             `env_id`, or of the environment that the dataset names.

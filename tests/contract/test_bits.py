@@ -260,7 +260,9 @@ def outcome(directory):
 
 
 def hashed(tensors):
-    """One hash of a set of tensors, in whatever order and under whatever names they come; the same tensor twice is one."""
+    """One hash of a set of tensors, in whatever order and under whatever names they come; the same tensor
+    twice is one.
+    """
     digests = {
         hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode() + x.numpy().tobytes()).hexdigest()
         for x in tensors
@@ -269,7 +271,9 @@ def hashed(tensors):
 
 
 def fingerprint():
-    """A hash of what this machine's arithmetic and random generators give, with the versions that decide on them."""
+    """A hash of what this machine's arithmetic and random generators give, with the versions that decide on
+    them.
+    """
     found, rng = [], torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=rng)  # noqa: E731
     for n, k, m in [(1, 3, 8), (16, 4, 8), (16, 8, 8), (200, 8, 1), (600, 9, 6), (64, 256, 256)]:
@@ -335,7 +339,7 @@ def test_bits_are_those_recorded(name, golden, pendulum, tmp_path):
 
 @pytest.mark.parametrize("name", ["wsrl", "rlpd"])
 def test_a_page_of_its_own_computes_what_finetune_does_with_these_settings(name, golden):
-    """The log alone differs: a warm-up has no probes, and without an offline phase nothing crosses a switch."""
+    """The log alone differs: a warm-up has no probes, and without an offline phase nothing crosses a switch."""  # noqa: E501
     page, settings = golden["runs"][f"{name}-on-its-page"], golden["runs"][name]
     assert {k: v for k, v in page.items() if k != "metrics"} == {
         k: v for k, v in settings.items() if k != "metrics"

@@ -1,4 +1,6 @@
-"""A name in conf/ means what it says: where its numbers come from, and what the number that matters does to the gradients."""
+"""A name in conf/ means what it says: where its numbers come from, and what the number that matters does to
+the gradients.
+"""
 
 import re
 import shutil
@@ -81,7 +83,7 @@ def test_provenance_is_stored_and_is_no_part_of_a_run_s_identity(pendulum, tmp_p
     shutil.rmtree(directory)
 
 
-# ---------------------------------------------------------------------- the number that matters, from the gradients
+# ---- the number that matters, from the gradients
 
 
 def shrink(agent):
@@ -99,7 +101,9 @@ def batch(n=64):
 
 
 def relative_weight(agent, b):
-    """c in c (log Σ exp Q - Q) beside the TD loss (Q - y)² of each critic, `(N,)`, found by differentiating both in Q."""
+    """c in c (log Σ exp Q - Q) beside the TD loss (Q - y)² of each critic, `(N,)`, found by differentiating
+    both in Q.
+    """
     b = agent.scaled(b)
     q = agent.q(b.obs, b.act).detach().requires_grad_()
     y, next_q = agent.backup(b)
@@ -153,17 +157,17 @@ def test_no_preset_with_a_conservative_term_is_left_out():
     assert found == {*WEIGHTS, *LAGRANGE}
 
 
-# ---------------------------------------------------------------------- numbers that a source states in one line
+# ---- numbers that a source states in one line
 
 
 SAID = {
-    "switch=cql": {"offline.actor.hidden": [256] * 3, "offline.critic.hidden": [256] * 3, "offline.alpha_lr": 3e-5,
+    "switch=cql": {"offline.actor.hidden": [256] * 3, "offline.critic.hidden": [256] * 3, "offline.alpha_lr": 3e-5,  # noqa: E501
                    "offline.backup": "sampled", "offline.backup_entropy": False, "offline.normalize": True},
-    "switch=cql-sac": {"offline.critic.hidden": [256] * 3, "offline.backup": "deterministic", "offline.critics": 2},
+    "switch=cql-sac": {"offline.critic.hidden": [256] * 3, "offline.backup": "deterministic", "offline.critics": 2},  # noqa: E501
     "switch=cql-enoto": {"offline.critic.hidden": [256] * 3, "explore.ucb_coef": 10, "critics": 10},
-    "switch=calql": {"offline.critic.hidden": [256] * 4, "offline.actor.hidden": [256] * 2, "offline.gap": 0.8,
+    "switch=calql": {"offline.critic.hidden": [256] * 4, "offline.actor.hidden": [256] * 2, "offline.gap": 0.8,  # noqa: E501
                      "offline.backup": "max", "online_steps": 1_000_000},
-    "switch=calql-corl": {"offline.critic.hidden": [256] * 5, "offline.actor.hidden": [256] * 3, "offline.gap_floor": -200},
+    "switch=calql-corl": {"offline.critic.hidden": [256] * 5, "offline.actor.hidden": [256] * 3, "offline.gap_floor": -200},  # noqa: E501
     "switch=iql": {"offline.actor_decay_steps": 1_000_000, "offline.normalize": True, "offline.beta": 3},
     "switch=awac": {"offline.normalize": True, "offline.critic.hidden": [256] * 3},
     "switch=sacn": {"offline.critic.hidden": [256] * 3, "offline_steps": 3_000_000, "offline.critics": 10},
@@ -173,11 +177,11 @@ SAID = {
     "switch=edac-hopper": {"offline.critics": 50, "offline_steps": 3_000_000},
     "switch=pex": {"offline.expectile": 0.9, "online.expectile": 0.9, "offline.beta": 10, "online.beta": 10,
                    "offline.actor_decay_steps": 1_000_000, "offline.normalize": False},
-    "switch=wsrl-calql": {"online.backup": "max", "offline.critic.hidden": [256] * 4, "offline.critics": 10, "utd": 4},
+    "switch=wsrl-calql": {"online.backup": "max", "offline.critic.hidden": [256] * 4, "offline.critics": 10, "utd": 4},  # noqa: E501
     "switch=lapo-enoto": {"batch": 512, "critics": 10},
     "switch=lapo-antmaze": {"offline.rho": 0.7, "offline.v_max": 100, "batch": 512},
     "switch=td3bc-enoto": {"offline.online_bc_weight": 1.0, "offline.bc_weight": 1.0},
-    "experiment=obac-paper": {"agent.gate": "batch", "agent.density": "released", "agent.constraint_weight": 0.001},
+    "experiment=obac-paper": {"agent.gate": "batch", "agent.density": "released", "agent.constraint_weight": 0.001},  # noqa: E501
 }  # fmt: skip
 REWARDS = {
     # what the agent learns from: scale, shift, what a failing step pays

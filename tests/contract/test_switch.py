@@ -1,4 +1,6 @@
-"""The switch: each published pair is a preset whose table is what its row says, and which changes nothing by itself."""
+"""The switch: each published pair is a preset whose table is what its row says, and which changes nothing by
+itself.
+"""
 
 import json
 from dataclasses import fields, replace

@@ -141,7 +141,7 @@ def refusal(f, *args, **kwargs):
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------- several axes
+# ---- several axes
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -169,7 +169,7 @@ def test_bounds_may_have_the_actions_shape():
     np.testing.assert_allclose(made.act[0], [1, 0, -0.5, -0.75])
 
 
-# -------------------------------------------------------------------------------------------------------- the mapping
+# ---- the mapping
 
 
 @pytest.mark.parametrize("loader", FLAT)
@@ -219,7 +219,7 @@ def test_unit_data_are_untouched_bit_for_bit_in_any_environment(case, mode, data
     assert unit_box.to_unit(x).astype(np.float32).tobytes() == x.tobytes()
 
 
-# ---------------------------------------------------------------------------------------------------- doubt and refusal
+# ---- doubt and refusal
 
 
 DOUBTED = {
@@ -247,7 +247,7 @@ def test_actions_that_never_leave_a_small_box_are_doubted(case, storage, tmp_pat
     box = (np.array(low), np.array(high))
     said = refusal(datasets.find(path).read, storage, Actions(None, box, "dataset_actions="))
     assert said == (
-        f"{path}: 'actions' lie in [{least:g}, {most:g}], the box of this environment is [{min(low):g}, {max(high):g}]: "
+        f"{path}: 'actions' lie in [{least:g}, {most:g}], the box of this environment is [{min(low):g}, {max(high):g}]: "  # noqa: E501
         "are they raw? give dataset_actions=env if they are in its units, "
         "dataset_actions=unit if they are scaled to [-1, 1] already"
     )
@@ -270,7 +270,7 @@ def test_actions_outside_are_refused_with_both_ways_out():
     raw = np.linspace(-1.5, 2, ROWS)[:, None]
     said = refusal(TransitionDataset.from_arrays, **fields(raw))
     assert said == (
-        "arrays: 'actions' lie in [-1.5, 2], expected [-1, 1]; if they are in the environment's own units, rescale them with "
+        "arrays: 'actions' lie in [-1.5, 2], expected [-1, 1]; if they are in the environment's own units, rescale them with "  # noqa: E501
         "bounds=(low, high); if they are a policy's unclipped outputs, clip them with clip=True"
     )
     said = refusal(check_fields, fields(raw), "x", units=Actions(None, (-2, 2), "dataset_actions="))
@@ -330,7 +330,7 @@ def test_a_minari_set_is_mapped_by_its_own_box_unless_a_mode_says_otherwise(tmp_
         assert unit.act.numpy().tobytes() == raw.tobytes()
 
 
-# ------------------------------------------------------------------------------------------------ training, and the doctor
+# ---- training, and the doctor
 
 
 class Narrow(gym.Env):

@@ -76,7 +76,7 @@ def test_the_table_lists_settings_that_are_dropped_new_or_changed():
     after = sac(before.cfg.after_switch(), gamma=0.9, actor=SMALL)
     settings = [x for x in after.adopt(before) if x.what != "kept"]
     assert {x.part for x in settings if x.what == "dropped"} == {
-        "weight", "samples", "temperature", "ensemble", "gap", "gap_floor", "lagrange_lr", "init_lagrange", "clone_steps"
+        "weight", "samples", "temperature", "ensemble", "gap", "gap_floor", "lagrange_lr", "init_lagrange", "clone_steps"  # noqa: E501
     }  # fmt: skip
     assert Change("weight", "dropped", "5.0") in settings
     assert [x for x in settings if x.what == "changed"] == [
@@ -194,7 +194,9 @@ def test_the_normaliser_is_taken_over_and_does_not_change():
 
 
 def test_cql_of_no_weight_and_a_soft_backup_is_sac_step_for_step():
-    """After the switch an update differs by the intended terms alone. CQL's draws are left out of account by reseeding."""
+    """After the switch an update differs by the intended terms alone. CQL's draws are left out of account by
+    reseeding.
+    """
     before = pretrained(weight=0.0, backup="sampled", backup_entropy=True)
     after = sac(before.cfg.after_switch())
     after.adopt(before)

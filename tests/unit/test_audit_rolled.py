@@ -77,7 +77,7 @@ class Recipe:
     layout: str
 
     def __str__(self) -> str:
-        return f"{self.suite}-{self.index}: {self.env_id}, {self.policy}, {self.episodes} x {self.limit}, {self.layout}"
+        return f"{self.suite}-{self.index}: {self.env_id}, {self.policy}, {self.episodes} x {self.limit}, {self.layout}"  # noqa: E501
 
 
 LAYOUTS = ("full", "cut", "no next", "no next, cut", "no timeouts", "limit alone")

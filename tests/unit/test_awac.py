@@ -1,4 +1,6 @@
-"""AWAC: target, advantage and weights sample by sample, who learns from whom, isolation of seeds, and that it learns."""
+"""AWAC: target, advantage and weights sample by sample, who learns from whom, isolation of seeds, and that
+it learns.
+"""
 
 import copy
 import math

@@ -1,4 +1,6 @@
-"""Bad files: every kind is one line that names the file and what is wrong, exit code 2, whatever HDF5 makes of it."""
+"""Bad files: every kind is one line that names the file and what is wrong, exit code 2, whatever HDF5 makes
+of it.
+"""
 
 import contextlib
 import gzip
@@ -50,7 +52,7 @@ def written(path, fields=None, **options):
     return path
 
 
-# ------------------------------------------------------------------------------- kinds: builders of a bad file at a path
+# ---- kinds: builders of a bad file at a path
 
 
 def raw(data):
@@ -184,7 +186,7 @@ def soft_loop(file, key, path):
 
 def marked_open(path):
     """As a writer leaves it that was killed."""
-    code = f"import h5py, os; f = h5py.File({str(path)!r}, 'w', libver='latest'); f['x'] = 1; f.flush(); os._exit(0)"
+    code = f"import h5py, os; f = h5py.File({str(path)!r}, 'w', libver='latest'); f['x'] = 1; f.flush(); os._exit(0)"  # noqa: E501
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -461,7 +463,9 @@ def test_there_are_enough_kinds_of_bad_files():
 
 
 def look_here(path) -> str | None:
-    """The first look without an interpreter of its own, which takes 0.15 s, for files that HDF5 finds nothing wrong with."""
+    """The first look without an interpreter of its own, which takes 0.15 s, for files that HDF5 finds
+    nothing wrong with.
+    """
     try:
         return firstlook.look(str(path), list(FIELDS))
     except firstlook.Fault as fault:
@@ -564,7 +568,7 @@ def test_the_command_ends_with_code_2(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-# -------------------------------------------------------------------------------------------- what becomes of a first look
+# ---- what becomes of a first look
 
 FATES = {
     "crashes": (
@@ -639,7 +643,7 @@ def test_the_first_look_reads_all_blocks(tmp_path, monkeypatch):
         firstlook.look(str(path), ["observations"])
 
 
-# ------------------------------------------------------------------------------------------------------------ flipped bits
+# ---- flipped bits
 
 
 FLIPS = 300
@@ -677,7 +681,9 @@ def test_a_flipped_bit_of_our_own_file_is_reported_or_changes_nothing(tmp_path, 
 
 
 def sound_ones(paths) -> set:
-    """First looks at many files by one process, or another where one dies: of libhdf5, or of its half second."""
+    """First looks at many files by one process, or another where one dies: of libhdf5, or of its half
+    second.
+    """
     verdicts = b""
     while len(verdicts) < len(paths):
         read, write = os.pipe()

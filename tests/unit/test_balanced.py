@@ -1,4 +1,6 @@
-"""Balanced replay: the sum tree against a brute-force sampler, the ratio on samplers that agree and that do not."""
+"""Balanced replay: the sum tree against a brute-force sampler, the ratio on samplers that agree and that do
+not.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
-# ------------------------------------------------------------------------------------------------------------ the tree
+# ---- the tree
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 5, 8, 37])
@@ -60,7 +62,7 @@ def test_tree_never_draws_what_has_no_priority():
     assert set(tree.draw(edge)[0]) <= {1, 3}
 
 
-# ------------------------------------------------------------------------------------------------------------ the ratio
+# ---- the ratio
 
 
 def test_ratio_loss_by_hand():
@@ -92,7 +94,7 @@ def dataset(obs: np.ndarray) -> TransitionDataset:
 
 
 def replay(centre: float, seeds=(2,), n=200, **cfg) -> Balanced:
-    """Offline states around 0, online ones around `centre`; rewards are row numbers, online ones from 1000."""
+    """Offline states around 0, online ones around `centre`; rewards are row numbers, online ones from 1000."""  # noqa: E501
     rng = np.random.default_rng(0)
     spec = Spec(2, 1, seeds)
     online = ReplayBuffer(spec, 64)
@@ -128,7 +130,7 @@ def test_ratio_tells_samplers_apart_that_do_not():
     assert (source.sample(2000).rew >= 1000).float().mean() > 0.9
 
 
-# ----------------------------------------------------------------------------------------------------------- the source
+# ---- the source
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75])

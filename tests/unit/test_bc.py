@@ -1,4 +1,6 @@
-"""BC: its likelihood, that it finds the data's mean and spread, isolation of seeds, and that others take its actor over."""
+"""BC: its likelihood, that it finds the data's mean and spread, isolation of seeds, and that others take its
+actor over.
+"""
 
 import copy
 import math
@@ -46,7 +48,9 @@ def test_loss_equals_a_loop_over_samples(seeds):
 
 
 def test_finds_the_mean_and_the_spread_of_the_data():
-    """Actions ½ sin(s₁) ± 0.1 in one seed, the opposite ± 0.3 in the other; observations far from the unit scale."""
+    """Actions ½ sin(s₁) ± 0.1 in one seed, the opposite ± 0.3 in the other; observations far from the unit
+    scale.
+    """
     agent = make((2,), act_dim=1, actor_lr=1e-2, normalize=True)
     sign, spread = torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.1], [0.3]])
     every = torch.randn(1000, 3) * 30 + 100

@@ -56,7 +56,9 @@ def test_a_bound_makes_a_difference():
 
 
 def test_values_below_the_return_are_not_pushed_down():
-    """Samples 1 and 3 are bounded from above all their values: only the uniform actions' values are pushed down there."""
+    """Samples 1 and 3 are bounded from above all their values: only the uniform actions' values are pushed
+    down there.
+    """
     agent, b = make(critics=3), batch(mc_return=[-math.inf, 1.0, -math.inf, 1.0])
     q, asked = agent.q, []
 

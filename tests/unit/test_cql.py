@@ -1,4 +1,6 @@
-"""CQL: its term action by action, its multiplier, its backups, whom they teach, and what is left of it online."""
+"""CQL: its term action by action, its multiplier, its backups, whom they teach, and what is left of it
+online.
+"""
 
 import math
 from dataclasses import fields
@@ -65,7 +67,9 @@ def test_term_equals_a_loop_over_samples_actions_and_critics(ensemble, temperatu
 
 
 def test_the_term_of_a_seed_does_not_depend_on_other_seeds():
-    """A seed whose networks and data are another's has its term, whatever the other seeds do (with draws fixed)."""
+    """A seed whose networks and data are another's has its term, whatever the other seeds do (with draws
+    fixed).
+    """
     agent, b = make((2,), critics=3, samples=4), batch((2,))
     noise = torch.rand(16, 2) * 2 - 1
     agent.actor.sample = lambda obs, n: (noise.expand(2, -1, -1), torch.zeros(2, 16))
@@ -82,7 +86,9 @@ def test_the_term_of_a_seed_does_not_depend_on_other_seeds():
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("log_p", [-3 * math.log(2), 0.0, math.inf])
 def test_log_sum_exp_of_a_constant(log_p, temperature):
-    """Q = v and K uniform actions alone: v + |A| log 2 + log K. The policy's, of density p, add 2K/p; at p = ∞ nothing."""
+    """Q = v and K uniform actions alone: v + |A| log 2 + log K. The policy's, of density p, add 2K/p; at p =
+    ∞ nothing.
+    """
     agent = make(act_dim=3, samples=5, temperature=temperature)
     constant(agent.critic, torch.full((2, 1), 7.0))
     agent.actor.sample = lambda obs, n: (
@@ -226,7 +232,9 @@ def test_max_backup_of_one_sample_is_the_sampled_one():
 
 @pytest.mark.parametrize("name", ["sac", "cql"])
 def test_two_equal_arms_are_worth_more_with_entropy(name):
-    """Both arms pay 1, and the policy starts at one: entropy spreads it over both, and makes the soft value the higher."""
+    """Both arms pay 1, and the policy starts at one: entropy spreads it over both, and makes the soft value
+    the higher.
+    """
     agent = nets.make(
         name,
         (2,),
@@ -260,7 +268,9 @@ def test_two_equal_arms_are_worth_more_with_entropy(name):
 
 
 def test_actor_clones_first_and_improves_then():
-    """The critics prefer a = 1 by far, the data hold -0.5: for `clone_steps` the actor goes to -0.5, then to 1."""
+    """The critics prefer a = 1 by far, the data hold -0.5: for `clone_steps` the actor goes to -0.5, then to
+    1.
+    """
     agent = make((2,), act_dim=1, actor_lr=1e-2, clone_steps=150, weight=0.0, init_alpha=0.01, alpha_lr=0.0)
     agent.q = lambda obs, act: (
         20 * act.squeeze(-1).unsqueeze(-2).expand(2, 2, -1) + 0 * agent.critic(obs, act).squeeze(-1)

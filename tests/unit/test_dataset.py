@@ -1,4 +1,6 @@
-"""The dataset layer against a counter environment, whose observations say which episode and which step they are."""
+"""The dataset layer against a counter environment, whose observations say which episode and which step they
+are.
+"""
 
 import dataclasses
 import re
@@ -84,7 +86,9 @@ def store(tmp_path, monkeypatch):
 
 
 def misaligned(ds: TransitionDataset) -> int:
-    """Usable rows whose next observation is not the next step of the same episode, or whose act or rew is another's."""
+    """Usable rows whose next observation is not the next step of the same episode, or whose act or rew is
+    another's.
+    """
     b = ds.rows(ds.index)
     episode, step = b.obs[:, 0], b.obs[:, 1]
     expected = torch.stack([episode, step + 1, -episode], 1)

@@ -1,4 +1,6 @@
-"""The dynamics ensemble and its fit: who sees which row, who keeps which weights, and what the predictions mean."""
+"""The dynamics ensemble and its fit: who sees which row, who keeps which weights, and what the predictions
+mean.
+"""
 
 import copy
 import json
@@ -169,7 +171,9 @@ def test_nll_equals_a_loop():
 
 
 def test_weight_decay_through_adam_is_the_loss_term():
-    """Decays by layer, on weights and not on biases or the variance's bounds: as wd/2·‖W‖² in the loss would."""
+    """Decays by layer, on weights and not on biases or the variance's bounds: as wd/2·‖W‖² in the loss
+    would.
+    """
     model, cfg = make((2,), hidden=(8, 8, 8)), quick(weight_decay=[1.0, 2.0, 3.0, 4.0, 5.0])
     twin = copy.deepcopy(model)
     ours, plain = _adam(model, cfg), torch.optim.Adam(twin.net.parameters(), lr=cfg.lr)
@@ -373,7 +377,9 @@ def test_a_refit_never_raises_the_holdout_error(lr):
 
 
 def test_patience_is_counted_in_updates_however_few_rows_there_are():
-    """After its best, a seed waits for `patience` looks of `epoch_updates` updates, not for passes through 60 rows."""
+    """After its best, a seed waits for `patience` looks of `epoch_updates` updates, not for passes through
+    60 rows.
+    """
     m = fit(
         make(), [(dataset(system(60, noise=0.3)), 1.0)], quick(patience=3, epoch_updates=20, max_updates=5000)
     )
@@ -672,7 +678,9 @@ def test_an_exploded_model_is_a_divergence():
 def test_patience_waits_for_passes_through_the_data_and_no_fewer_than_250_updates(
     rows, batch, looks_at, monkeypatch
 ):
-    """MOPO counts passes. At a rate of 0 nothing improves after the first look, and the fit ends one look later."""
+    """MOPO counts passes. At a rate of 0 nothing improves after the first look, and the fit ends one look
+    later.
+    """
     cfg = FitConfig(lr=0.0, batch=batch, patience=1, min_updates=0)
     looks = []
     look = _Best.look

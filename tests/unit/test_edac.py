@@ -1,4 +1,6 @@
-"""SAC-N is SAC with N critics; EDAC's term against pairs of slopes, its second-order gradient, and whom it teaches."""
+"""SAC-N is SAC with N critics; EDAC's term against pairs of slopes, its second-order gradient, and whom it
+teaches.
+"""
 
 from dataclasses import fields
 from functools import partial
@@ -124,7 +126,9 @@ def test_one_critic_is_refused(critics):
 
 @pytest.mark.parametrize("cls", [SACN, EDAC])
 def test_is_sac_with_n_critics(cls):
-    """SAC-N bit for bit, and EDAC with η = 0: whatever the strides of its second-order gradients, which Adam must heed."""
+    """SAC-N bit for bit, and EDAC with η = 0: whatever the strides of its second-order gradients, which Adam
+    must heed.
+    """
     shared = {"critics": 4, "actor": SMALL, "critic": SMALL}
     cfg = SACNConfig(**shared) if cls is SACN else EDACConfig(**shared, diversity=0.0)
     plain, agent = SAC(Spec(4, 3, (2,)), SACConfig(**shared)), cls(Spec(4, 3, (2,)), cfg)

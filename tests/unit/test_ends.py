@@ -52,7 +52,7 @@ def said(f, *args, **kwargs):
     return made, [str(w.message) for w in caught]
 
 
-# ----------------------------------------------------------------------------------------------- what is concluded is said
+# ---- what is concluded is said
 
 
 def test_ends_that_next_observations_show_are_counted(tmp_path):
@@ -80,7 +80,7 @@ def test_ends_that_a_limit_sets_are_counted():
     assert made.ends_known
 
 
-# ------------------------------------------------------------------------------------------------- unknown ends
+# ---- unknown ends
 
 
 @pytest.fixture
@@ -108,7 +108,9 @@ def test_no_return_is_known_where_ends_are_unknown(blind):
 
 
 def test_the_return_of_failures_only_is_known_without_ends():
-    """Every part of an episode of failures alone is one, too; an episode in which another reward may hide is unknown."""
+    """Every part of an episode of failures alone is one, too; an episode in which another reward may hide is
+    unknown.
+    """
     x = record("timeouts", "next_observations")
     x["rewards"] = np.where(
         np.arange(len(x["rewards"])) < 6, np.float32(-1), x["rewards"]
@@ -159,7 +161,7 @@ def test_calql_refuses_data_without_returns_and_cloning_does_not(pendulum, tmp_p
     calql = CalQLConfig(actor=net, critic=net)
     with pytest.raises(
         UserError,
-        match=r"blind.hdf5: no return is known, .*; store timeouts, .*, or take an agent that does not need them$",
+        match=r"blind.hdf5: no return is known, .*; store timeouts, .*, or take an agent that does not need them$",  # noqa: E501
     ):
         train(config(calql, tmp_path / "blind.hdf5", tmp_path / "calql"))
     assert not (tmp_path / "calql").exists()
@@ -192,7 +194,7 @@ def test_returns_are_those_of_the_true_episodes_wherever_the_ends_are_told(kinds
     np.testing.assert_allclose(made.episode_returns()[0], sums[: len(sums) - open_end])
 
 
-# ----------------------------------------------------------------------------------------------------- objects are episodes
+# ---- objects are episodes
 
 
 class Named(NamedTuple):

@@ -126,7 +126,9 @@ def test_dropout_only_while_training():
 
 
 def test_dropout_comes_before_the_layer_norm():
-    """Then the kept units are rescaled by the norm: its output has mean 0 and variance 1 whatever was dropped."""
+    """Then the kept units are rescaled by the norm: its output has mean 0 and variance 1 whatever was
+    dropped.
+    """
     net, x = make((1,), dropout=0.5, layer_norm=True), torch.randn(1, 7, 5)
     seen = []
     net.activation = lambda h: seen.append(h) or h

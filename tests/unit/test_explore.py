@@ -1,4 +1,6 @@
-"""Explorations against loops over candidates and finite differences, with a toy policy whose random numbers are replayed."""
+"""Explorations against loops over candidates and finite differences, with a toy policy whose random numbers
+are replayed.
+"""
 
 import itertools
 import math

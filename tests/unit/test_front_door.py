@@ -18,7 +18,7 @@ from mbo2o.types import Spec, UserError
 
 NAMES = {
     *("train", "load", "load_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec", "Batch", "Source"),
-    *("agent", "recipe", "source", "penalty", "termination", "UserError"),
+    *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
 }
 
 FRESH = """

@@ -409,7 +409,9 @@ watch("checkpoint", lambda: checkpoint.latest(run / "checkpoints", "cpu"))
 watch("config", lambda: mbo2o.training.read_config(run))
 watch("run", lambda: mbo2o.training.restore(run))
 """
-"""Loads each thing twice; prints what the first imports from elsewhere and starts, and all that the second does."""
+"""Loads each thing twice; prints what the first imports from elsewhere and starts, and all that the second
+does.
+"""
 
 
 @pytest.fixture

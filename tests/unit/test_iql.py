@@ -1,4 +1,6 @@
-"""IQL: each loss sample by sample, which critics V hears, the schedule's end, isolation of seeds, and what it learns."""
+"""IQL: each loss sample by sample, which critics V hears, the schedule's end, isolation of seeds, and what
+it learns.
+"""
 
 import copy
 import math
@@ -263,7 +265,9 @@ def test_the_actors_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_picks_the_better_of_two_actions(deterministic):
-    """Actions ±½ in equal parts, of which each seed pays 1 for another: V is the κ-expectile κ, the actor leaves the mean 0."""
+    """Actions ±½ in equal parts, of which each seed pays 1 for another: V is the κ-expectile κ, the actor
+    leaves the mean 0.
+    """
     rates = {"actor_lr": 1e-2, "critic_lr": 1e-2, "value_lr": 1e-2, "tau": 0.1}
     agent = make((2,), act_dim=1, expectile=0.7, beta=10.0, deterministic=deterministic, **rates)
     better = torch.tensor([[0.5], [-0.5]])

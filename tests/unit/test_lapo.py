@@ -1,4 +1,6 @@
-"""LAPO: each of its targets and losses sample by sample, who learns from what, and that it stays near the data's actions."""
+"""LAPO: each of its targets and losses sample by sample, who learns from what, and that it stays near the
+data's actions.
+"""
 
 import copy
 import itertools
@@ -156,7 +158,9 @@ def test_the_encoders_log_variance_is_clamped():
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
 def test_losses_of_an_update_equal_loops(seeds):
-    """With still networks: Σ_i mean (Q_i - y)², mean (V - v)², mean w · CVAE loss, and -mean Q₁ where the policy goes."""
+    """With still networks: Σ_i mean (Q_i - y)², mean (V - v)², mean w · CVAE loss, and -mean Q₁ where the
+    policy goes.
+    """
     agent = prepared(seeds, critics=3, kl_weight=0.5, **dict.fromkeys(RATES, 0.0))
     raw = batch(seeds)
     agent.v_range.widen(raw.rew, 0.99)
@@ -302,7 +306,9 @@ def test_v_is_bounded_by_what_rewards_can_sum_up_to():
 
 
 def test_a_value_below_the_worst_reward_for_ever_can_be_learned():
-    """Every reward is 1 and every episode ends at once: the worth is 1, not the 100 that r_min / (1 - γ) would insist on."""
+    """Every reward is 1 and every episode ends at once: the worth is 1, not the 100 that r_min / (1 - γ)
+    would insist on.
+    """
     agent = make(critic_lr=1e-2, tau=0.1)
     data = batch(n=64, done=1)
     data.rew.fill_(1.0)
@@ -373,7 +379,9 @@ def test_explores(name, seeds):
 
 @pytest.mark.parametrize("name", EXPLORATIONS)
 def test_saturated_policies_explore_too(name):
-    """A policy pressed against the box of latent actions is the rule; noise before the tanh would be nothing there."""
+    """A policy pressed against the box of latent actions is the rule; noise before the tanh would be nothing
+    there.
+    """
     agent, seen = make(latent_dim=2, explore=ExploreConfig(name=name)), []
     constant(agent.latent, torch.tensor([10.0, -10.0]))
     obs = torch.randn(1000, 3)
@@ -420,7 +428,9 @@ def test_actions_stay_within_the_data():
 
 
 def test_good_actions_are_imitated_more():
-    """Two kinds of actions, -½ for reward 0 and ½ for 1: what the decoder makes of the prior's z leans to the good ones."""
+    """Two kinds of actions, -½ for reward 0 and ½ for 1: what the decoder makes of the prior's z leans to
+    the good ones.
+    """
 
     def share(expectile: float) -> float:
         torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""One counter environment, whose observations say which episode and which step they are, through every format and back."""
+"""One counter environment, whose observations say which episode and which step they are, through every
+format and back.
+"""
 
 import csv
 import re
@@ -49,7 +51,9 @@ EPISODE, STEP = FULL["observations"][:, 0].astype(int), FULL["observations"][:, 
 
 
 def misaligned(ds: TransitionDataset) -> int:
-    """Usable rows whose next observation is not the next step of the same episode, or whose act or rew is another's."""
+    """Usable rows whose next observation is not the next step of the same episode, or whose act or rew is
+    another's.
+    """
     b = ds.rows(ds.index)
     episode, step = b.obs[:, 0], b.obs[:, 1]
     expected = torch.stack([episode, step + 1, -episode], 1)
@@ -121,7 +125,9 @@ def parquet_file(path, columns):
 
 
 def minari_set(x, name="counter/test-v0"):
-    """What `minari.DataCollector` stores; it always has the last observation: NaN here stands for one that got lost."""
+    """What `minari.DataCollector` stores; it always has the last observation: NaN here stands for one that
+    got lost.
+    """
     import minari
     from gymnasium.spaces import Box
     from minari.data_collector import EpisodeBuffer
@@ -177,7 +183,8 @@ FORMATS = {
 APART = {"csv with episodes", "parquet", "episodes", "episodes of T + 1", "minari"}
 """Formats that keep episodes apart, so that the last one has an end, too: its record's."""
 CONCLUDE = {"d4rl", "arrays", "dict", "csv", "csv with steps"}
-"""Formats that do not, in which ends have to be concluded where timeouts are missing; a warning counts them."""
+"""Formats that do not, in which ends have to be concluded where timeouts are missing; a warning counts them.
+"""
 
 
 @pytest.fixture
@@ -291,7 +298,9 @@ def test_a_d4rl_kitchen_file_is_read(tmp_path):
 
 
 def test_a_d4rl_adroit_file_is_read(tmp_path):
-    """Timeouts, groups of states and a policy; float64 and uint8 here, for files that went through other hands."""
+    """Timeouts, groups of states and a policy; float64 and uint8 here, for files that went through other
+    hands.
+    """
     x = counter(next_obs=False)
     x = {key: column.astype(np.uint8 if column.dtype == bool else np.float64) for key, column in x.items()}
     more = {
@@ -365,7 +374,9 @@ def test_d4rl_maze2d_has_stale_observations(tmp_path, version):
 
 
 def antmaze(late, n=600, limit=50):
-    """Resets to the start, every fourth from so near that no leap shows; the flag stands `late` rows below the last step."""
+    """Resets to the start, every fourth from so near that no leap shows; the flag stands `late` rows below
+    the last step.
+    """
     rng, xy, rows = np.random.default_rng(0), np.zeros(2), []
     for t in range(n):
         after = xy + np.array([0.3, 0.0])
@@ -511,7 +522,9 @@ def test_steps_of_a_clock_may_be_uneven(tmp_path):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv_files_of_spreadsheets_are_read(tmp_path, delimiter):
-    """Delimiters, a byte order mark, quotes, text for flags and episodes, empty cells, a blank line, columns of no concern."""
+    """Delimiters, a byte order mark, quotes, text for flags and episodes, empty cells, a blank line, columns
+    of no concern.
+    """
     columns = table(FULL)
     known = ~ENDS
     columns |= {name: [x if k else "" for x, k in zip(columns[name], known, strict=True)] for name in NEXT}
@@ -622,7 +635,9 @@ def test_bad_csv_files_are_refused_in_one_line(tmp_path):
 
 
 class ReplayBuffer:
-    """As stable_baselines3.common.buffers stores steps (2.9); that one stands in its place where it is installed."""
+    """As stable_baselines3.common.buffers stores steps (2.9); that one stands in its place where it is
+    installed.
+    """
 
     def __init__(
         self, size, obs_dim, act_dim, n_envs, optimize_memory_usage=False, handle_timeout_termination=True
@@ -663,7 +678,9 @@ def real_buffer(size, obs_dim, act_dim, n_envs, **options):
 
 
 def played(make, size, n_envs, steps, **options):
-    """Environment k has episodes k·100, k·100 + 1, ... with the lengths and endings of EPISODES from the k-th on."""
+    """Environment k has episodes k·100, k·100 + 1, ... with the lengths and endings of EPISODES from the
+    k-th on.
+    """
     buffer, kept = make(size, 3, 2, n_envs, **options), [[] for _ in range(n_envs)]
     at = [(0, 0)] * n_envs
     for _ in range(steps):
@@ -905,7 +922,9 @@ def by_d4rl(path) -> dict[str, np.ndarray]:
 
 
 def by_d3rlpy(x) -> list[dict[str, np.ndarray]]:
-    """What d3rlpy's `MDPDataset` makes of that: episodes up to each terminal or timeout; a rest without either is dropped."""
+    """What d3rlpy's `MDPDataset` makes of that: episodes up to each terminal or timeout; a rest without
+    either is dropped.
+    """
     ends = np.flatnonzero(x["terminals"] + x["timeouts"])
     parts = [slice(a, b + 1) for a, b in zip(np.append(0, ends[:-1] + 1), ends, strict=True)]
     return [

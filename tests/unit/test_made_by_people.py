@@ -1,4 +1,6 @@
-"""Environments as people make them: any box of actions, any place for randomness, no time limit, arguments of their own."""
+"""Environments as people make them: any box of actions, any place for randomness, no time limit, arguments
+of their own.
+"""
 
 import json
 import random
@@ -38,7 +40,9 @@ NET = MLPConfig(hidden=[8])
 
 
 class Own(gymnasium.Env):
-    """A point in the plane that is drawn at each reset from a generator of its own, made in `reset`; it pays -|x|."""
+    """A point in the plane that is drawn at each reset from a generator of its own, made in `reset`; it pays
+    -|x|.
+    """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = spaces.Box(-1, 1, (1,))
@@ -173,7 +177,9 @@ def floats(kind):
 
 @st.composite
 def boxes(draw, wide=True):
-    """A box of float32 or float64 whose width is finite, of one to three axes; and actions in [-1, 1] with both ends."""
+    """A box of float32 or float64 whose width is finite, of one to three axes; and actions in [-1, 1] with
+    both ends.
+    """
     kind = draw(st.sampled_from([np.float32, np.float64]))
     shape = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
     n = int(np.prod(shape))
@@ -609,7 +615,7 @@ def test_the_rule_of_a_changed_task_is_not_guessed(name):
 
 
 def test_harmless_arguments_are_arguments_of_the_tasks_and_leave_the_rules_right():
-    """The same steps end, whatever these are set to: the rule is certified in the environment that has them."""
+    """The same steps end, whatever these are set to: the rule is certified in the environment that has them."""  # noqa: E501
     arguments = {
         "ctrl_cost_weight": 0.0,
         "reset_noise_scale": 0.2,

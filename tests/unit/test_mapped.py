@@ -318,7 +318,7 @@ sums = sum(ds.sample(256).obs.nansum() for _ in range(1000))
 draw = (time.perf_counter() - start) / 1000
 out = {"anonymous": of("RssAnon") - before, "touched": touched, "load": took, "draw": draw, "sum": float(sums)}
 print(json.dumps(out | {"rows": ds.n_rows}))
-"""
+"""  # noqa: E501
 
 
 def big(path, megabytes, width=60):

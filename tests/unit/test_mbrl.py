@@ -1,4 +1,6 @@
-"""The contract with mbrl-lib 0.2.0: its ModelEnv and its CEM drive our dynamics; the benchmark; the planning notebook."""
+"""The contract with mbrl-lib 0.2.0: its ModelEnv and its CEM drive our dynamics; the benchmark; the planning
+notebook.
+"""
 
 from __future__ import annotations
 

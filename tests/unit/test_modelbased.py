@@ -1,4 +1,6 @@
-"""Settings of the model-based recipes: growing branches, the agents they take, and when learning begins online."""
+"""Settings of the model-based recipes: growing branches, the agents they take, and when learning begins
+online.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -105,7 +107,7 @@ def test_mbpo_imagines_longer_branches_as_it_goes_and_keeps_one_epoch_of_them(tm
     )
     train(small(recipe, tmp_path / "run"))
     _, done = restore(tmp_path / "run")
-    # after the random steps, then at the end of epochs 0 to 3: 1 + 1 + 2 + 3 + 3 steps of ten branches, Pendulum never ends
+    # after the random steps, then at the end of epochs 0 to 3: 1 + 1 + 2 + 3 + 3 steps of ten branches, Pendulum never ends  # noqa: E501
     assert done.imagined._written.tolist() == [100, 100]
     assert done.imagined.capacity == 30  # the longest branches of one epoch
 

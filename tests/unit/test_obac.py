@@ -1,4 +1,6 @@
-"""OBAC: its gate on constructed values, its constraint by hand, its offline learner, and SAC where it has no say."""
+"""OBAC: its gate on constructed values, its constraint by hand, its offline learner, and SAC where it has no
+say.
+"""
 
 import math
 from functools import partial

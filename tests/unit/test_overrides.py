@@ -113,7 +113,7 @@ def test_a_path_to_nothing_is_no_such_file(name, capsys):
         ),
         (
             ["switch=cql-sac", "recipe.online.actor.hidden=[16]"],
-            "recipe.online is null, as long as none is chosen by name; give agent@recipe.online=NAME before you set",
+            "recipe.online is null, as long as none is chosen by name; give agent@recipe.online=NAME before you set",  # noqa: E501
         ),
         (["recipe.foo.bar=1"], "'recipe.foo' is not a setting; recipe has: agent, "),
         (["recipe.agnt.gamma=1"], "did you mean 'recipe.agent'?"),
@@ -195,7 +195,7 @@ def test_numbers_and_names_of_other_commands_are_looked_at_first(args, said, cap
     assert said in err
 
 
-# --------------------------------------------------------------------------------------------------------- run directories
+# ---- run directories
 
 
 @pytest.mark.parametrize("where", ["/proc/x", "a-file", "a-file/x"])
@@ -281,7 +281,7 @@ def test_a_config_that_was_changed_by_hand_is_one_line(old, new, pendulum, capsy
     assert "mbo2o: made/config.yaml: " in err
 
 
-# ------------------------------------------------------------------------------------------------- rules that were functions
+# ---- rules that were functions
 
 
 def ends(obs, act, next_obs):

@@ -1,4 +1,6 @@
-"""Methods of other packages go through every command; code that a config names is imported for those who repeat it."""
+"""Methods of other packages go through every command; code that a config names is imported for those who
+repeat it.
+"""
 
 import importlib.metadata
 import json
@@ -138,7 +140,7 @@ def test_a_method_of_another_package_goes_through_every_command(pendulum, tmp_pa
     assert returns[0] == returns[1]
 
 
-# ------------------------------------------------------------------------------------------------------- trust
+# ---- trust
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +277,7 @@ def test_what_is_imported_already_needs_no_trust():
             load_callable("nowhere:f", "termination")
 
 
-# ------------------------------------------------------------------------------------------------------ mistakes
+# ---- mistakes
 
 
 @pytest.mark.parametrize(
@@ -349,14 +351,14 @@ def test_plugins_of_installed_packages_are_imported(tmp_path, monkeypatch, capsy
         load_entry_points.cache_clear()
         points.append(SimpleNamespace(module="bad_one", dist=package))
         code, _, err = run(capsys, "methods")
-        said = "the plugin bad_one of the installed package their-package: importing it raises ValueError: two lines"
+        said = "the plugin bad_one of the installed package their-package: importing it raises ValueError: two lines"  # noqa: E501
         assert (code, err) == (2, f"mbo2o: {said}\n")
     finally:
         load_entry_points.cache_clear()
         sys.modules.pop("good_one", None)
 
 
-# ---------------------------------------------------------------------------------------------------- decorators
+# ---- decorators
 
 
 def rule(obs, act, next_obs):

@@ -1,4 +1,6 @@
-"""Observations that float32 cannot tell apart are counted and named when they are read; small numbers never are."""
+"""Observations that float32 cannot tell apart are counted and named when they are read; small numbers never
+are.
+"""
 
 import json
 import warnings
@@ -98,7 +100,7 @@ def test_the_counts_equal_those_of_a_loop():
     moves = (narrow["observations"] != narrow["next_observations"]).sum(0)
     (said,) = lost(TransitionDataset.from_arrays, **x)
     assert (
-        f"dimension 0 changes in {N} rows, in float32 in {moves[0]}; dimension 3 changes in {N} rows, in float32 in 0"
+        f"dimension 0 changes in {N} rows, in float32 in {moves[0]}; dimension 3 changes in {N} rows, in float32 in 0"  # noqa: E501
         in said
     )
     assert 0 < moves[0] < 0.2 * N

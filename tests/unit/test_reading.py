@@ -74,7 +74,7 @@ def test_functions_are_counted_whole_and_once_and_their_lines_that_ran(reading, 
 
 @pytest.mark.parametrize(("path", "wing"), [
     ("types.py", 1), ("run/run.py", 1), ("run/evaluate.py", 1), ("data/buffer.py", 1), ("sources/mix.py", 1),
-    ("train.py", 2), ("envs/lanes.py", 2), ("store/checkpoint.py", 2), ("run/lanes.py", 2), ("data/io/minari.py", 2),
+    ("train.py", 2), ("envs/lanes.py", 2), ("store/checkpoint.py", 2), ("run/lanes.py", 2), ("data/io/minari.py", 2),  # noqa: E501
 ])  # fmt: skip
 def test_a_file_belongs_to_the_wing_of_its_folder(reading, path, wing):
     assert reading.wing(path) == wing

@@ -394,7 +394,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(server, offer, capsys, monke
     assert code == 2
     assert (
         err
-        == f"mbo2o: {entry.path}.part: cannot be written (No space left on device); MBO2O_DATA names another folder\n"
+        == f"mbo2o: {entry.path}.part: cannot be written (No space left on device); MBO2O_DATA names another folder\n"  # noqa: E501
     )
     assert files() == {}
 
@@ -444,7 +444,7 @@ def test_a_download_that_waited_does_not_write_into_the_finished_file(server, of
     assert server.requests == []
 
 
-# ------------------------------------------------------------------------------------------------------------- registry
+# ---- registry
 
 
 def test_the_shipped_registry_is_well_formed():
@@ -556,7 +556,7 @@ def test_the_folder_of_files_follows_the_environment_variables(env, expected, mo
     )
 
 
-# --------------------------------------------------------------------------------------------------- commands, training
+# ---- commands, training
 
 
 def test_where_and_list_make_no_request(server, offer, capsys):

@@ -1,4 +1,6 @@
-"""The report on made-up runs: what it says of known curves, and that it survives unfinished and damaged runs."""
+"""The report on made-up runs: what it says of known curves, and that it survives unfinished and damaged
+runs.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ OFFLINE, ONLINE = 20_000, 10_000
 def synthesise(
     path: Path, seeds: int = 3, phases: tuple[str, ...] = ("offline", "switch", "online"), model: bool = True
 ) -> Path:
-    """A run that reaches 2000 offline, drops by 600 after the switch and climbs to 3200; its model gets surer."""
+    """A run that reaches 2000 offline, drops by 600 after the switch and climbs to 3200; its model gets
+    surer.
+    """
     rng = np.random.default_rng(0)
     lines: list[dict] = []
 

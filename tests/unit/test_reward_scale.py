@@ -22,7 +22,7 @@ NET = MLPConfig(hidden=[8])
 
 
 def dataset(episodes, ends):
-    """Episodes of these rewards; `ends`: how each is over, T by termination, L by its limit, "" where the file stops."""
+    """Episodes of these rewards; `ends`: how each is over, T by termination, L by its limit, "" where the file stops."""  # noqa: E501
     rewards = np.concatenate([np.asarray(x, np.float32) for x in episodes])
     n = len(rewards)
     last = np.cumsum([len(x) for x in episodes]) - 1

@@ -23,7 +23,9 @@ def _seeded():
 
 
 class Counter:
-    """obs = (branch, step): each step adds one to the second entry; reward 10 · step + branch; both members agree."""
+    """obs = (branch, step): each step adds one to the second entry; reward 10 · step + branch; both members
+    agree.
+    """
 
     def __init__(self, noise: float = 0.0):
         self.noise, self.calls = noise, []
@@ -185,7 +187,7 @@ def test_a_given_reward_replaces_the_predicted_one():
 @pytest.mark.parametrize("broken", ["next_obs", "reward", "penalty"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_transitions_that_are_not_finite_are_left_out(broken, value):
-    """Branch 2 breaks at step 1: its rows of steps 0 stay, nothing after does, and the metrics stay numbers."""
+    """Branch 2 breaks at step 1: its rows of steps 0 stay, nothing after does, and the metrics stay numbers."""  # noqa: E501
 
     class Breaking(Counter):
         def draw(self, obs, mean, std):

@@ -138,7 +138,9 @@ def test_actor_is_paid_for_entropy():
 
 @pytest.mark.parametrize("backup_entropy", [True, False])
 def test_soft_value_exceeds_the_hard_one(backup_entropy):
-    """One state, reward 0 whatever is done, no end: the hard value is 0, the soft one the entropy still to come."""
+    """One state, reward 0 whatever is done, no end: the hard value is 0, the soft one the entropy still to
+    come.
+    """
     agent = make(
         act_dim=1,
         gamma=0.7,

@@ -1,4 +1,6 @@
-"""Reductions of critics against enumeration and Monte Carlo; SUNRISE's weights and bootstrap masks against loops."""
+"""Reductions of critics against enumeration and Monte Carlo; SUNRISE's weights and bootstrap masks against
+loops.
+"""
 
 import itertools
 import math

@@ -1,4 +1,6 @@
-"""TD3+BC: target and actor loss sample by sample, what a delayed step moves, the imitation's schedule, and what it learns."""
+"""TD3+BC: target and actor loss sample by sample, what a delayed step moves, the imitation's schedule, and
+what it learns.
+"""
 
 import copy
 import math
@@ -92,7 +94,9 @@ def test_critic_loss_equals_a_loop():
 
 
 def test_actor_loss_equals_a_loop():
-    """-λ mean Q₁ + b mean (π - a)², λ = α / mean|Q₁| of the same seed; means over all there is (d3rlpy sums actions)."""
+    """-λ mean Q₁ + b mean (π - a)², λ = α / mean|Q₁| of the same seed; means over all there is (d3rlpy sums
+    actions).
+    """
     agent, b = (
         make((2,), act_dim=3, critic_lr=0.0, policy_delay=1, alpha=2.0, bc_weight=0.7),
         batch((2,), act_dim=3),
@@ -179,7 +183,9 @@ def test_each_step_touches_its_own_parameters_only(learns):
 
 
 def test_imitation_fades_and_stays_at_its_end():
-    """Linear in this agent's updates; ENOTO's code goes on below zero, which would push the actor away from the data."""
+    """Linear in this agent's updates; ENOTO's code goes on below zero, which would push the actor away from
+    the data.
+    """
     agent, b = (
         make(bc_weight=0.3, bc_final=0.0, bc_decay_steps=4, actor_lr=0.0, critic_lr=0.0, policy_delay=1),
         batch(),
@@ -234,7 +240,9 @@ def test_much_imitation_clones():
 
 
 def test_learns_a_bandit():
-    """One step, reward 1 - (a - ½)² in one seed and 1 - (a + ½)² in the other; without imitation the data are no pull."""
+    """One step, reward 1 - (a - ½)² in one seed and 1 - (a + ½)² in the other; without imitation the data
+    are no pull.
+    """
     smooth = MLPConfig(hidden=[32], activation="tanh")
     agent = make((2,), act_dim=1, actor_lr=3e-3, critic_lr=1e-2, bc_weight=0.0, critic=smooth)
     best = torch.tensor([[0.5], [-0.5]])

@@ -82,7 +82,9 @@ def test_named_rules_agree_with_their_environment(env_id):
 @pytest.mark.parametrize("tier", ["medium", "expert"])
 @pytest.mark.parametrize("env", ["hopper", "halfcheetah", "walker2d"])
 def test_named_rules_agree_where_trained_policies_go(env, tier):
-    """States in single precision, as datasets and models have them; falls of agents that run, not of ones that stumble."""
+    """States in single precision, as datasets and models have them; falls of agents that run, not of ones
+    that stumble.
+    """
     kept = Actor.load(ACTORS / f"{env}-{tier}-v5.safetensors")
     with torch.no_grad():
         fields = play.roll(kept.info["env_id"], lambda obs: kept.policy.sample(obs)[0], 2500, seed=1)
@@ -302,7 +304,9 @@ def test_learned_head_refuses_rows_that_are_not_finite():
 
 @pytest.mark.parametrize("continuing", [False, True])
 def test_point_maze_rules_equal_the_environment(continuing):
-    """Pushed to the goal in a straight line, with noise: ends within 0.45 of it, or never in the continuing task."""
+    """Pushed to the goal in a straight line, with noise: ends within 0.45 of it, or never in the continuing
+    task.
+    """
     robotics = pytest.importorskip("gymnasium_robotics")
     gym.register_envs(robotics)
     env = gym.make(
