@@ -114,7 +114,7 @@ def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
     preset = presets.get("experiment") or presets.get("switch")
     if preset is None or ": " not in (cfg.provenance or ""):
         return cfg
-    others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|switch)\b", o) and o != preset]
+    others = [o for o in overrides if re.match(r"[+~]*(recipe|run|agent|source|switch)\b", o) and o != preset]
     kind, _, source = str(cfg.provenance).partition(": ")
     settings = f"{len(others)} setting{'s' * (len(others) > 1)}"
     count = f", with {settings} overridden ({', '.join(others)})" if others else ""
