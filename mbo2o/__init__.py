@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
-    from mbo2o.store.datasets import read as read_dataset
+    from mbo2o.store.datasets import read as read_dataset  # noqa: F401
     from mbo2o.training import load as load
     from mbo2o.training import train as train
     from mbo2o.types import Batch as Batch

@@ -168,8 +168,8 @@ class GaussianDynamics(nn.Module):
 def load_dynamics(path: str | Path, device: str = "cpu") -> GaussianDynamics:
     """The dynamics model of a run, or of a folder that `GaussianDynamics.save` wrote.
 
-    A run gives the model of the last phase that kept one. The model's `info` names its environment, its rule of
-    termination and its phase.
+    A run gives the model of the last phase that kept one. The model's `info` names its environment, its rule
+    of termination and its phase.
 
     Raises:
         UserError: There is no model, or it cannot be read.
