@@ -122,7 +122,7 @@ class Evaluator:
         return torch.as_tensor(x.reshape(self._n, -1).mean(-1), dtype=torch.float32).reshape(self._seeds)
 
     def _values(self, q: np.ndarray, rew: np.ndarray, rewards: RewardView) -> tuple[np.ndarray, np.ndarray]:
-        """Mean value and mean discounted return of each episode, over states with known returns; from `(T, L)`.
+        """Mean value and mean discounted return of each episode, from `(T, L)`, where the return is known.
 
         A time limit hides the rewards that would have followed, so the last 3/(1-γ) steps of a truncated
         episode are left out, unless that is the whole episode.
