@@ -34,7 +34,7 @@ def small(directory, env="InvertedPendulum-v5", steps=60, **run):
         "checkpoint_every": 15,
         "online_capacity": 100,
     } | run
-    recipe = ScratchConfig(agent=agent, online_steps=steps, start=20, batch=8)
+    recipe = ScratchConfig(agent=agent, online_steps=steps, random_steps=20, batch=8)
     return Config(
         recipe=recipe, env=env, seeds=2, dir=str(directory), report=False, run=RunConfig(**settings)
     )
@@ -228,7 +228,7 @@ def play(directory, **settings):
     """80 random turns of the counter, without evaluations in between."""
     settings = {"eval_every": 1000, "checkpoint_every": 1000, "env_seconds": 0.15} | settings
     config = small(directory, COUNTER, steps=0, **settings)
-    config.recipe.start = 80
+    config.recipe.random_steps = 80
     train(config)
 
 

@@ -59,7 +59,7 @@ def run(capsys, *args):
         (["train", "dataset=hopper-medium-v5", "env=Walker2d-v5"], "Walker2d-v5 has 17 and 6"),
         (["train", "dataset=hopper-medium-v5", "device=nonsense"], "device=nonsense"),
         (["train", "dataset=hopper-medium-v5", "run.log_every=0"], "run.log_every=0"),
-        (["train", "dataset=hopper-medium-v5", "recipe.real=1.5"], "recipe.real=1.5"),
+        (["train", "dataset=hopper-medium-v5", "recipe.real_share=1.5"], "recipe.real_share=1.5"),
         (["train", "dataset=hopper-medium-v5", "recipe.alpha=2"], "recipe.alpha=2"),
         (["train", "dataset=hopper-medium-v5", "recipe.agent.actor.activation=sillu"], "sillu"),
         (["train", "dataset=hopper-medium-v5", "start_from=nowhere"], "nowhere"),
@@ -133,28 +133,31 @@ def test_cfg_job_shows_the_whole_config(capfd):
     assert config.recipe.agent.gamma == 0.99
 
 
+SLOTS, PRESET = {"agent": "offline", "source": "source"}, "override /switch"
+
+
 @pytest.mark.parametrize("path", sorted((REPO / "conf").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_yaml_composes_and_restates_no_default(path):
     """YAML only chooses and overrides: a value that equals its parent's, or the dataclass's default, is
     written twice.
     """
     group = path.parent.name
-    agent = ["recipe=finetune", f"agent@recipe.offline={path.stem}"]
-    overrides = {"conf": ["recipe=moore"], "agent": agent}.get(group, [f"{group}={path.stem}"])
+    slots = {x: ["recipe=finetune", f"{x}@recipe.{slot}={path.stem}"] for x, slot in SLOTS.items()}
+    overrides = {"conf": ["recipe=moore"], **slots}.get(group, [f"{group}={path.stem}"])
     config = compose_config(overrides)
     assert isinstance(config, Config)
     tree = OmegaConf.to_container(OmegaConf.load(path))
-    tree = {"recipe": tree} if group == "recipe" else {} if group == "agent" else tree
+    tree = {"recipe": tree} if group == "recipe" else {} if group in SLOTS else tree
+    defaults = [x for x in OmegaConf.load(path).get("defaults", []) if x != "_self_"]
     parents = [
-        x
-        for x in OmegaConf.load(path).get("defaults", [])
-        if isinstance(x, str) and (path.parent / f"{x}.yaml").exists()
+        f"{group}={x}" for x in defaults if isinstance(x, str) and (path.parent / f"{x}.yaml").exists()
     ]
+    parents += [f"switch={x[PRESET]}" for x in defaults if not isinstance(x, str) and PRESET in x]
     recipe = type(config.recipe)()
     for key, chosen in vars(config.recipe).items():
         if getattr(recipe, key) in ("???", None) and is_dataclass(chosen):
             setattr(recipe, key, type(chosen)())  # an agent: its own defaults
-    below = compose_config([f"{group}={parents[0]}"]) if parents else Config(recipe=recipe)
+    below = compose_config(parents[:1]) if parents else Config(recipe=recipe)
     fresh = OmegaConf.to_container(OmegaConf.structured(below))
 
     def repeated(chosen, default, where):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.cli import main as cli
+from mbo2o.cli.main import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.fields import Fields
 from mbo2o.doctor.audit import audit

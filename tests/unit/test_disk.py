@@ -12,7 +12,7 @@ import pytest
 import survival
 from survival import FULL, assert_intact, assert_same, ended, fork, outcome, small, stop_at
 
-from mbo2o.cli.main import _guarded
+from mbo2o.cli.command import guarded
 from mbo2o.run import log
 from mbo2o.run.log import MetricsFile
 from mbo2o.store import checkpoint
@@ -46,9 +46,9 @@ def test_a_size_limit_ends_a_real_process_in_one_line(tmp_path):
 import resource, sys
 sys.path.insert(0, {str(Path(survival.__file__).parent)!r})
 from survival import small, train
-from mbo2o.cli.main import _guarded
+from mbo2o.cli.command import guarded
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 100}, {size + 100}))
-sys.exit(_guarded(lambda: train(small({str(tmp_path / "run")!r})) and 0))
+sys.exit(guarded(lambda: train(small({str(tmp_path / "run")!r})) and 0))
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     said = [x for x in done.stderr.splitlines() if "turn" not in x and "return" not in x and "→" not in x]
@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(
         m.setattr(checkpoint, "save", saving)
         if where == "fsync":
             m.setattr(MetricsFile, "size", lambda self: self._file.seek(0, 2))
-        assert _guarded(lambda: train(small(directory)) and 0) == 2
+        assert guarded(lambda: train(small(directory)) and 0) == 2
     said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mbo2o: ")]
     assert len(said) == 1
     assert "cannot be written (No space left on device)" in said[0]
@@ -137,7 +137,7 @@ def test_a_log_that_lost_its_end_goes_on_with_a_gap_and_without_zeros(left, fini
 def test_a_config_that_cannot_be_written_leaves_the_old_one(finished, tmp_path):
     directory = shutil.copytree(finished, tmp_path / "run")
     before = (directory / "config.yaml").read_bytes()
-    assert limited(500, lambda: _guarded(lambda: train(small(directory)) and 0)) == 2
+    assert limited(500, lambda: guarded(lambda: train(small(directory)) and 0)) == 2
     assert (directory / "config.yaml").read_bytes() == before
     assert not list(directory.glob(".config*"))
 

@@ -20,7 +20,7 @@ from survival import (
     stop_at,
 )
 
-from mbo2o.cli.main import _guarded
+from mbo2o.cli.command import guarded
 from mbo2o.envs.faults import EnvironmentFault, Faults
 from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.report.read import read_run
@@ -92,7 +92,7 @@ def test_an_environment_that_keeps_failing_ends_the_run_which_can_go_on(name, co
     with pytest.raises(EnvironmentFault, match=rf"{COUNTER}.*failed: .* at switch turn (\d+); saved") as e:
         play(tmp_path / "run")
     assert "\n" not in str(e.value)
-    assert _guarded(lambda: (_ for _ in ()).throw(e.value)) == 4
+    assert guarded(lambda: (_ for _ in ()).throw(e.value)) == 4
     state = checkpoint.latest(tmp_path / "run" / "checkpoints", "cpu")[1]
     turn = state["done"]["switch.0"]
     assert f"turn {turn};" in str(e.value)

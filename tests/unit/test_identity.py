@@ -15,7 +15,7 @@ import yaml
 
 from mbo2o import naming
 from mbo2o.agents.bc import BCConfig
-from mbo2o.cli import main as cli
+from mbo2o.cli.main import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig

@@ -1,27 +1,18 @@
-"""Settings of older versions: read in today's words, and named in theirs."""
+"""Settings of older versions: read in today's words."""
 
 import pytest
 
 from mbo2o.agents.cql import CQLConfig
-from mbo2o.agents.sac import SACConfig
 from mbo2o.cli.main import compose_config
+from mbo2o.naming import name
 from mbo2o.recipes import older
-from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.recipes.finetune import FinetuneConfig
-from mbo2o.recipes.mbpo import MBPOConfig
-from mbo2o.recipes.moore import MOOReConfig
-from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.recipes.rlpd import RLPDConfig
-from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.registry import SOURCES
+from mbo2o.settings import Config
 from mbo2o.sources.aged import AgedConfig
-from mbo2o.sources.anneal import AnnealConfig
-from mbo2o.sources.append import AppendConfig
-from mbo2o.sources.balanced import BalancedConfig
-from mbo2o.sources.distilled import DistilledConfig
 from mbo2o.sources.mix import MixConfig
-from mbo2o.training import Config, _name, _resolve
 from mbo2o.types import UserError
 
 WITH_BUFFER = {"start": 1000, "buffer": "empty", "utd": 1, "carry_rates": True, **older.UNUSED}
@@ -37,12 +28,11 @@ READ = [
 
 @pytest.mark.parametrize("recipe", ["finetune", "enoto"])
 @pytest.mark.parametrize(("change", "source"), READ, ids=lambda x: x.get("buffer", ""))
-def test_a_buffer_is_read_as_a_source_and_named_as_the_buffer_it_was(recipe, change, source):
+def test_a_buffer_is_read_as_a_source(recipe, change, source):
     stored = WITH_BUFFER | change
     name, found = older.modern(recipe, stored)
     assert (name, found) == (recipe, {"warmup": 1000, "utd": 1, "source": source})
     assert SOURCES[source["name"]].config(**{k: v for k, v in source.items() if k not in ("name", "ratio")})
-    assert older.original(recipe, found) == stored
     assert older.modern(recipe, found) == (recipe, found)  # today's words are left alone
 
 
@@ -58,7 +48,6 @@ def test_a_buffer_is_read_as_a_source_and_named_as_the_buffer_it_was(recipe, cha
 )
 def test_settings_that_had_another_name_are_read(recipe, old, new):
     assert older.modern(recipe, old) == (recipe, new)
-    assert older.original(recipe, new) == old
 
 
 def test_a_buffer_that_never_was_is_one_line():
@@ -67,26 +56,9 @@ def test_a_buffer_that_never_was_is_one_line():
 
 
 CQL = CQLConfig()
-NAMED = {
-    # the names that these settings had before there were sources
-    "finetune-d-022cc7c8": FinetuneConfig(offline=CQL),
-    "finetune-d-a77fec4b": FinetuneConfig(offline=CQL, source=AnnealConfig(steps=7), warmup=5),
-    "finetune-d-8d2e186e": FinetuneConfig(offline=CQL, source=DistilledConfig(rows=7)),
-    "finetune-d-6a0ec985": FinetuneConfig(offline=CQL, source=BalancedConfig(first_updates=7)),
-    "enoto-d-f7456972": ENOTOConfig(offline=CQL, source=AppendConfig()),
-    "scratch-d-8d6cb94e": ScratchConfig(agent=SACConfig(), random_steps=7),
-    "mbpo-d-2d9a59a7": MBPOConfig(random_steps=7, real_share=0.1),
-    "mopo-d-9a071cc2": MOPOConfig(real_share=0.1),
-    "moore-d-fc88e7cf": MOOReConfig(alpha=0.5),
-}
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_directories_keep_their_names(name):
-    assert _name(_resolve(Config(recipe=NAMED[name], dataset="d", env="E"), "E")) == name
-
-
-def test_what_had_no_name_before_is_told_apart():
+def test_sources_and_recipes_give_directories_other_names():
     recipes = [
         FinetuneConfig(offline=CQL),
         FinetuneConfig(offline=CQL, source=AgedConfig()),
@@ -95,9 +67,7 @@ def test_what_had_no_name_before_is_told_apart():
         RLPDConfig(agent=CQL),
         RLPDConfig(agent=CQL, source=MixConfig(0.25)),
     ]
-    assert len({_name(_resolve(Config(recipe=x, dataset="d", env="E"), "E")) for x in recipes}) == len(
-        recipes
-    )
+    assert len({name(Config(recipe=x, dataset="d", env="E"), "E") for x in recipes}) == len(recipes)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbo2o.cli import main as cli
+from mbo2o.cli.main import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.precision import LostPrecision
 from mbo2o.doctor.audit import audit

@@ -8,7 +8,7 @@ import pytest
 from survival import assert_same, ended, eventually, fork, outcome, small
 
 from mbo2o.agents.sac import SAC
-from mbo2o.cli.main import _guarded
+from mbo2o.cli.command import guarded
 from mbo2o.run import watch
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.watch import Stopped
@@ -19,7 +19,7 @@ from mbo2o.training import train
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves_with_the_documented_code(number, finished, tmp_path, promise):
     directory = tmp_path / "run"
-    pid = fork(lambda: _guarded(lambda: train(slow(directory)) and 0))
+    pid = fork(lambda: guarded(lambda: train(slow(directory)) and 0))
     eventually(
         lambda: (
             (directory / "metrics.jsonl").exists()
@@ -58,7 +58,7 @@ def slow(directory):
 def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
     directory = tmp_path / "run"
     monkeypatch.setattr(SAC, "update", lambda *args: time.sleep(60))
-    pid = fork(lambda: _guarded(lambda: train(small(directory)) and 0))
+    pid = fork(lambda: guarded(lambda: train(small(directory)) and 0))
     eventually(
         lambda: (
             (directory / "metrics.jsonl").exists()
@@ -122,5 +122,5 @@ def test_ctrl_c_outside_a_run_is_one_line(capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    assert _guarded(interrupted) == 130
+    assert guarded(interrupted) == 130
     assert capsys.readouterr().err == "mbo2o: interrupted\n"
