@@ -36,7 +36,7 @@ JUSTIFIED = {
 }
 """Settings that differ from the record, by study and run."""
 ABSENT = "absent"
-UNCOMPARED = ("provenance", "dir", "report", "resume")
+UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume")
 """Settings that decide no number."""
 
 

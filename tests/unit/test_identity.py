@@ -296,6 +296,7 @@ def test_a_run_directory_is_named_by_what_was_chosen(mine):
     chosen = {
         "recipe.name": "finetune",
         "recipe.offline.name": "bc",
+        "recipe.source.name": "online",
         "recipe.offline.actor.hidden": [8],
         "recipe.offline_steps": 20,
         "recipe.online_steps": 0,

@@ -91,5 +91,9 @@ def test_a_name_is_registered_once(monkeypatch):
 
     monkeypatch.setattr("mbo2o.registry.AGENTS", {})
     assert agent("mine", Config)(One) is One
-    with pytest.raises(ValueError, match="'mine' is registered twice"):
-        agent("mine", Config)(One)
+    agent("mine", Config)(One)  # the same definition again, as when a notebook's cell runs twice
+    with pytest.raises(UserError, match="the name 'mine' is registered twice"):
+
+        @agent("mine", Config)
+        class Other:
+            pass
