@@ -14,6 +14,8 @@ from mbo2o.cli.main import compose_config, main, parser
 from mbo2o.registry import conf_folder
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile, unpaired_difference
+from mbo2o.sources.mix import MixConfig
+from mbo2o.sources.online import OnlineConfig
 from mbo2o.store.datasets import data_folders
 from mbo2o.training import read_config, train
 from mbo2o.types import Diverged
@@ -256,7 +258,7 @@ def test_a_study_goes_on_after_an_arm_diverges(pendulum, tmp_path, monkeypatch, 
 def test_other_methods_stand_beside_the_arms(pendulum, tmp_path, where):
     """A run without probes or a dataset among them."""
     out, name = tmp_path / "runs", f"enoto-{pendulum.stem}"
-    sizes = [f"recipe.{x}" for x in ("online_steps=60", "start=20", "batch=16")]
+    sizes = [f"recipe.{x}" for x in ("online_steps=60", "random_steps=20", "batch=16")]
     sizes += ["run.eval_every=20", "run.eval_episodes=1", "report=false", f"dir={out / name / 'scratch'}"]
     train(compose_config(["recipe=scratch", "env=Pendulum-v1", "seeds=2", *sizes]))
     study("enoto", pendulum, *where, "--arms", "kept")
@@ -352,11 +354,8 @@ def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, 
     assert all(float(r["td_error"]) > 0 for found in rows.values() for r in found)
     runs = tmp_path / "runs" / f"wsrl-{pendulum.stem}"
     found = {arm: read_config(runs / arm)[0].recipe for arm in arms}
-    assert [(x.buffer, x.offline_share) for x in found.values()] == [
-        ("empty", 0.5),
-        ("mix", 0.25),
-        ("mix", 0.5),
-    ]
+    sources = [x.source for x in found.values()]
+    assert sources == [OnlineConfig(), MixConfig(offline_share=0.25), MixConfig(offline_share=0.5)]
     known = wsrl.arms(compose_config(["experiment=wsrl-small", "dataset=x"]))
     assert {x for x in known if "-keep-" in x} == {
         f"{a}-keep-{n}" for a in ("iql", "calql") for n in (0, 5, 10, 25, 50)
@@ -486,7 +485,9 @@ def test_methods_with_and_without_a_model_and_data_stand_in_one_table(pendulum, 
     runs = tmp_path / "runs" / f"methods-{pendulum.stem}"
     configs = {arm: read_config(runs / arm)[0] for arm in arms}
     steps = {arm: getattr(x.recipe, "online_steps", 0) for arm, x in configs.items()}
-    begun = {arm: configs[arm].recipe.start for arm in ("sac", "scratch", "mbpo")}  # acting at random counts
+    begun = {
+        arm: configs[arm].recipe.random_steps for arm in ("sac", "scratch", "mbpo")
+    }  # acting at random counts
     assert {steps[arm] + begun.get(arm, 0) for arm in arms if arm != "mopo"} == {150}
     assert {configs[arm].dataset for arm in begun} == {None}
     scratch = configs["scratch"].recipe.agent

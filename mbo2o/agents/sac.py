@@ -90,7 +90,7 @@ class SAC(QEnsemble):
         return v, q
 
     def backup(self, b: Batch) -> tuple[Tensor, Tensor]:
-        """y = r + γ (1 - d) [R_i Q̄_i(s', a') - α log π(a'|s')], `(*S, B)`, and Q̄_i(s', a'), `(*S, N, B)`."""
+        """y = r + γ (1 - d) [R_i Q̄_i(s', a') - α log π(a'|s')], `(*S, B)`; Q̄_i(s', a'), `(*S, N, B)`."""
         with torch.no_grad():
             v, q = self.next_value(b.next_obs)
             return b.rew + self.cfg.gamma * (1 - b.done) * v, q

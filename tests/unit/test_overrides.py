@@ -43,7 +43,7 @@ def understood(override):
 def test_names_and_paths_are_taken_as_they_were_typed(key, name):
     quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "'\""
     if "${" in name or name == "???" or quoted or name.startswith("~"):
-        return  # interpolations, OmegaConf's mark of a missing value, what is quoted already, and homes: below
+        return  # interpolations, OmegaConf's mark of a missing value, quoted text, and homes: below
     assert understood(literal(f"{key}={name}")) == name
     assert understood(literal(literal(f"{key}={name}"))) == name
 
