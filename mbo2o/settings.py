@@ -16,6 +16,7 @@ from mbo2o.dynamics.termination import name_of
 from mbo2o.recipes import older
 from mbo2o.registry import AGENTS, RECIPES, SOURCES, Entry, entry_of, find
 from mbo2o.run.config import RunConfig
+from mbo2o.run.engine import EngineConfig
 from mbo2o.types import UserError, at_least_one
 
 KINDS = {
@@ -57,6 +58,10 @@ class Config:
     # seed of the first one; the whole run follows from it
     seed: int = 0
     device: str = "cpu"
+    # how learning steps are run: eager, or compiled to one program, which a C++ compiler makes at the start
+    engine: str = "eager"
+    # of products of matrices in learning steps: fp32 or bf16 (run/engine.py)
+    precision: str = "fp32"
     # torch threads: two on two busy cores can be far slower than one for networks this small
     threads: int = 1
     # None: runs/RECIPE-DATASET-HASH, so that the same command finds its run again
@@ -74,6 +79,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        EngineConfig(self.engine, self.precision)
         at_least_one("settings", seeds=self.seeds, threads=self.threads)
         if self.threads > MAX_THREADS:
             raise UserError(f"threads={self.threads} must be at most {MAX_THREADS}")

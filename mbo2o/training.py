@@ -23,6 +23,7 @@ from mbo2o.envs.make import EnvChoice
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, check_trust, entry_of, load_entry_points, load_plugins, trusting
 from mbo2o.report.page import write_report
+from mbo2o.run.engine import EngineConfig
 from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
@@ -66,11 +67,12 @@ def _train(cfg: Config) -> Path:
         naming.check_start(cfg, env_id, content)
     directory, moved = naming.directory_of(cfg, env_id, content)
     with whole.writing(directory), whole.occupy(directory):
-        facts = _facts(naming.claim(directory, cfg, env_id, content), dataset, content)
+        before = naming.claim(directory, cfg, env_id, content)
+        facts = _facts(before, dataset, content)
         text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
         whole.write_whole(directory / "config.yaml", text)
         run = _open(directory, cfg, recipe, env_id, dataset)
-        for line in [moved, *said]:
+        for line in [moved, *said, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
         run.say(f"{naming.method(cfg)} on {env_id}, {cfg.seeds} seed(s) → {directory}")
@@ -83,6 +85,14 @@ def _train(cfg: Config) -> Path:
         if cfg.report:
             run.say(f"report: {write_report(directory)}")
     return directory
+
+
+def _new_engine(before: dict[str, Any], cfg: Config) -> str:
+    """What to say of a run that goes on with another engine than it began with; "" if there is nothing."""
+    then = before.get("engine", "eager") if before else cfg.engine
+    if then == cfg.engine:
+        return ""
+    return f"engine={cfg.engine} goes on where engine={then} stopped: the same run, but not bit for bit"
 
 
 def _environment(cfg: Config, found: Named | None) -> str:
@@ -285,6 +295,7 @@ def _open(
     dataset: TransitionDataset | None,
     look_only: bool = False,
 ) -> Run:
-    task = Task(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout)
+    engine = EngineConfig(cfg.engine, cfg.precision)
+    task = Task(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine)
     start_from = Path(cfg.start_from) if cfg.start_from else None
     return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from mbo2o.nn.normalizer import mixture_statistics
 from mbo2o.nn.optim import Adam
 from mbo2o.types import Batch, Diverged, Metrics, Numbered, UserError
 
+Prepare = Callable[[Callable[..., Any]], Callable[..., Any]]
 Z50, Z90 = 0.67449, 1.64485
 """Half-widths, in standard deviations, of the intervals that hold 50 % and 90 % of a Gaussian."""
 MIN_ROWS = 32
@@ -49,10 +51,38 @@ class FitConfig:
     scale_tolerance: float = 0.5
 
 
-def fit(model: GaussianDynamics, parts: Sequence[tuple[Numbered, float]], cfg: FitConfig) -> Metrics:
+class Learner:
+    """The learning steps of a model's fits, with the optimiser; one serves all fits of the same settings."""
+
+    def __init__(self, model: GaussianDynamics, cfg: FitConfig, prepare: Prepare = lambda step: step):
+        """`prepare` turns a step into the one that is run, such as a compiled one."""
+        self._model, self._bound_weight, self._optim = model, cfg.bound_weight, _adam(model, cfg)
+        self._run = prepare(self._step)
+
+    def begin(self) -> None:
+        """Set Adam's moments to 0 for another fit."""
+        for moment in self._optim.buffers():
+            moment.zero_()
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """One step on inputs `(*S, M, B, D+A)` and targets `(*S, M, B, D+1)`."""
+        self._run(x, y)
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        loss = nll(self._model, x, y) + self._bound_weight * self._model.net.bound_width()
+        self._optim.step(loss)
+
+
+def fit(
+    model: GaussianDynamics,
+    parts: Sequence[tuple[Numbered, float]],
+    cfg: FitConfig,
+    learner: Learner | None = None,
+) -> Metrics:
     """Train from the current weights on rows drawn from `parts`, until the holdout error stops falling.
 
     parts: rows with their shares, such as the `parts` of a `Weighted` source.
+    learner: made once for many fits of `model` with these settings; None: one is made for this fit.
 
     A hash of its number decides whether a row is held out, and which members never see it. So the split is
     the same in every refit, also while a buffer grows, and early stopping never looks at rows that trained an
@@ -77,13 +107,13 @@ def fit(model: GaussianDynamics, parts: Sequence[tuple[Numbered, float]], cfg: F
     held = split.held_out(model)
     _set_scales(model, split.training(model, 50_000), cfg)
     best = _Best(model, _holdout_mse(model, held))
-    optim = _adam(model, cfg)
+    learner = learner or Learner(model, cfg)
+    learner.begin()
     updates = 0
     epoch = cfg.epoch_updates or max(250, split.size // cfg.batch)
     while updates < cfg.max_updates and not best.settled() and not best.lost.any():
         for _ in range(min(epoch, cfg.max_updates - updates)):
-            loss = nll(model, *split.draw(model)) + cfg.bound_weight * model.net.bound_width()
-            optim.step(loss)
+            learner.step(*split.draw(model))
             updates += 1
         best.look(_holdout_mse(model, held), updates, cfg)
     if bool(best.lost.any()):

@@ -90,6 +90,9 @@ class EnsembleMLP(nn.Module):
             if self.cfg.layer_norm:
                 x = F.layer_norm(x, x.shape[-1:]) * self.scales[i] + self.shifts[i]
             x = activation(x)
+        if torch.is_autocast_enabled(x.device.type):  # what values and densities are made of stays float32
+            with torch.autocast(x.device.type, enabled=False):
+                return self.layers[-1](x.float())
         return self.layers[-1](x)
 
 

@@ -47,6 +47,9 @@ class Adam(nn.Module):
         grads = [g.contiguous() for g in torch.autograd.grad(loss.sum(), self._params)]
         with torch.no_grad():
             lr = self.lr if share is None else self._rate(share)
+            if torch.compiler.is_compiling():
+                self._trace(grads, lr)
+                return
             for decay, alike in self._alike.items():
                 steps = self._state("step", alike)
                 torch._foreach_add_(steps, 1)
@@ -65,6 +68,26 @@ class Adam(nn.Module):
                     amsgrad=False,
                     maximize=False,
                 )
+
+    def _trace(self, grads: list[Tensor], lr: float | Tensor) -> None:
+        """The same step in plain arithmetic, which a compiler can fuse; it cannot trace the fused kernel."""
+        step = self._state("step", [0])[0]
+        step.add_(1)
+        for other in self._state("step", list(range(1, len(grads)))):
+            other.copy_(step)
+        count = step.double()
+        rate = (lr / (1 - 0.9**count)).float()
+        scale = (1 - 0.999**count).sqrt().float()
+        for decay, alike in self._alike.items():
+            for i, mean, square in zip(
+                alike, self._state("mean", alike), self._state("square", alike), strict=True
+            ):
+                p, g = self._params[i], grads[i]
+                if decay:
+                    g = g + decay * p
+                mean.lerp_(g, 0.1)
+                square.mul_(0.999).addcmul_(g, g, value=0.001)
+                p.sub_(rate * mean / (square.sqrt() / scale + self.eps))
 
     def _rate(self, share: Tensor) -> Tensor:
         rate = self.lr * share

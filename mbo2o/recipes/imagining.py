@@ -12,7 +12,7 @@ from torch import Tensor
 from mbo2o.agents import make_agent
 from mbo2o.agents.sac import SACConfig
 from mbo2o.data.buffer import ReplayBuffer
-from mbo2o.dynamics.fit import FitConfig, fit, holdout
+from mbo2o.dynamics.fit import FitConfig, Learner, fit, holdout
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import Branches, Sink, one_step_error, rollout, uncertainty
 from mbo2o.dynamics.termination import name_of
@@ -70,6 +70,7 @@ class Imagining(Recipe):
         self.reward = reward_rule(run, cfg.reward)
         self.agent = make_agent(cfg.agent, run.spec)
         self.model = per_seed(lambda spec: GaussianDynamics(spec, cfg.dynamics), run.spec)
+        self.learners: dict[int, Learner] = {}  # by the settings of fits
         if self.needs_dataset:
             self.agent.prepare(run.dataset)
         run.track(agent=self.agent, model=self.model)
@@ -82,7 +83,10 @@ class Imagining(Recipe):
 
     def fit(self, run: Run, rows: Sequence[tuple[Numbered, float]], how: FitConfig) -> Metrics:
         """Fit the model, from its present weights on, to rows of each kind with their shares."""
-        fitted = fit(self.model, rows, how)
+        learner = self.learners.get(id(how))
+        if learner is None:
+            learner = self.learners[id(how)] = Learner(self.model, how, run.engine.prepare)
+        fitted = fit(self.model, rows, how, learner)
         share = sum(p for kind, p in rows if kind is not run.online)
         return {**fitted, "share_offline": torch.full(run.spec.seeds, share)}
 

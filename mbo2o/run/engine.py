@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from mbo2o.agents.base import Agent
-from mbo2o.types import Batch, Metrics, Source, Step
+from mbo2o.store.content import cache_folder
+from mbo2o.types import Batch, Metrics, Source, Step, UserError
+
+MODES = ("eager", "compiled")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How learning steps are run.
+
+    mode: `eager`, operation by operation, is the reference. `compiled` translates a step to one program at
+    its first call, which takes some seconds to a minute; results differ from the reference in the last bits.
+    precision: of products of matrices in learning steps. In `bf16` they keep 8 bits of the significand; last
+    layers, parameters, optimisers, targets and densities stay float32.
+    """
+
+    mode: str = "eager"
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"engine={self.mode} is not one of {', '.join(MODES)}")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}")
+        if self.mode == "compiled" and not _compiler():
+            raise UserError(
+                "engine=compiled needs a C++ compiler, and CXX, g++ and clang++ lead to none; "
+                "install one, or give engine=eager"
+            )
+
+
+def _compiler() -> str | None:
+    """The C++ compiler that torch would call, None if there is none."""
+    names = [os.environ.get("CXX"), "g++", "clang++"]
+    return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 class Engine:
@@ -17,12 +59,37 @@ class Engine:
     checkpoint, is noticed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cfg: EngineConfig | None = None, device: str = "cpu") -> None:
+        self.cfg, self._device = cfg or EngineConfig(), device
         self._known: WeakKeyDictionary[Agent, tuple[int, int]] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[Agent, Callable[[Batch, Step], Metrics]] = WeakKeyDictionary()
 
     def update(self, agent: Agent, batch: Batch) -> Metrics:
         """Make one update of `agent` on a batch `(*S, B, ...)`; returns its metrics, `(*S,)` each."""
-        return agent.update(batch, self._next(agent))
+        step = self._steps.get(agent)
+        if step is None:
+            step = self._steps[agent] = self.prepare(agent.update)
+        return step(batch, self._next(agent))
+
+    def prepare(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A learning step as this engine runs it: at its precision, and compiled if its mode says so.
+
+        The random draws of a compiled step are those of the eager one, so that both learn from the same
+        numbers. A step is compiled again for other shapes of its arguments, and for each of its forms (see
+        `Step.due`).
+        """
+        if self.cfg.precision == "bf16":
+            step = self._at_low_precision(step)
+        return step if self.cfg.mode == "eager" else _compiled(step)
+
+    def _at_low_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        kind = torch.device(self._device).type
+
+        def at_low_precision(*args: Any) -> Any:
+            with torch.autocast(kind, torch.bfloat16):
+                return step(*args)
+
+        return at_low_precision
 
     def learn(self, source: Source, n: int, updates: int, agents: dict[str, Agent]) -> Iterator[Metrics]:
         """Make `updates` updates of every agent on batches of `n` rows; yields the metrics of each in turn.
@@ -57,3 +124,21 @@ class Engine:
         count.add_(1)
         self._known[agent] = (begun + 1, count._version)
         return Step(begun % agent.cycle, count)
+
+
+def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` as one program. The first call translates it; the result is kept on disk by torch."""
+    # torch keeps translations on disk; beside our other caches they outlive the machine's temporary folder
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    translated = torch.compile(step, fullgraph=True, dynamic=False)
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        # `autograd.grad` within a step is traced; draws come from torch's own generator, as in eager mode
+        with (
+            torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=64),
+            torch._inductor.config.patch(fallback_random=True),
+        ):
+            return translated(*args)
+
+    return run

@@ -61,7 +61,7 @@ class Run:
         self.world = World(task, cfg, dataset, self._warn)
         self.env, self.env_id, self.spec = self.world.env, self.world.env.id, self.world.spec
         self.online, self.reference = self.world.online, self.world.reference
-        self.engine = Engine()
+        self.engine = Engine(task.engine, task.device)
         self.phase, self._order = "", 0
         self.turn = 0
         """Turns done in the current phase."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from mbo2o.envs.layouts import about
 from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.scores import reference_for
 from mbo2o.run.config import RunConfig
+from mbo2o.run.engine import EngineConfig
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView, Spec, UserError, uniform_actions
@@ -36,6 +37,7 @@ class Task:
     device: str = "cpu"
     env_kwargs: Mapping[str, Any] | None = None
     env_layout: str | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 class World:

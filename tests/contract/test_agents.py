@@ -258,8 +258,9 @@ DEMANDING = {
 )
 @pytest.mark.parametrize("name", AGENTS)
 def test_update_is_one_graph_per_form(name):
-    """It traces without a break, to the same bits, and again only for the steps at which a delayed part is
-    due.
+    """It traces without a break, and again only for the steps at which a delayed part is due.
+
+    Adam in plain arithmetic, which tracing takes, rounds otherwise than the fused kernel.
     """
     torch._dynamo.reset()
     eager = make(name, **DEMANDING.get(name, {}))
@@ -276,6 +277,8 @@ def test_update_is_one_graph_per_form(name):
                 with torch.compiler.set_stance(stance):
                     drawn.append(engine.update(agent, b))
             assert drawn[0].keys() == drawn[1].keys()
-            assert all(torch.equal(x, drawn[1][key]) for key, x in drawn[0].items())
-    assert same(eager, compiled)
+            for key, x in drawn[0].items():
+                torch.testing.assert_close(drawn[1][key], x, rtol=1e-3, atol=1e-5)
+    for x, y in zip(eager.state_dict().values(), compiled.state_dict().values(), strict=True):
+        torch.testing.assert_close(y, x, rtol=1e-3, atol=1e-5)
     assert compiled.updates == eager.cycle + 4

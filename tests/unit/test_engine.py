@@ -1,13 +1,20 @@
 """The engine: how updates are counted, and what an agent is told."""
 
 import copy
+from dataclasses import replace
 
 import nets
 import pytest
+import survival
 import torch
 from nets import batch
 
-from mbo2o.run.engine import Engine
+from mbo2o.registry import AGENTS
+from mbo2o.run.engine import Engine, EngineConfig
+from mbo2o.run.turns import Run
+from mbo2o.run.watch import Stopped
+from mbo2o.training import train
+from mbo2o.types import UserError
 
 
 class Told(list):
@@ -94,3 +101,104 @@ def test_agents_learn_from_the_same_batches_under_their_own_names():
     sums = [m[name] for m in metrics for name in m]
     torch.testing.assert_close(sums[0::2], [whole.rew[i::3].sum() for i in range(3)])
     torch.testing.assert_close(sums[1::2], sums[0::2])
+
+
+# ---- how a step is run
+
+
+needs_tracing = pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch traces no autograd.grad"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mode": "fast"}, "engine=fast is not one of eager, compiled"),
+        ({"precision": "fp8"}, "precision=fp8 is not one of fp32, bf16"),
+    ],
+)
+def test_an_engine_that_does_not_exist_is_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        EngineConfig(**settings)
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, .*or give engine=eager"):
+        EngineConfig("compiled")
+    EngineConfig("eager")
+
+
+def test_at_low_precision_products_are_rounded_and_everything_kept_is_float32():
+    exact = nets.make("sac", (2,))
+    rounded, b = copy.deepcopy(exact), batch((2,))
+    found = []
+    for agent, precision in ((exact, "fp32"), (rounded, "bf16")):
+        torch.manual_seed(0)
+        found.append(Engine(EngineConfig(precision=precision)).update(agent, b))
+    assert not nets.same(exact, rounded)
+    for key, x in found[0].items():
+        torch.testing.assert_close(found[1][key], x, rtol=0.05, atol=0.05)
+    assert {x.dtype for x in rounded.state_dict().values()} == {torch.float32, torch.int64}
+    assert {x.dtype for x in found[1].values()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rounded.critic(b.obs, b.act).dtype == torch.float32
+
+
+def compare(name, precision, updates, **change):
+    """The largest relative difference that compiling makes to an agent's metrics in some updates."""
+    eager = nets.make(name, (2,), **change)
+    compiled, worst = copy.deepcopy(eager), 0.0
+    engines = Engine(EngineConfig(precision=precision)), Engine(EngineConfig("compiled", precision))
+    for t in range(updates):
+        b, found = batch((2,), n=16, mc_return=0.5), []
+        for agent, engine in zip((eager, compiled), engines, strict=True):
+            torch.manual_seed(t)
+            found.append(engine.update(agent, b))
+        assert found[0].keys() == found[1].keys()
+        for key, x in found[0].items():
+            worst = max(worst, float(((found[1][key] - x).abs() / (1 + x.abs())).max()))
+    return worst
+
+
+@needs_tracing
+def test_a_compiled_update_computes_what_the_eager_one_does():
+    assert compare("td3bc", "fp32", 6) < 1e-5
+
+
+@needs_tracing
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AGENTS)
+def test_each_agent_compiles_and_stays_with_the_eager_one_for_100_updates(name):
+    assert compare(name, "fp32", 100) < 1e-2
+
+
+@needs_tracing
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """Two seeds of SAC, learning in the environment: stopped after 40 steps, and without a break."""
+    train(replace(survival.small(tmp_path / "whole"), engine="compiled"))
+    parts = replace(survival.small(tmp_path / "parts"), engine="compiled")
+    after_turn = Run._after_turn
+
+    def stopping(self, last):
+        self.signals.stop = self.phase == "online" and self.turn == 40
+        after_turn(self, last)
+
+    monkeypatch.setattr(Run, "_after_turn", stopping)
+    with pytest.raises(Stopped):
+        train(parts)
+    monkeypatch.undo()
+    train(parts)
+    survival.assert_same(survival.outcome(tmp_path / "whole"), survival.outcome(tmp_path / "parts"))
+
+
+def test_another_engine_goes_on_with_a_run_and_says_so(tmp_path, capsys):
+    train(survival.small(tmp_path, steps=20))
+    cfg = survival.small(tmp_path, steps=20)
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("engine: eager", "engine: compiled"))
+    train(cfg)
+    assert "engine=eager goes on where engine=compiled stopped" in capsys.readouterr().err
