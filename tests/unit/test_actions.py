@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mbo2o.agents.bc import BCConfig
-from mbo2o.cli.main import MODES as CLI_MODES
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.actions import MODES, Actions
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
@@ -310,7 +309,7 @@ def test_bounds_that_are_none_are_refused(case):
 
 
 def test_a_mode_that_is_none_is_refused():
-    assert CLI_MODES == MODES  # which the command line names without loading NumPy
+    assert cli.MODES == MODES  # which the command line names without loading NumPy
     assert "dataset_actions=raw is not one of unit, env, clip, env-clip" in refusal(
         Actions, "raw", None, "dataset_actions="
     )
@@ -402,7 +401,7 @@ def test_unit_given_silences_the_doubt(raw_file, tmp_path):
 
 def data(capsys, *args):
     with pytest.raises(SystemExit) as e:
-        cli(["data", *map(str, args)])
+        cli.main(["data", *map(str, args)])
     out = capsys.readouterr()
     return e.value.code, out.out, out.err
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.precision import LostPrecision
 from mbo2o.doctor.audit import audit
@@ -197,7 +197,7 @@ def test_said_where_the_spacing_of_float32_is_above_the_steps_and_not_where_it_i
 def test_the_doctor_says_no_for_dynamics(tmp_path, capsys):
     path = h5_file(tmp_path / "utm.hdf5", walk(4.5e6, 1.76e9))
     with pytest.raises(SystemExit) as e:
-        cli(["data", "check", str(path), "--json"])
+        cli.main(["data", "check", str(path), "--json"])
     report = json.loads(capsys.readouterr().out)
     assert e.value.code == 1
     found = {f["name"]: f for f in report["findings"]}["observations_lose_precision"]
