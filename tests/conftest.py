@@ -13,7 +13,36 @@ from mbo2o.data.dataset import TransitionDataset
 
 HERE = Path(__file__).parent
 SLOW = {
+    "contract/test_bits.py",
+    "contract/test_presets.py",
     "contract/test_recipes.py",
+    "contract/test_switch.py",
+    "test_cli.py",
+    "test_readme.py",
+    "test_studies.py",
+    "unit/test_audit_rolled.py",
+    "unit/test_bad_files.py",
+    "unit/test_hostile.py::test_an_audit_hook_sees_nothing_run_while_loading",
+    "unit/test_identity.py",
+    "unit/test_lapo.py::test_good_actions_are_imitated_more",
+    "unit/test_lapo.py::test_learns_a_bandit",
+    "unit/test_lapo.py::test_stays_where_the_data_are",
+    "unit/test_layouts.py",
+    "unit/test_made_by_people.py",
+    "unit/test_mapped.py",
+    "unit/test_mazes.py",
+    "unit/test_mbrl.py::test_the_benchmark_compares_like_with_like",
+    "unit/test_mbrl.py::test_the_planning_notebook_runs",
+    "unit/test_modelbased.py",
+    "unit/test_overrides.py",
+    "unit/test_reading.py",
+    "unit/test_remote.py",
+    "unit/test_report.py::test_the_uncertainty_notebook_runs",
+    "unit/test_reward_scale.py",
+    "unit/test_scores.py",
+    "unit/test_seeds.py",
+    "unit/test_survival.py",
+    "unit/test_termination.py",
 }
 """Files, and tests as `FILE::test_name`, that `./dev test -m quick` leaves out; all other tests are quick."""
 
