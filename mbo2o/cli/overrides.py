@@ -141,7 +141,7 @@ def _explain(error: Exception, given: Sequence[str]) -> str:
         return f"{m[1].lower()} does not fit there: this recipe takes {m[2].lower()} and its variants"
     if m := re.search(r"str is not a subclass of SourceConfig\. value: ([\w-]+)", text):
         return f"recipe.source is chosen by name: source@recipe.source={m[1]}"
-    preset = r"In '(switch|experiment)/([\w-]+)': ConfigKeyError.*? Key '\w+' not in .*?full_key: ([\w.]+)"
+    preset = r"In '(switch|experiment)/([\w-]+)': ConfigKeyError.*?Key '\w+' not in .*?full_key: ([\w.]+)"
     if m := re.search(preset, text, re.DOTALL):
         recipe = _chosen(given).hydra.runtime.choices["recipe"]
         return f"{m[1]}={m[2]} sets {m[3]}, which recipe={recipe} does not have; leave one of the two out"
