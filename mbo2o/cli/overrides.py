@@ -192,6 +192,12 @@ def _explain(error: Exception, given: Sequence[str], tree: Tree) -> str:
         return f"no {m[1]} is called {m[2]!r}; {did_you_mean(m[2], choices)}choices: {', '.join(choices)}"
     if m := re.search(r"(\w+)Config is not a subclass of (\w+)Config", text):
         return f"{m[1].lower()} does not fit there: this recipe takes {m[2].lower()} and its variants"
+    if m := re.search(r"str is not a subclass of SourceConfig\. value: ([\w-]+)", text):
+        return f"recipe.source is chosen by name: source@recipe.source={m[1]}"
+    preset = r"In '(switch|experiment)/([\w-]+)': ConfigKeyError.*?Key '\w+' not in .*?full_key: ([\w.]+)"
+    if m := re.search(preset, text, re.DOTALL):
+        recipe = _chosen(given).hydra.runtime.choices["recipe"]
+        return f"{m[1]}={m[2]} sets {m[3]}, which recipe={recipe} does not have; leave one of the two out"
     if m := re.search(r"(?:In '([\w/-]+)': )?Could not override '([\w.@/]+)'", text):
         if m[2].startswith("env_kwargs."):
             return f"{m[2]!r} is an argument that is not there yet: add it with a plus, +{m[2]}=VALUE"
