@@ -45,7 +45,11 @@ def agent(name: str, config: type) -> Callable[[T], T]:
 
 
 def recipe(name: str, config: type) -> Callable[[T], T]:
-    """Class decorator: register a recipe under `name`, configured by dataclass `config`."""
+    """Class decorator: register a recipe under `name`, with a dataclass derived from `RecipeConfig`."""
+    if not hasattr(config, "offline_part"):
+        raise UserError(
+            f"{name!r}: its config {config.__name__} has to derive from mbo2o.recipes.RecipeConfig"
+        )
     return _register(RECIPES, name, config)
 
 

@@ -1,7 +1,7 @@
 """The rules of the house that no tool checks: sizes, what each wing may use, and words to avoid.
 
-Wing 1 decides every number of a result; wing 2 keeps a run alive. `test_layers` has the imports between rooms.
-"""  # noqa: E501
+Wing 1 decides the numbers of a result; wing 2 keeps a run alive. `test_layers` checks imports between rooms.
+"""
 
 import ast
 import io
@@ -147,10 +147,10 @@ def test_no_line_is_longer_than_110_columns():
 
 
 def words(path):
-    """The text of a file that people read: strings and comments of Python, comments of YAML, all of other files.
+    """The text of a file for readers: strings and comments of Python, comments of YAML, all of the rest.
 
     A comment of several lines comes as one line, so that "# of" is found only where a comment begins with it.
-    """  # noqa: E501
+    """
     text = path.read_text()
     if path.suffix == ".py":
         kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}

@@ -126,18 +126,15 @@ def test_a_study_s_page_has_its_question_a_figure_and_at_most_five_bullets(kind)
 
 def test_the_program_in_the_readme_runs(pendulum, monkeypatch, capsys):
     """With less data and fewer steps."""
-    import mbo2o.train
-
-    from mbo2o.cli.main import compose_config
-
-    small = compose_config(["experiment=hopper-small", "dataset=x", *SMALL])
-    real = mbo2o.train.train
+    import mbo2o
+    from mbo2o.training import train
 
     def shrunk(cfg):
         assert (cfg.recipe.penalty, cfg.seeds) == ("mixture_std", 3)
-        return real(replace(small, dataset=str(pendulum), dir=str(Path.cwd() / "run"), seeds=cfg.seeds))
+        small = mbo2o.config("experiment=hopper-small", f"dataset={pendulum}", *SMALL)
+        return train(replace(small, dir=str(Path.cwd() / "run"), seeds=cfg.seeds))
 
-    monkeypatch.setattr(mbo2o.train, "train", shrunk)
+    monkeypatch.setattr(mbo2o, "train", shrunk, raising=False)
     program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert len(program.splitlines()) <= 10
     exec(program, {})

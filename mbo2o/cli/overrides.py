@@ -192,6 +192,12 @@ def _explain(error: Exception, given: Sequence[str], tree: Tree) -> str:
         return f"no {m[1]} is called {m[2]!r}; {did_you_mean(m[2], choices)}choices: {', '.join(choices)}"
     if m := re.search(r"(\w+)Config is not a subclass of (\w+)Config", text):
         return f"{m[1].lower()} does not fit there: this recipe takes {m[2].lower()} and its variants"
+    if m := re.search(r"str is not a subclass of SourceConfig\. value: ([\w-]+)", text):
+        return f"recipe.source is chosen by name: source@recipe.source={m[1]}"
+    preset = r"In '(switch|experiment)/([\w-]+)': ConfigKeyError.*?Key '\w+' not in .*?full_key: ([\w.]+)"
+    if m := re.search(preset, text, re.DOTALL):
+        recipe = _chosen(given, tree).hydra.runtime.choices["recipe"]
+        return f"{m[1]}={m[2]} sets {m[3]}, which recipe={recipe} does not have; leave one of the two out"
     if m := re.search(r"(?:In '([\w/-]+)': )?Could not override '([\w.@/]+)'", text):
         if m[2].startswith("env_kwargs."):
             return f"{m[2]!r} is an argument that is not there yet: add it with a plus, +{m[2]}=VALUE"
@@ -199,9 +205,6 @@ def _explain(error: Exception, given: Sequence[str], tree: Tree) -> str:
         if "@" in m[2] or tree.folders(m[2]):
             return _no_place(m[2], m[1], base)
         return _no_setting(m[2].split("."), base) or one_line(texts[-1])
-    if m := re.search(r"In '([\w-]+)/([\w-]+)': ConfigKeyError .*full_key: (\S+)", " ".join(text.split())):
-        recipe = _chosen(given, tree).hydra.runtime.choices["recipe"]
-        return f"{m[1]}={m[2]} sets {m[3]}, for which recipe={recipe} has no place; leave one of the two out"
     return one_line(texts[-1])
 
 

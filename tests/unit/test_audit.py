@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.fields import Fields
 from mbo2o.doctor.audit import audit
@@ -550,7 +550,7 @@ def test_an_environment_is_the_same_with_and_without_its_module(real):
 
 def run(capsys, *args):
     with pytest.raises(SystemExit) as e:
-        cli(["data", "check", *map(str, args)])
+        cli.main(["data", "check", *map(str, args)])
     out = capsys.readouterr()
     return e.value.code, out.out, out.err
 

@@ -15,7 +15,7 @@ import yaml
 
 from mbo2o import naming
 from mbo2o.agents.bc import BCConfig
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
@@ -188,7 +188,7 @@ def test_another_file_under_the_same_name_is_refused(state, storage, mine, tmp_p
     )
     assert refusal(restore, directory) == said
     with pytest.raises(SystemExit) as e:
-        cli(["eval", str(directory)])
+        cli.main(["eval", str(directory)])
     assert e.value.code == 2
     assert said in capsys.readouterr().err
     assert (directory / "config.yaml").read_bytes() == written

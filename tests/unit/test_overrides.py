@@ -108,9 +108,15 @@ def test_a_path_to_nothing_is_no_such_file(name, capsys):
     ("args", "said"),
     [
         (
-            ["switch=wsrl", "recipe=moore"],
-            "switch=wsrl sets recipe.offline, for which recipe=moore has no place; leave",
+            ["switch=iql", "recipe=moore"],
+            "switch=iql sets agent@recipe.offline, for which recipe=moore has no place; leave",
         ),
+        (
+            ["switch=wsrl", "recipe=moore"],
+            "switch=wsrl sets recipe.offline, which recipe=moore does not have; leave one of the two out",
+        ),
+        (["recipe=finetune", "recipe.source=mix"], "is chosen by name: source@recipe.source=mix"),
+        (["recipe=moore", "source@recipe.source=mix"], "recipe=moore has no place 'source@recipe.source'"),
         (
             ["switch=cql-sac", "recipe.online.actor.hidden=[16]"],
             "recipe.online is null, as long as none is chosen by name; give agent@recipe.online=NAME before you set",  # noqa: E501

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 
 from mbo2o.agents import make_agent
 from mbo2o.agents.bc import BC, BCConfig
-from mbo2o.recipes import Recipe
+from mbo2o.recipes import Recipe, RecipeConfig
 from mbo2o.registry import agent, recipe
 
 
@@ -51,7 +51,7 @@ class Shy(BC):
 
 
 @dataclass
-class EchoConfig:
+class EchoConfig(RecipeConfig):
     agent: ShyConfig = field(default_factory=ShyConfig)
     online_steps: int = 20
 

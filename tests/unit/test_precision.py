@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbo2o.cli.main import main as cli
+from mbo2o.cli import main as cli
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.precision import LostPrecision
 from mbo2o.doctor.audit import audit
@@ -201,7 +201,7 @@ def test_the_warning_depends_on_the_spacing_of_float32_against_the_steps(offset,
 def test_the_doctor_rules_lost_precision_out_for_dynamics(tmp_path, capsys):
     path = h5_file(tmp_path / "utm.hdf5", walk(4.5e6, 1.76e9))
     with pytest.raises(SystemExit) as e:
-        cli(["data", "check", str(path), "--json"])
+        cli.main(["data", "check", str(path), "--json"])
     report = json.loads(capsys.readouterr().out)
     assert e.value.code == 1
     found = {f["name"]: f for f in report["findings"]}["observations_lose_precision"]
