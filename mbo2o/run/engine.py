@@ -43,6 +43,11 @@ class EngineConfig:
                 "engine=compiled needs a C++ compiler, and CXX, g++ and clang++ lead to none; "
                 "install one, or give engine=eager"
             )
+        if self.mode == "compiled" and " " in torch.__path__[0]:
+            raise UserError(
+                f"engine=compiled: torch lies in {torch.__path__[0]}, and its compiler's command breaks at "
+                "the space; set up the environment elsewhere, or give engine=eager"
+            )
 
 
 def _compiler() -> str | None:
@@ -127,9 +132,14 @@ class Engine:
 
 
 def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step` as one program. The first call translates it; the result is kept on disk by torch."""
+    """`step` as one program, which the first call translates."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second, which other runs need not wait
+    from torch._inductor.exc import InductorError
+
     # torch keeps translations on disk; beside our other caches they outlive the machine's temporary folder
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    folder = str(cache_folder() / "compiled")
+    if " " not in folder:  # torch's commands break at a space
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
     translated = torch.compile(step, fullgraph=True, dynamic=False)
 
     @functools.wraps(step)
@@ -139,6 +149,12 @@ def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
             torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=64),
             torch._inductor.config.patch(fallback_random=True),
         ):
-            return translated(*args)
+            try:
+                return translated(*args)
+            except (TorchDynamoException, InductorError) as e:
+                reason = str(e).strip().splitlines()[0]
+                raise UserError(
+                    f"engine=compiled: torch could not translate a step ({reason}); give engine=eager"
+                ) from e
 
     return run

@@ -202,3 +202,17 @@ def test_another_engine_goes_on_with_a_run_and_says_so(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(text.replace("engine: eager", "engine: compiled"))
     train(cfg)
     assert "engine=eager goes on where engine=compiled stopped" in capsys.readouterr().err
+
+
+@needs_tracing
+def test_a_step_that_cannot_be_translated_is_one_line(monkeypatch):
+    import torch._inductor.config as settings
+
+    monkeypatch.setattr(settings.cpp, "cxx", ("/bin/false",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "new")
+    torch._dynamo.reset()
+    engine, agent = Engine(EngineConfig("compiled")), nets.make("bc", hidden=5)
+    before = nets.snapshot(agent)
+    with pytest.raises(UserError, match=r"engine=compiled: torch could not translate .*; give engine=eager"):
+        engine.update(agent, batch())
+    assert {k for k, x in agent.state_dict().items() if not torch.equal(x, before[k])} <= {"updates"}
