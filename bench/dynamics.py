@@ -64,7 +64,7 @@ def bench_dynamics(rounds: int = 5, seconds: float = 1.0) -> list[dict[str, Any]
             peer.close()
 
 
-def print_bench(rounds: int = 5, seconds: float = 1.0, out: Path | None = None) -> None:
+def print_dynamics(rounds: int = 5, seconds: float = 1.0, out: Path | None = None) -> None:
     """Print what `bench_dynamics` finds as a table; `out` gets one line of JSON for each result."""
     results = bench_dynamics(rounds, seconds)
     print(

@@ -391,6 +391,20 @@ def _updates() -> str:
     return "\n".join(lines)
 
 
+def _engines() -> str:
+    results = [json.loads(x) for x in (RESULTS / "bench-engines.jsonl").read_text().splitlines()]
+    lines = [
+        "| learning step, batch 256, one seed | eager | compiled | compiled, bf16 | start, bf16 |",
+        "|---|---|---|---|---|",
+    ]
+    for work in dict.fromkeys(r["work"] for r in results):
+        eager, compiled, low = [r for r in results if r["work"] == work]
+        cells = [f"{eager['rate']:.1f}/s"]
+        cells += [f"{r['rate']:.1f}/s ({r['rate'] / eager['rate']:.2f}×)" for r in (compiled, low)]
+        lines.append(" | ".join([f"| {work}", *cells, f"{low['start']:.0f} s"]) + " |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
     "moore-main": _moore_main,
@@ -414,6 +428,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "promises": _promises,
     "references": _references,
     "updates": _updates,
+    "engines": _engines,
     "protocol-measures": protocol.measures,
     "protocol-coverage": partial(protocol.coverage_table, RESULTS / protocol.COVERAGE),
     "protocol-claims": partial(

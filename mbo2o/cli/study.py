@@ -72,10 +72,8 @@ def _bench(options: argparse.Namespace) -> None:
     from mbo2o.types import at_least_one
 
     at_least_one("bench", rounds=options.rounds)
-    if options.what == "dynamics":
-        _of_checkout("bench.dynamics").print_bench(rounds=options.rounds, out=options.out)
-    else:
-        _of_checkout("bench.agents").print_agents(rounds=options.rounds, out=options.out)
+    measure = getattr(_of_checkout(f"bench.{options.what}"), f"print_{options.what}")
+    measure(rounds=options.rounds, out=options.out)
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -197,10 +195,10 @@ def add_to(commands: Any) -> None:
         "bench",
         _bench,
         "Measure speed. dynamics: against mbrl, as ratios in one run. agents: critic updates at 1, 4 and 20 "
-        "per step.",
-        "mbo2o bench dynamics\n  mbo2o bench agents",
+        "per step. engines: learning steps eager, compiled, and compiled in bf16.",
+        "mbo2o bench dynamics\n  mbo2o bench engines",
     )
-    p.add_argument("what", choices=["dynamics", "agents"])
+    p.add_argument("what", choices=["dynamics", "agents", "engines"])
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--out", type=Path, help="also write the results here, a line of JSON each")
 

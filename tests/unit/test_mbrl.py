@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from bench.dynamics import print_bench
+from bench.dynamics import print_dynamics
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.fit import FitConfig, fit
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
@@ -212,7 +212,7 @@ def test_cem_moves_to_the_goal(point_mass):
 
 
 def test_the_benchmark_compares_like_with_like(capsys, tmp_path):
-    print_bench(rounds=1, seconds=0.05, out=tmp_path / "bench.jsonl")
+    print_dynamics(rounds=1, seconds=0.05, out=tmp_path / "bench.jsonl")
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 3
     assert "updates/s" in table[1]
