@@ -394,14 +394,14 @@ def _updates() -> str:
 def _engines() -> str:
     results = [json.loads(x) for x in (RESULTS / "bench-engines.jsonl").read_text().splitlines()]
     lines = [
-        "| learning step, batch 256, one seed | eager | compiled | compiled, bf16 | start, bf16 |",
-        "|---|---|---|---|---|",
+        "| learning step, batch 256, one seed | eager | compiled | compiled, bf16 |",
+        "|---|---|---|---|",
     ]
     for work in dict.fromkeys(r["work"] for r in results):
         eager, compiled, low = [r for r in results if r["work"] == work]
         cells = [f"{eager['rate']:.1f}/s"]
         cells += [f"{r['rate']:.1f}/s ({r['rate'] / eager['rate']:.2f}×)" for r in (compiled, low)]
-        lines.append(" | ".join([f"| {work}", *cells, f"{low['start']:.0f} s"]) + " |")
+        lines.append(" | ".join([f"| {work}", *cells]) + " |")
     return "\n".join(lines)
 
 

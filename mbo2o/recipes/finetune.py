@@ -14,7 +14,7 @@ import torch
 from omegaconf import MISSING
 from torch import nn
 
-from mbo2o.agents import Agent, make_agent
+from mbo2o.agents import Agent, AgentConfig, make_agent
 from mbo2o.agents.base import Change
 from mbo2o.agents.qensemble import QEnsemble
 from mbo2o.recipes.base import Recipe, RecipeConfig
@@ -36,7 +36,7 @@ class FinetuneConfig(RecipeConfig):
 
     OFFLINE: ClassVar[tuple[str, ...]] = ("offline", "offline_steps", "batch")
 
-    offline: Any = MISSING  # the agent of the offline phase, one of `mbo2o methods`
+    offline: AgentConfig = MISSING  # the agent of the offline phase, one of `mbo2o methods`
     # The agent of the online phase. None: what the offline agent becomes (its config's `after_switch()`),
     # or with `keep` the offline agent as it is, its pessimism included.
     online: Any = None
@@ -121,7 +121,7 @@ class Finetune(Recipe):
                 run.learn(self.agent, self.source, cfg.batch, self.source.updates(cfg.utd))
 
 
-def check_ahead(run: Run, after: Any, source: SourceConfig | None, online_steps: int) -> None:
+def check_ahead(run: Run, after: AgentConfig, source: SourceConfig | None, online_steps: int) -> None:
     """Refuse before anything is learned what the online phase would refuse: an agent's config, or a source.
 
     The agent that is made for this is thrown away; the global random stream stays where it is.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import MISSING
 
-from mbo2o.agents import make_agent
+from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.recipes.finetune import check_ahead, open_source, probe
 from mbo2o.registry import recipe
@@ -22,7 +21,7 @@ class RLPDConfig(RecipeConfig):
     """Defaults: the authors' code on locomotion (train_finetuning.py) unless said."""
 
     # an agent of `mbo2o methods`; theirs is SAC with ten critics that are layer-normalised
-    agent: Any = MISSING
+    agent: AgentConfig = MISSING
     online_steps: int = 250_000  # environment steps per seed, the warm-up among them
     batch: int = 256
     utd: int = 20  # gradient steps of the critics per environment step

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from mbo2o.agents import make_agent
+from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.registry import recipe
 from mbo2o.run.turns import Run
@@ -18,7 +18,7 @@ from mbo2o.sources.base import check_counts, check_steps
 class ScratchConfig(RecipeConfig):
     """Defaults: SAC as in its paper's code unless said."""
 
-    agent: Any = MISSING  # an agent of `mbo2o methods`
+    agent: AgentConfig = MISSING  # an agent of `mbo2o methods`
     # A second agent that learns from the same batches, never acts, and is evaluated too (OBAC, section 4).
     watcher: Any = None
     online_steps: int = 250_000  # environment steps per seed (ENOTO's budget)
