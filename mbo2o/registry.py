@@ -54,7 +54,11 @@ def recipe(name: str, config: type) -> Callable[[T], T]:
 
 
 def source(name: str, config: type) -> Callable[[T], T]:
-    """Class decorator: register a source of batches under `name`, configured by dataclass `config`."""
+    """Class decorator: register a source of batches under `name`, with a dataclass from `SourceConfig`."""
+    if "SourceConfig" not in {x.__name__ for x in config.__mro__}:
+        raise UserError(
+            f"{name!r}: its config {config.__name__} has to derive from mbo2o.sources.SourceConfig"
+        )
     return _register(SOURCES, name, config)
 
 

@@ -47,6 +47,8 @@ def train(cfg: Config) -> Path:
         Diverged: Training left the realm of numbers.
         Stopped: A signal asked the run to save and stop.
     """
+    if not isinstance(cfg, Config):
+        raise UserError(f"train takes a Config, and {cfg!r} is none; make one with mbo2o.config(...)")
     try:
         return _train(cfg)
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mbo2o.registry import conf_folder, did_you_mean
+from mbo2o.registry import AGENTS, RECIPES, SOURCES, conf_folder, did_you_mean
 from mbo2o.settings import WORDS
 from mbo2o.types import UserError
 
@@ -189,6 +189,8 @@ def _explain(error: Exception, given: Sequence[str], tree: Tree) -> str:
     text = " ".join(texts)
     if m := re.search(r"Could not find '([\w-]+)/([\w-]+)'", text):
         choices = tree.choices(m[1])
+        if m[2] in {"agent": AGENTS, "recipe": RECIPES, "source": SOURCES}.get(m[1], {}):
+            return f"the {m[1]} {m[2]!r} has no YAML: write DIR/{m[1]}/{m[2]}.yaml and give --config-dir DIR"
         return f"no {m[1]} is called {m[2]!r}; {did_you_mean(m[2], choices)}choices: {', '.join(choices)}"
     if m := re.search(r"(\w+)Config is not a subclass of (\w+)Config", text):
         return f"{m[1].lower()} does not fit there: this recipe takes {m[2].lower()} and its variants"

@@ -58,6 +58,10 @@ def config(*overrides: str) -> Config:
     Raises:
         UserError: There is a mistake in them.
     """
+    from mbo2o.types import UserError
+
+    if wrong := [x for x in overrides if not isinstance(x, str)]:
+        raise UserError(f'config takes settings as text, such as "seeds=3", and {wrong[0]!r} is none')
     return compose_config(list(overrides))
 
 

@@ -107,6 +107,7 @@ class Finetune(Recipe):
         self.source = open_source(run, cfg.source, cfg.warmup)
         for _ in run.once("switch"):
             run.say(describe(table))
+            warn_of_warmup(run, cfg.warmup, cfg.online_steps)
             (run.directory / "switch.json").write_text(json.dumps([asdict(x) for x in table], indent=1))
             self.source.begin()
 
@@ -132,6 +133,13 @@ def check_ahead(run: Run, after: AgentConfig, source: SourceConfig | None, onlin
         run.check_scores(later)
     if source is not None:
         source_class(source).check(source, len(run.dataset), run.online.capacity)
+
+
+def warn_of_warmup(run: Run, warmup: int, online_steps: int) -> None:
+    """Tell the user if the online phase ends before the agent begins to learn."""
+    if warmup >= online_steps:
+        text = f"recipe.warmup={warmup} of recipe.online_steps={online_steps}"
+        run.say(f"warning: {text}: the agent acts and never learns online; give less warm-up or more steps")
 
 
 def open_source(run: Run, cfg: SourceConfig | None, warmup: int) -> BaseSource:

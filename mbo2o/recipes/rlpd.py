@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.recipes.base import Recipe, RecipeConfig
-from mbo2o.recipes.finetune import check_ahead, open_source, probe
+from mbo2o.recipes.finetune import check_ahead, open_source, probe, warn_of_warmup
 from mbo2o.registry import recipe
 from mbo2o.run.turns import Run
 from mbo2o.sources import SourceConfig
@@ -55,6 +55,7 @@ class RLPD(Recipe):
         self.source = open_source(run, cfg.source, cfg.warmup)
         for _ in run.once("source"):
             self.source.begin()
+            warn_of_warmup(run, cfg.warmup, cfg.online_steps)
 
     def online(self, run: Run) -> None:
         """Act for a while, then act, remember, and learn from both kinds of data."""

@@ -202,7 +202,8 @@ class Run:
         self._go_live()
         entered = key in self._done
         self._done[key] = first
-        self._bar = Progress(self.phase, first, n)
+        before = self.turn - first  # turns of the phase's earlier loops
+        self._bar = Progress(self.phase, self.turn, before + n)
         # A second loop of a phase begins with the policy that the first one's last evaluation has seen.
         if self._owed or not (entered or self._evaluated == (self.phase, self.turn)):
             self._evaluate_and_log()
