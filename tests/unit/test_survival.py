@@ -941,15 +941,16 @@ def test_healthy_runs_are_left_alone(seed, counter, tmp_path, promise):
 @pytest.mark.filterwarnings(
     "ignore:an episode in flight"
 )  # another machine's physics may differ in the last bit
-@pytest.mark.parametrize("version", sorted(p.name for p in GOLDEN.iterdir()))
+@pytest.mark.parametrize("version", sorted(p.name for p in GOLDEN.iterdir() if p.is_dir()))
 def test_checkpoints_of_every_version_load_and_go_on(version, tmp_path):
     """Written once by the version that they are called after, and never again."""
     directory = shutil.copytree(GOLDEN / version, tmp_path / "run")
     assert sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()) < 200_000
     tensors, state = checkpoint.latest(directory / "checkpoints", "cpu")
     _, recipe = restore(directory)
+    names = {"updates": "_extra_state"} if version == "v1" else {}  # where the count of updates was
     for key, x in recipe.agent.state_dict().items():
-        assert torch.equal(x, tensors[f"switch.agent/{key}"])
+        assert torch.equal(x, tensors[f"switch.agent/{names.get(key, key)}"])
     train(small(directory, "Pendulum-v1"))
     assert state["done"] == {"switch.0": 20, "online.0": 50}
     assert checkpoint.latest(directory / "checkpoints", "cpu")[1]["done"] == {"switch.0": 20, "online.0": 60}
