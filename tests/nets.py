@@ -1,4 +1,4 @@
-"""What tests of agents share: agents with small networks, random batches, updates, and looks into a module."""
+"""What tests of agents share: agents with small networks, batches, updates, and looks into a module."""
 
 import copy
 import itertools

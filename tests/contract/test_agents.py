@@ -259,7 +259,7 @@ DEMANDING = {
 )
 @pytest.mark.parametrize("name", AGENTS)
 def test_update_is_one_graph_per_form(name):
-    """It traces without a break, to the same bits, and again only for the steps at which a delayed part is due."""
+    """It traces without a break, to the same bits, and again only where a delayed part is due."""
     torch._dynamo.reset()
     eager = make(name, **DEMANDING.get(name, {}))
     compiled = copy.deepcopy(eager)
