@@ -145,7 +145,7 @@ class Step:
     """
 
     index: int
-    """How many updates began before this one, perhaps modulo the agent's `cycle`. Only `due` reads it."""
+    """In the last update of an agent's `cycle`, `cycle - 1`; in all others 0. Only `due` reads it."""
     count: Tensor
     """Which update this is, from 1: `()` int64 on the agent's device."""
 

@@ -55,7 +55,7 @@ class Agent(nn.Module, ABC):
     clones = False
     """Whether it learns from observations and actions alone, and can use rows without next observations."""
     cycle = 1
-    """Updates whose indices differ by a multiple of this do the same (see `Step`)."""
+    """Updates in a cycle: the delayed parts, which share one delay, learn in the last one (see `Step`)."""
     needs_scores = False
     """Whether `on_episode` uses scores, so that the agent cannot learn a task without reference returns."""
 

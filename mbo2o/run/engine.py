@@ -128,7 +128,8 @@ class Engine:
             begun = int(count)
         count.add_(1)
         self._known[agent] = (begun + 1, count._version)
-        return Step(begun % agent.cycle, count)
+        # two forms only, whatever the delay, because each form is compiled
+        return Step(agent.cycle - 1 if (begun + 1) % agent.cycle == 0 else 0, count)
 
 
 def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:

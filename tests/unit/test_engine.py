@@ -27,12 +27,12 @@ class Told(list):
         agent.update = lambda b, step: self.append((step.index, int(step.count))) or {"rows": b.rew.sum(-1)}
 
 
-def test_an_agent_is_told_which_update_it_makes_modulo_its_cycle():
+def test_an_agent_is_told_which_update_it_makes_and_whether_it_ends_a_cycle():
     agent, engine = nets.make("sac", policy_delay=3), Engine()
     told = Told(agent)
     for _ in range(7):
         engine.update(agent, batch())
-    assert told == [(0, 1), (1, 2), (2, 3), (0, 4), (1, 5), (2, 6), (0, 7)]
+    assert told == [(0, 1), (0, 2), (2, 3), (0, 4), (0, 5), (2, 6), (0, 7)]
     assert agent.updates == 7
 
 
