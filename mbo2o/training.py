@@ -216,7 +216,7 @@ def _check_number(key: str, value: float) -> None:
     name = key.rpartition(".")[2]
     if math.isnan(value) or (math.isinf(value) and key.startswith("run.") and name != "q_limit"):
         raise UserError(f"{key}={value} is not a finite number")
-    # MERGE: the two checks below belong to the agents' configs
+    # rates and discounts stand in many configs, under the same names
     if name in ("gamma", "tau") and not 0 <= value <= 1:
         raise UserError(f"{key}={value} must lie in [0, 1]")
     if (name == "lr" or name.endswith("_lr")) and value < 0:
