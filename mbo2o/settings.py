@@ -60,7 +60,7 @@ class Config:
     device: str = "cpu"
     # how learning steps are run: eager, or compiled to one program, which a C++ compiler makes at the start
     engine: str = "eager"
-    # of products of matrices in learning steps: fp32 or bf16 (run/engine.py)
+    # how products of matrices in learning steps are rounded: fp32 or bf16 (run/engine.py)
     precision: str = "fp32"
     # torch threads: two on two busy cores can be far slower than one for networks this small
     threads: int = 1

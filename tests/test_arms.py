@@ -36,8 +36,8 @@ JUSTIFIED = {
 }
 """Settings that differ from the record, by study and run."""
 ABSENT = "absent"
-UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume")
-"""Settings that decide no number."""
+UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume", "engine", "precision")
+"""Settings that decide no number; and how steps are run, which came later and is left at its default."""
 
 
 def flat(value, path=""):

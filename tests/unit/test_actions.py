@@ -403,7 +403,7 @@ def test_unit_given_silences_the_doubt(raw_file, tmp_path):
 
 def data(capsys, *args):
     with pytest.raises(SystemExit) as e:
-        cli.main(["data", *map(str, args)])
+        cli(["data", *map(str, args)])
     out = capsys.readouterr()
     return e.value.code, out.out, out.err
 
