@@ -259,7 +259,7 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
         cfg, env_id = read_config(directory)
         if imports_module(env_id):
             check_trust("env", env_id)
-        cfg.device = "cpu"
+        cfg.device, cfg.engine = "cpu", "eager"  # no step is learned
         recipe = make_recipe(cfg.recipe)
         dataset = None
         if recipe.needs_dataset:

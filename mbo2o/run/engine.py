@@ -38,22 +38,26 @@ class EngineConfig:
             raise UserError(f"engine={self.mode} is not one of {', '.join(MODES)}")
         if self.precision not in PRECISIONS:
             raise UserError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}")
-        if self.mode == "compiled" and not _compiler():
-            raise UserError(
-                "engine=compiled needs a C++ compiler, and CXX, g++ and clang++ lead to none; "
-                "install one, or give engine=eager"
-            )
-        if self.mode == "compiled" and " " in torch.__path__[0]:
-            raise UserError(
-                f"engine=compiled: torch lies in {torch.__path__[0]}, and its compiler's command breaks at "
-                "the space; set up the environment elsewhere, or give engine=eager"
-            )
 
 
 def _compiler() -> str | None:
     """The C++ compiler that torch would call, None if there is none."""
     names = [os.environ.get("CXX"), "g++", "clang++"]
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def _check_compiler() -> None:
+    """Raise a `UserError` if steps cannot be compiled here."""
+    if not _compiler():
+        raise UserError(
+            "engine=compiled needs a C++ compiler, and CXX, g++ and clang++ lead to none; "
+            "install one, or give engine=eager"
+        )
+    if " " in torch.__path__[0]:
+        raise UserError(
+            f"engine=compiled: torch lies in {torch.__path__[0]}, and its compiler's command breaks at "
+            "the space; set up the environment elsewhere, or give engine=eager"
+        )
 
 
 class Engine:
@@ -65,7 +69,10 @@ class Engine:
     """
 
     def __init__(self, cfg: EngineConfig | None = None, device: str = "cpu") -> None:
+        """Raises `UserError` if steps are to be compiled and cannot be: here, since a config is only read."""
         self.cfg, self._device = cfg or EngineConfig(), device
+        if self.cfg.mode == "compiled":
+            _check_compiler()
         self._known: WeakKeyDictionary[Agent, tuple[int, int]] = WeakKeyDictionary()
         self._steps: WeakKeyDictionary[Agent, Callable[[Batch, Step], Metrics]] = WeakKeyDictionary()
 

@@ -325,9 +325,6 @@ def test_every_recipe_and_agent_has_a_run():
 
 @pytest.mark.parametrize("name", CASES)
 def test_bits_are_those_recorded(name, golden, pendulum, tmp_path):
-    """A run whose bits differ is made once more: a changed computation differs both times, while a sum may
-    round otherwise where an array happens to lie elsewhere in memory (seen once in some hundred runs).
-    """
     train(configured(name, pendulum, tmp_path / "run"))
     found = outcome(tmp_path / "run")
     if os.environ.get(RECORD):
@@ -335,9 +332,6 @@ def test_bits_are_those_recorded(name, golden, pendulum, tmp_path):
         return
     recorded, alike = golden["runs"][name], golden["fingerprint"] == fingerprint()
     tolerance = CHOOSING_TOLERANCE if name.startswith("enoto-") else TOLERANCE
-    if alike and any(found[k] != recorded[k] for k in HASHES):
-        train(configured(name, pendulum, tmp_path / "again"))
-        found = outcome(tmp_path / "again")
     if alike:
         assert {k: found[k] for k in HASHES} == {k: recorded[k] for k in HASHES}
     assert {k: found[k] for k in NUMBERS} == pytest.approx({k: recorded[k] for k in NUMBERS}, rel=tolerance)

@@ -16,7 +16,7 @@ from mbo2o.registry import AGENTS
 from mbo2o.run.engine import Engine, EngineConfig
 from mbo2o.run.turns import Run
 from mbo2o.run.watch import Stopped
-from mbo2o.training import train
+from mbo2o.training import restore, train
 from mbo2o.types import UserError
 
 
@@ -130,8 +130,8 @@ def test_compiling_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler, .*or give engine=eager"):
-        EngineConfig("compiled")
-    EngineConfig("eager")
+        Engine(EngineConfig("compiled"))
+    Engine(EngineConfig("eager"))
 
 
 def test_at_low_precision_products_are_rounded_and_everything_kept_is_float32():
@@ -196,6 +196,17 @@ def test_a_compiled_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.undo()
     train(parts)
     survival.assert_same(survival.outcome(tmp_path / "whole"), survival.outcome(tmp_path / "parts"))
+
+
+def test_a_compiled_run_is_read_and_goes_on_eagerly_without_a_compiler(tmp_path, monkeypatch):
+    train(survival.small(tmp_path, steps=20))
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("engine: eager", "engine: compiled"))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    run, _ = restore(tmp_path)
+    assert run.evaluate()["return"].isfinite().all()
+    train(survival.small(tmp_path, steps=20))
 
 
 def test_another_engine_goes_on_with_a_run_and_says_so(tmp_path, capsys):
