@@ -18,11 +18,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mbo2o.types import UserError
+from mbo2o.errors import UserError
 
 T = TypeVar("T", bound=type)
 ENTRY_POINTS = "mbo2o.plugins"
 """Group of entry points: the module that each one names is imported before any name is looked up."""
+WORDS = ("dataset", "dir", "start_from", "env")
+"""Settings whose values are names and paths of the user's."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mbo2o.dynamics.termination import name_of
 from mbo2o.recipes import older
-from mbo2o.registry import AGENTS, RECIPES, SOURCES, Entry, entry_of, find
+from mbo2o.registry import AGENTS, RECIPES, SOURCES, WORDS, Entry, entry_of, find
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
 from mbo2o.types import UserError, at_least_one
@@ -25,8 +25,6 @@ KINDS = {
     "small": "sized for a CPU",
 }
 """What a preset's provenance begins with."""
-WORDS = ("dataset", "dir", "start_from", "env")
-"""Settings whose values are names and paths of the user's."""
 AS_STORED = (*WORDS, "provenance", "env_kwargs", "plugins")
 """Settings that are read from config.yaml as they stand there: `${KEY}` in them is text."""
 MAX_THREADS = 1024
