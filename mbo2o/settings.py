@@ -36,7 +36,7 @@ class Config:
 
     # the config of a recipe; `mbo2o methods` lists them
     recipe: Any = MISSING
-    # a file, a name of `mbo2o data list`, or minari:ID
+    # a file, an address such as s3://bucket/my.hdf5, a name of `mbo2o data list`, or minari:ID
     dataset: str | None = None
     # where the dataset is held; memmap: one larger than memory is converted once into files that runs share
     storage: str = "ram"

@@ -24,6 +24,7 @@ SLOW = {
     "test_readme.py",
     "test_studies.py",
     "unit/test_actions.py",
+    "unit/test_addresses.py",
     "unit/test_audit_rolled.py",
     "unit/test_bad_files.py",
     "unit/test_checkpoints.py",

@@ -19,7 +19,7 @@ BELOW = {  # what a package may import of this project
     "sources": {"data", "nn", "ensemble", "registry", "types"},
     "dynamics": {"ensemble", "nn", "data", "registry", "types"},
     "envs": {"types"},
-    "store": {"data", "envs", "errors", "types"},
+    "store": {"data", "envs", "registry", "errors", "types"},
     "run": {"agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},

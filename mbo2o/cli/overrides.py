@@ -19,6 +19,16 @@ HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-h
 LOOKS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
 """Flags with which nothing is run."""
 WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
+WANTED = {
+    r"Value '(.*)' of type '\w+' could not be converted to Integer": "a whole number",
+    r"Value '(.*)' of type '\w+' could not be converted to Float": "a number",
+    r"Value '(.*)' is not a valid bool \(type \w+\)": "true or false",
+    r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": "a list, such as [256,256]",
+    r"Invalid type assigned: \w+ is not a subclass of \w+\. value: (.*)": "a group; set one of its settings",
+    r"field '[\w.]+' is not Optional": "a value, not null",
+}
+"""What OmegaConf says of a value that does not fit, and what was expected instead."""
+
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Launchers of sweeps beside Hydra's own, and the extra of this package that installs each."""
 
@@ -238,6 +248,10 @@ def one_line(text: str) -> str:
     line = " ".join(text.split())
     if m := re.fullmatch(r"(.*?) full_key: (\S+)( reference_type=\S+)?( object_type=\S+)?", line):
         line = f"{m[2]}: {m[1]}"
+    for pattern, wanted in WANTED.items():
+        if m := re.fullmatch(rf"([\w.]+): {pattern}", line):
+            value = f"={m[2]}" if m.re.groups > 1 else ""
+            return f"{m[1]}{value}: expected {wanted}"
     interpolated = "${" in line or "nterpolation" in line
     return f"{line}; ${{KEY}} stands for another setting's value" if interpolated else line
 

@@ -14,7 +14,7 @@ import json
 from dataclasses import MISSING, Field, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mbo2o.registry import AGENTS, RECIPES, SOURCES
 
@@ -158,7 +158,8 @@ def _typed(of: Any, classes: dict[str, Any]) -> Any:
     ((kind, inner),) = of.items()
     if kind == "class":
         return classes[inner]
-    return Optional[_typed(inner, classes)] if kind == "optional" else list[_typed(inner, classes)]  # type: ignore[misc]  # noqa: UP045
+    of_inner: Any = _typed(inner, classes)
+    return of_inner | None if kind == "optional" else list[of_inner]
 
 
 def _given(default: Any, classes: dict[str, Any]) -> Any:

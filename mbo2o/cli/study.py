@@ -79,12 +79,15 @@ def _bench(options: argparse.Namespace) -> None:
 def _methods(options: argparse.Namespace) -> None:
     from mbo2o import recipes  # noqa: F401  registers
     from mbo2o.cli.overrides import Tree
+    from mbo2o.cli.train import check_plugins
     from mbo2o.registry import AGENTS, RECIPES, SOURCES, load_entry_points, load_plugins
 
     load_entry_points()
     for setting in options.settings:
         _plugins_only(setting)
-        load_plugins([x.strip() for x in setting.partition("=")[2].strip("[]").split(",")])
+        plugins = [x.strip() for x in setting.partition("=")[2].strip("[]").split(",")]
+        load_plugins(plugins)
+        check_plugins(plugins)
     tree = Tree(options.config_dir)
     if (ROOT / "studies" / "__init__.py").is_file():
         _measured()

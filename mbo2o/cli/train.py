@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mbo2o.cli.command import INTERRUPTED, STOPPED, add, guarded
@@ -185,10 +186,28 @@ def load_chosen(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
         if not re.fullmatch(r"\+*plugins=\[.*\]", o):
             raise UserError(f"{o}: expected a list of modules, as plugins=[my.module]")
     if given:
-        load_plugins(list(_texts(given)))
+        names = list(_texts(given))
+        load_plugins(names)
+        check_plugins(names)
         return
     with trusting(trust):
         load_plugins(tree.plugins(overrides))
+
+
+def check_plugins(names: Sequence[str]) -> None:
+    """Refuse a module that was imported as a plugin but registers nothing: its name may be a mistake."""
+    from mbo2o.errors import UserError
+    from mbo2o.registry import REGISTERED
+
+    homes = {getattr(x, "__module__", type(x).__module__) for x in REGISTERED}
+    for name in names:
+        inside = list(vars(sys.modules[name]).values())
+        modules = {name, *(x.__name__ for x in inside if isinstance(x, ModuleType))}
+        near = any(home in modules or home.startswith(f"{name}.") for home in homes)
+        if not near and not any(x is y for x in REGISTERED for y in inside):
+            what = "no agent, recipe, source, penalty or termination rule"
+            env = "an environment is named as env=MODULE:ID"
+            raise UserError(f"plugins=[{name}]: the module registers nothing ({what}); check its name; {env}")
 
 
 def _texts(overrides: Sequence[str]) -> Iterator[str]:
@@ -233,6 +252,7 @@ def repeated(settings: Sequence[str], run_dir: Path) -> set[str]:
         if key == "plugins":
             plugins = [x.strip() for x in value.strip("[]").split(",")]
             load_plugins(plugins)
+            check_plugins(plugins)
             names |= {*plugins}
             continue
         found = flat(stored(run_dir)).get(key)
