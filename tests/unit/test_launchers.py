@@ -25,7 +25,7 @@ def test_a_sweep_killed_and_given_again_ends_as_an_undisturbed_one(launcher, und
     assert len(undisturbed) == 4
     killed = sweep(tmp_path, launcher)
     begun = 2 if launcher == "basic" else 1
-    eventually(lambda: len(run_dirs(tmp_path)) >= begun and turns(run_dirs(tmp_path)[-1]), 120)
+    eventually(lambda: len(run_dirs(tmp_path)) >= begun and turns(run_dirs(tmp_path)[-1]), 300)
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert sum(turns(x) for x in run_dirs(tmp_path)) < 4 * 300
