@@ -7,7 +7,7 @@ are seeds: `*S` is empty for one model alone, as planning uses it, and `(S,)` fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol, TypeVar
 
@@ -183,6 +183,14 @@ class Source(Protocol):
     def sample(self, n: int) -> Batch:
         """Draw `n` transitions per seed: fields `(*S, n, ...)`."""
         ...
+
+
+def form(source: Source) -> Hashable:
+    """What the draws of a source depend on beside the contents of tensors, which may change.
+
+    A source that is made of others, or of numbers, says so by a property `form`; another one is itself.
+    """
+    return getattr(source, "form", None) or id(source)
 
 
 class Weighted(Source, Protocol):
