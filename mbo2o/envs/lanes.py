@@ -18,7 +18,6 @@ from mbo2o.envs.faults import EnvironmentFault, Faults, describe, flag, observat
 from mbo2o.envs.make import ActionBox, EnvChoice, make_env, time_limited
 from mbo2o.types import Batch, UserError
 
-
 Taken = tuple[np.ndarray, float, np.ndarray, bool, bool]
 """A step of one lane: observation, reward, next observation, terminated, truncated."""
 Ended = tuple[int, float, int]
@@ -274,7 +273,7 @@ class Lanes:
         return batch, self._scalars(cut), ended
 
     def take(self, acts: np.ndarray) -> tuple[list[Taken], list[Ended]]:
-        """Take the actions `(S, A)`, one in each lane: the steps in the order of lanes, episodes that ended."""
+        """Take the actions `(S, A)`, one in each lane; returns a step of each, and episodes that ended."""
         self.check()
         taken: list[Taken] = []
         for k, a in enumerate(acts):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mbo2o.envs.faults import Faults
 from mbo2o.run.log import tell
@@ -101,7 +100,7 @@ class Divergence:
         self._q_limit, self._world, self._memory, self._where = q_limit, world, memory, where
 
     def finite(self, x: np.ndarray, name: str) -> None:
-        """Nothing if all of `x` is finite; else `Diverged`, which names the parameter at fault, or else `name`."""
+        """`Diverged` unless all of `x` is finite; it names the parameter at fault, or else `name`."""
         if not np.isfinite(x).all():
             raise Diverged(self._not_finite(self._found(self._memory.means.peek()) or name))
 

@@ -125,9 +125,10 @@ class World:
         taken, ended = self.lanes.take(acts)
         rows = self._blank.copy()
         for row, a, (obs, rew, next_obs, terminated, truncated) in zip(rows, acts, taken, strict=True):
-            rew = self.rewards(np.float32(rew))  # type: ignore[type-var]  # rounded as in a tensor
-            self.online.layout.write(row, obs, a, rew, next_obs, terminated, truncated)
-            self.meet(abs(float(rew)), where)
+            single: Any = np.float32(rew)  # rounded as in a tensor
+            seen = self.rewards(single)
+            self.online.layout.write(row, obs, a, seen, next_obs, terminated, truncated)
+            self.meet(abs(float(seen)), where)
         self.online.append(rows)
         if not ended:
             if agent is not None:
