@@ -244,14 +244,18 @@ def _check_returns(cfg: Config, dataset: TransitionDataset) -> None:
     """Refuse an agent that needs the returns of the data where no return is known."""
     if dataset.ends_known:
         return
-    for part in vars(cfg.recipe).values():
-        if getattr(part, "needs_returns", False):
-            entry = entry_of(part, AGENTS)
-            raise UserError(
-                f"{cfg.dataset}: no return is known, because the file does not say where episodes were cut, "
-                f"and {entry.name if entry else 'the agent'} needs returns; store timeouts, or the attribute "
-                "max_episode_steps, or take an agent that does not need them"
-            )
+    for part in _readers(cfg):
+        entry = entry_of(part, AGENTS)
+        raise UserError(
+            f"{cfg.dataset}: no return is known, because the file does not say where episodes were cut, "
+            f"and {entry.name if entry else 'the agent'} needs returns; store timeouts, or the attribute "
+            "max_episode_steps, or take an agent that does not need them"
+        )
+
+
+def _readers(cfg: Config) -> list[Any]:
+    """The configs of those agents that read the returns of the data."""
+    return [part for part in vars(cfg.recipe).values() if getattr(part, "needs_returns", False)]
 
 
 # ------------------------------------------------------------------------------------------- runs to look at
@@ -315,6 +319,9 @@ def _open(
     look_only: bool = False,
 ) -> Run:
     engine = EngineConfig(cfg.engine, cfg.precision)
-    task = Task(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine)
+    task = Task(
+        *(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine),
+        returns=bool(_readers(cfg)),
+    )
     start_from = Path(cfg.start_from) if cfg.start_from else None
     return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)

@@ -122,7 +122,7 @@ class Run:
         self.check_scores(agent)
         for t in self._loop(n):
             try:
-                act = self.world.act(agent).cpu()
+                act = self.world.act(agent)
                 if agent is not None:
                     self.divergence.finite(act, "an action")
                 ended = self.world.step(act, agent, f"at {self.phase} turn {self.turn + 1}")
@@ -206,7 +206,9 @@ class Run:
         def policy(obs: Tensor) -> Tensor:
             if self.signals.stop and self._may_leave:
                 raise Interrupted
-            return self.divergence.finite(agent.act(obs).cpu(), "an action")
+            act = agent.act(obs).cpu()
+            self.divergence.finite(act.numpy(), "an action")
+            return act
 
         return self.world.evaluate(agent, policy, evaluator)
 
