@@ -109,6 +109,8 @@ class Engine:
     def __init__(self, cfg: EngineConfig | None = None, device: str = "cpu") -> None:
         """Raises `UserError` if steps cannot be run like that: here, since a config is only read."""
         self.cfg, self._device = cfg or EngineConfig(), device
+        if "auto" in (self.cfg.mode, self.cfg.precision):
+            raise ValueError(f"{self.cfg}: decide `auto` first, with `chosen`")
         if missing := self.cfg.missing(device):
             raise UserError(missing)
         self._known: WeakKeyDictionary[Agent, tuple[int, int]] = WeakKeyDictionary()
