@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbo2o.data.fields import Fields
-from mbo2o.data.layout import RETURN, TRUNCATED, RowLayout
+from mbo2o.data.layout import RETURN, TRUNCATED, Packed, RowLayout
 from mbo2o.types import Batch, Spec
 
 
@@ -139,6 +139,10 @@ class ReplayBuffer:
 
     def sample(self, n: int, youngest: int | None = None) -> Batch:
         """`n` rows per seed, uniformly and with replacement; from the `youngest` rows if that is given."""
+        return self.gather(self.draw(n, youngest)).batch
+
+    def draw(self, n: int, youngest: int | None = None) -> Tensor:
+        """Positions `(*S, n)` of rows that `sample` draws."""
         if self._even == 0:
             raise ValueError("cannot sample from an empty buffer")
         of = self.capacity if youngest is None else min(youngest, self.capacity)
@@ -147,7 +151,7 @@ class ReplayBuffer:
         row = (torch.rand(self._n_seeds, n, dtype=torch.float64, device=size.device) * size).long()
         if of < self.capacity:
             row = (self._written.unsqueeze(-1) - size + row) % self.capacity
-        return self.rows(row)
+        return row.view(*self.spec.seeds, n)
 
     def latest(self, n: int) -> Batch:
         """The `n` youngest rows of each seed (fewer while there are fewer), oldest first."""
@@ -157,10 +161,14 @@ class ReplayBuffer:
 
     def rows(self, index: Tensor) -> Batch:
         """Rows by position, `(*S, B)` → fields `(*S, B, ...)`."""
+        return self.gather(index).batch
+
+    def gather(self, index: Tensor) -> Packed:
+        """Rows by position, `(*S, B)`."""
         index = index.reshape(self._n_seeds, index.shape[-1])
         place = (index + self._first.unsqueeze(-1)).flatten()
         rows = self._rows.flatten(0, 1).index_select(0, place)
-        return self.layout.unpack(rows.reshape(*self.spec.seeds, index.shape[1], self.layout.width))
+        return Packed(rows.view(*self.spec.seeds, index.shape[1], self.layout.width), self.layout)
 
     def largest_reward(self) -> float:
         """The largest |reward| of all rows; 0 while there are none."""

@@ -6,6 +6,8 @@ Checkpoints of buffers hold such rows, so the order is part of the format.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,18 @@ from torch import Tensor
 from mbo2o.types import Batch
 
 TRUNCATED, RETURN = "truncated", "mc_return"
+
+
+class Packed(NamedTuple):
+    """Rows as they were drawn, before they are taken apart: `(*S, B, width)`, and which column holds what."""
+
+    rows: Tensor
+    layout: RowLayout
+
+    @property
+    def batch(self) -> Batch:
+        """The fields, as views."""
+        return self.layout.unpack(self.rows)
 
 
 class RowLayout:
