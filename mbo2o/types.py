@@ -185,12 +185,13 @@ class Source(Protocol):
         ...
 
 
-def form(source: Source) -> Hashable:
-    """What the draws of a source depend on beside the contents of tensors, which may change.
+def form(source: Source, n: int) -> Hashable:
+    """What a draw of `n` rows depends on beside the contents of tensors, which may change.
 
-    A source that is made of others, or of numbers, says so by a property `form`; another one is itself.
+    A source that is made of others, or of numbers, says so by its method `form`; another one is itself.
     """
-    return getattr(source, "form", None) or id(source)
+    own = getattr(source, "form", None)
+    return id(source) if own is None else own(n)
 
 
 class Weighted(Source, Protocol):

@@ -331,5 +331,6 @@ class Run:
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Whether two turns ask for the same updates."""
-    return form(a[0]) == form(b[0]) and a[1:] == b[1:]
+    """Whether two turns ask for the same updates: source, rows of a batch, updates, agents."""
+    rows = a[1] * a[2]
+    return a[1:] == b[1:] and form(a[0], rows) == form(b[0], rows)
