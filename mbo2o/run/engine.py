@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from mbo2o.agents.base import Agent
 from mbo2o.run.graphs import Captured, totals
@@ -115,6 +116,7 @@ class Engine:
             raise UserError(missing)
         self._known: WeakKeyDictionary[Agent, tuple[int, int]] = WeakKeyDictionary()
         self._steps: WeakKeyDictionary[Agent, Callable[[Batch, Step], Metrics]] = WeakKeyDictionary()
+        self._acts: WeakKeyDictionary[Agent, Captured] = WeakKeyDictionary()
         self._blocks: WeakKeyDictionary[Agent, dict[Hashable, Captured]] = WeakKeyDictionary()
 
     def update(self, agent: Agent, batch: Batch) -> Metrics:
@@ -123,6 +125,15 @@ class Engine:
         if step is None:
             step = self._steps[agent] = self.prepare(agent.update)
         return step(batch, self._next(agent))
+
+    def act(self, agent: Agent, obs: Tensor) -> Tensor:
+        """Exploring actions `(*S, B, A)` for observations `(*S, B, D)`; on a GPU one launch as a graph."""
+        if self.cfg.mode != "graph":
+            return agent.act(obs, explore=True)
+        if agent not in self._acts:
+            self._acts[agent] = Captured(functools.partial(agent.act, explore=True))
+        act: Tensor = self._acts[agent](obs)
+        return act
 
     def prepare(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A learning step as this engine runs it: at its precision, compiled or captured if its mode says so.

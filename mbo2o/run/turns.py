@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,9 +121,10 @@ class Run:
         The transition is in `online` when the turn is handed out.
         """
         self.check_scores(agent)
+        explore = None if agent is None else functools.partial(self.engine.act, agent)
         for t in self._loop(n):
             try:
-                act = self.world.act(agent)
+                act = self.world.act(explore)
                 if agent is not None:
                     self.divergence.finite(act, "an action")
                 ended = self.world.step(act, agent, f"at {self.phase} turn {self.turn + 1}")

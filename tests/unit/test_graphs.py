@@ -100,6 +100,18 @@ def test_an_agent_learns_the_same_bits_by_replays(name, recorded):
         torch.testing.assert_close(sums[1][key][0], total)
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_an_agent_explores_the_same_by_replays(name, recorded):
+    agent, found = nets.make(name, (2,), **DEMANDING.get(name, {})), []
+    for mode in ("eager", "graph"):
+        engine = Engine(EngineConfig(mode))
+        torch.manual_seed(0)
+        found.append([engine.act(agent, torch.full((2, 1, nets.OBS), 0.1 * k)) for k in range(6)])
+    assert len(recorded) == 1
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_two_agents_learn_in_one_graph_and_what_writes_the_count_is_noticed(recorded):
     agents = {"": nets.make("sac", policy_delay=2), "watcher": nets.make("iql")}
     others = copy.deepcopy(agents)
