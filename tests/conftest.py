@@ -42,7 +42,6 @@ SLOW = {
     "unit/test_made_by_people.py",
     "unit/test_mapped.py",
     "unit/test_mazes.py",
-    "unit/test_mbrl.py::test_the_benchmark_compares_like_with_like",
     "unit/test_mbrl.py::test_the_planning_notebook_runs",
     "unit/test_modelbased.py",
     "unit/test_overrides.py",

@@ -21,9 +21,9 @@ SETTINGS = {
     "0": "docs/protocol.md: what an interval leaves out; the score of random play",
     "1": "docs/protocol.md: the largest success rate; what a step in the maze costs",
     "100": "mbo2o/envs/scores.py: the score of a good policy",
-    "2": "bench/agents.py: layers of the nets",
+    "2": "bench/works.py: layers of the nets",
     "0.2.0": "pyproject.toml and ./dev: mbrl's version",
-    "256": "bench/agents.py: nets and batch",
+    "256": "bench/works.py: nets and batch",
     "3.11": "pyproject.toml: requires-python",
     "3.13": "pyproject.toml: requires-python",
 }
