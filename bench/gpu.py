@@ -4,13 +4,16 @@
     python -m bench.gpu --minutes 1 --out rates.jsonl --device cpu --engine eager --seconds 0.1
 
 The second line is a rehearsal. Results that matter most come first. A measurement that fails is a line with
-its error, and the next one begins.
+its error, and the next one begins: on a GPU in a new process, because the old one may have lost the device.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from bench.measure import Options, machine
 from bench.update import started
 from bench.works import WORKS
 from mbo2o.run.engine import MODES, PRECISIONS, EngineConfig
+from mbo2o.types import UserError
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,13 @@ def plan(engines: Sequence[str]) -> Iterator[tuple[EngineConfig, Case]]:
 
 def measured(cfg: EngineConfig, case: Case, device: str, seconds: float, rounds: int) -> dict[str, Any]:
     """Seed updates per second in each round, the seconds until steps ran at speed, and memory."""
+    gc.collect()  # the networks of the last measurement refer to each other
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    begin = time.monotonic()
-    rate, _ = started(WORKS[case.work], cfg, Options(device=device, seeds=case.seeds))
-    ready = time.monotonic() - begin
+    rate, start = started(WORKS[case.work], cfg, Options(device=device, seeds=case.seeds))
     rates = [float(f"{rate(seconds):.5g}") for _ in range(rounds)]
-    found: dict[str, Any] = {"rates": rates, "start": round(ready, 2)}
+    found: dict[str, Any] = {"rates": rates, "start": round(start, 2)}
     if torch.device(device).type == "cuda":
         found["memory"] = torch.cuda.max_memory_allocated()
     return found
@@ -87,13 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--engine", nargs="+", help="if not given, graph if there is one, then eager")
     parser.add_argument("--seconds", type=float, default=1.5, help="of work in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many measurements at first")
     given = parser.parse_args(arguments)
-    engines = given.engine or [m for m in ("graph", "eager") if m in MODES]
-    Options(device=given.device)  # says if it is not available
     end = time.monotonic() + 60 * given.minutes
-    most = min(RESERVE, 60 * given.minutes / 10) + given.rounds * given.seconds
+    try:
+        Options(device=given.device)  # says if it is not available
+        cases = list(plan(given.engine or [m for m in ("graph", "eager") if m in MODES]))
+    except UserError as e:
+        parser.error(str(e))
+    most = min(RESERVE, 6 * given.minutes) + given.rounds * given.seconds
     with given.out.open("a") as out:
-        for cfg, case in plan(engines):
+        for i, (cfg, case) in enumerate(cases[given.skip :], given.skip):
             if time.monotonic() + most > end:
                 print("the time is up", flush=True)
                 break
@@ -105,6 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             line = json.dumps(row | {"wanted": case.wanted, "machine": machine(given.device)})
             print(line, file=out, flush=True)
             print(line, flush=True)
+            if "error" in row and torch.device(given.device).type == "cuda":
+                rest = going_on(given, i + 1, (end - time.monotonic()) / 60)
+                os.execv(sys.executable, [sys.executable, "-m", "bench.gpu", *rest])
+
+
+def going_on(given: argparse.Namespace, skip: int, minutes: float) -> list[str]:
+    """The arguments of a process that does the rest of this one's work."""
+    changed = vars(given) | {"skip": skip, "minutes": max(0.0, minutes)}
+    listed = {name: x if isinstance(x, list) else [x] for name, x in changed.items() if x is not None}
+    return [text for name, xs in listed.items() for text in (f"--{name}", *map(str, xs))]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from mbo2o.types import UserError, at_least_one
 Rate = Callable[[float], float]
 """Work for about so many seconds → units of work for each second."""
 Row = dict[str, Any]
-"""Who worked (`who`, and `engine` and `precision` where there are such), and its rate in each round."""
+"""Who worked (`who`, and `engine` and `precision` where there are such), and its rate in each round; `start`
+are the seconds until it worked at full speed.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Options:
     """What a benchmark is asked for; each one uses those that make sense for it."""
 
     rounds: int = 5
-    seconds: float = 1.0  # of work in each turn
+    seconds: float = 1.0  # that each works in a turn
     json: Path | None = None
     only: Sequence[str] = ()  # names of works; none: all of them
     peers: bool = False

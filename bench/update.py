@@ -28,7 +28,9 @@ from mbo2o.types import Spec
 
 ROWS = 100_000
 STRIDE = 40
-"""Updates that are asked for at once where an engine makes several of them in one go."""
+"""Updates that are asked for at once on a GPU, which then waits for the host once in so many; a multiple of
+every delay.
+"""
 
 
 def main(options: Options) -> None:
@@ -77,23 +79,23 @@ def floors(nets: Sequence[Net], units: int, options: Options) -> dict[str, float
 
 
 def started(work: Work, cfg: EngineConfig, options: Options) -> tuple[Rate, float]:
-    """The rate of learning steps of new networks, and the CPU seconds of the first ones.
+    """The rate of learning steps of new networks, and the seconds of the first ones.
 
     The first steps are as many as an engine needs to meet, and so to translate, all forms of an update.
     """
     torch.manual_seed(0)
     spec, engine = Spec(OBS, ACT, (options.seeds,), options.device), Engine(cfg, options.device)
-    start = time.process_time()
+    start = time.monotonic()
     if isinstance(work.cfg, DynamicsConfig):
         rate = fitting(work.cfg, spec, engine)
         rate(1e-3)
     else:
-        updates = STRIDE if cfg.mode == "graph" else work.utd
+        updates = work.utd if torch.device(options.device).type == "cpu" else STRIDE
         step = updating(work, spec, engine, updates)
         for _ in range(2 + -(-2 * getattr(work.cfg, "policy_delay", 1) // updates)):
             step()
         rate = repeated(step, updates * options.seeds, options.device)
-    return rate, time.process_time() - start
+    return rate, time.monotonic() - start
 
 
 def updating(work: Work, spec: Spec, engine: Engine, updates: int) -> Callable[[], None]:

@@ -139,7 +139,7 @@ class Rollout:
 
     title: str
     coef: float
-    """Of the penalty; with 0 each row is computed by one elite, else by all members."""
+    """The penalty's weight; with 0 each row is computed by one elite, else by all members."""
     nets: tuple[Net, ...]
     """For PIECE rows of all networks together."""
     rows: int

@@ -26,6 +26,8 @@ SLOW = {
     "unit/test_actions.py",
     "unit/test_audit_rolled.py",
     "unit/test_bad_files.py",
+    "unit/test_bench.py::test_rollout_measures_both_kinds",
+    "unit/test_bench.py::test_update_measures_every_work_by_engine_and_precision",
     "unit/test_checkpoints.py",
     "unit/test_disk.py",
     "unit/test_divergence.py",

@@ -369,6 +369,27 @@ def test_the_script_for_a_gpu_rehearses_on_a_cpu_and_stops_by_the_clock(small, m
     assert len(out.read_text().splitlines()) == 3
 
 
+def test_after_a_failure_on_a_gpu_a_new_process_does_the_rest(small, monkeypatch, tmp_path):
+    """Its arguments are those of the first one, with less time and without what was measured."""
+    seen, real = [], torch.device
+    monkeypatch.setattr(gpu.os, "execv", lambda path, arguments: seen.append(arguments[3:]))
+    monkeypatch.setattr(gpu, "CASES", (gpu.Case("missing", 1), gpu.Case("sac", 1)))
+    monkeypatch.setattr(gpu, "WORKS", small)
+    monkeypatch.setattr(gpu, "machine", lambda device: "a GPU")
+    monkeypatch.setattr(gpu, "Options", lambda **how: Options())
+    monkeypatch.setattr(gpu.torch, "device", lambda x: real("cuda"))
+    monkeypatch.setattr(
+        gpu, "measured", lambda cfg, case, *how: {"rates": [1.0]} if case.work == "sac" else 1 / 0
+    )
+    out = tmp_path / "x.jsonl"
+    gpu.main(["--engine", "eager", "--minutes", "3", "--out", str(out)])
+    (arguments,) = seen
+    assert float(arguments[arguments.index("--minutes") + 1]) < 3
+    out.unlink()
+    gpu.main(arguments)
+    assert [json.loads(x)["work"] for x in out.read_text().splitlines()] == ["sac"]
+
+
 def test_the_script_for_a_gpu_begins_with_what_is_wanted(monkeypatch):
     first = [case for _, case in gpu.plan(["eager"])]
     known = [case.wanted is not None for case in first]
