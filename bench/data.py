@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.measure import Options, Row, in_turns, keep, one_core, repeated, result, show
-from bench.peers.processes import opened
+from bench.peers.processes import make_ready, opened
 from bench.update import chosen, dataset
 from bench.works import ACT, BATCH, OBS
 from mbo2o.data.buffer import ReplayBuffer
@@ -27,6 +27,8 @@ TITLES = {
 def main(options: Options) -> None:
     """Measure what `options.only` names, or all."""
     kinds = chosen(options, {name: name for name in TITLES})
+    if options.peers:
+        make_ready(peer for name in kinds for peer in PEERS.get(name, ()))
     draws = samplers(options)
     with one_core():
         for name in kinds:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.floor import Net, floor
 from bench.measure import Options, Rate, Row, clock, in_turns, keep, one_core, repeated, result, show
-from bench.peers.processes import opened
+from bench.peers.processes import make_ready, opened
 from bench.works import ACT, BATCH, OBS, WORKS, Rollout, Work
 from mbo2o.agents import make_agent
 from mbo2o.data.dataset import TransitionDataset
@@ -36,9 +36,11 @@ every delay.
 def main(options: Options) -> None:
     """Measure the works of `options.only`, or all, and print and keep each as soon as it is done."""
     keep_memory()
-    engines = options.engines()
+    engines, works = options.engines(), chosen(options, WORKS)
+    if options.peers:
+        make_ready(peer for work in works.values() for peer in work.peers)
     with one_core():
-        for name, work in chosen(options, WORKS).items():
+        for name, work in works.items():
             ours = [(cfg, *started(work, cfg, options)) for cfg in engines]
             compare(name, work, "seed updates/s", ours, options)
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mbo2o.store.content import cache_folder
@@ -55,6 +55,12 @@ def environment() -> Path:
     return python
 
 
+def make_ready(names: Iterable[str]) -> None:
+    """Install what these peers need, so that a package that cannot be installed shows before any work."""
+    if set(names) - {"mbrl"}:
+        environment()
+
+
 def _with_pip() -> str:
     """An interpreter that has pip, since that of ./dev has none."""
     names = [os.environ.get("PYTHON"), getattr(sys, "_base_executable", None), sys.executable, "python3"]
@@ -78,7 +84,7 @@ class Peer:
     def __init__(self, name: str, work: str, precision: str = "fp32", command: Sequence[str] | None = None):
         """command: of the process, if it is not the driver called `name`."""
         self.who, self.precision = VERSIONS.get(name, name), precision
-        python = sys.executable if command or name in ("mbrl",) else str(environment())
+        python = sys.executable if command or name == "mbrl" else str(environment())
         # JAX looks for accelerators first, and tells of each that it does not find
         more = {"PRECISION": precision, "JAX_PLATFORMS": "cpu", "OMP_WAIT_POLICY": "passive", **ONE_THREAD}
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **more}

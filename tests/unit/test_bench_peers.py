@@ -80,6 +80,7 @@ def test_a_work_is_stored_with_its_peers(monkeypatch, tmp_path):
             super().__init__(name, work, precision, [sys.executable, "-c", STAND_IN])
 
     monkeypatch.setattr(processes, "Peer", Spy)
+    monkeypatch.setattr(processes, "environment", lambda: None)
     options = Options(rounds=2, seconds=0.01, json=tmp_path / "x.json", only=["dataset"], peers=True)
     data.main(options)
     rows = read(tmp_path / "x.json")["dataset"]["rows"]
@@ -152,6 +153,15 @@ def environment_folder():
     from mbo2o.store.content import cache_folder
 
     return cache_folder() / "peers"
+
+
+def test_only_peers_of_other_environments_are_installed_for(monkeypatch):
+    made = []
+    monkeypatch.setattr(processes, "environment", lambda: made.append(1))
+    processes.make_ready(["mbrl"])
+    assert made == []
+    processes.make_ready(["mbrl", "sbx"])
+    assert made == [1]
 
 
 def test_without_a_python_that_has_pip_it_is_one_line(monkeypatch, tmp_path):
