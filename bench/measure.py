@@ -56,15 +56,15 @@ class Options:
 
     def engines(self) -> list[EngineConfig]:
         """Every engine with every precision. UserError for one that was asked for and cannot run here."""
+        if "auto" in (*self.engine, *self.precision):
+            raise UserError("bench: auto is decided by the length of a run, and here is none; give a name")
         on_cpu = torch.device(self.device).type == "cpu"
-        if on_cpu and "graph" in self.engine:
-            raise UserError(
-                f"bench: engine=graph replays CUDA graphs, and device={self.device} has none; "
-                "give engine=eager or engine=compiled"
-            )
         usual = [m for m in MODES if m in (("eager", "compiled") if on_cpu else ("eager", "graph"))]
         chosen = [EngineConfig(m, p) for m in self.engine or usual for p in self.precision or _usual()]
-        return [x for x in chosen if self._runs(x)]
+        found = [x for x in chosen if self._runs(x)]
+        if not found:
+            raise UserError(f"bench: nothing of that runs on device={self.device}; give another --precision")
+        return found
 
     def _runs(self, cfg: EngineConfig) -> bool:
         try:

@@ -57,7 +57,7 @@ def rates(results: Results, works: Mapping[str, Work | Rollout], peers: bool = T
 def wanted(results: Results, works: Mapping[str, Work | Rollout]) -> str:
     """The ratios that are wanted of the compiled engine, beside what was measured."""
     heads = ["work", "compiled in", "wanted", "measured (range)", "met", "products alone"]
-    heads += ["÷ best peer", "÷ best, like for like"]
+    heads += ["÷ largest of peers", "÷ largest, like for like"]
     lines: list[list[str]] = []
     found = {name: results[name] for name in works if name in results}
     for name, x in found.items():

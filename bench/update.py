@@ -92,16 +92,16 @@ def started(work: Work, cfg: EngineConfig, options: Options) -> tuple[Rate, floa
         rate = fitting(work.cfg, spec, engine)
         rate(1e-3)
     else:
-        updates = work.utd if torch.device(options.device).type == "cpu" else STRIDE
-        step = updating(work, spec, engine, updates)
+        turns = 1 if torch.device(options.device).type == "cpu" else STRIDE // work.utd
+        step, updates = updating(work, spec, engine, turns), turns * work.utd
         for _ in range(2 + -(-2 * getattr(work.cfg, "policy_delay", 1) // updates)):
             step()
         rate = repeated(step, updates * options.seeds, options.device)
     return rate, time.monotonic() - start
 
 
-def updating(work: Work, spec: Spec, engine: Engine, updates: int) -> Callable[[], None]:
-    """A call makes so many updates of a new agent, on rows drawn from a dataset, and keeps their metrics."""
+def updating(work: Work, spec: Spec, engine: Engine, turns: int) -> Callable[[], None]:
+    """A call learns as so many turns of a run do: draws rows of a dataset, updates, and keeps the metrics."""
     assert not isinstance(work.cfg, DynamicsConfig)
     data = dataset().to(spec.device).with_seeds(spec.seeds)
     agent = make_agent(replace(work.cfg), spec)
@@ -109,8 +109,8 @@ def updating(work: Work, spec: Spec, engine: Engine, updates: int) -> Callable[[
     means = Means()
 
     def step() -> None:
-        for metrics in engine.learn(data, BATCH, updates, {"": agent}):
-            means.add(metrics)
+        for sums, count in engine.learn(data, BATCH, work.utd, {"": agent}, turns):
+            means.add(sums, count)
 
     return step
 

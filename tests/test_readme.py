@@ -233,7 +233,6 @@ def test_what_came_out_is_said_by_verdict_rows_alone(page):
 NO_RANKING = {
     "data/results/README.md": ("what it holds", "how often intervals hold the true mean"),
     "docs/results/index.md": ("*holds* and *contrary* are corrected",),
-    "docs/results/speed.md": ("no implementation of these layers can be faster",),
     "docs/results/obac.md": (
         "does an offline learner help the online one? does an offline learner help the online one on",
         "behind the gate and always on",

@@ -146,7 +146,10 @@ def test_a_work_that_is_measured_again_takes_the_place_of_its_former_result(smal
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["update", "--engine", "graph"], "engine=graph"),
+        (["update", "--engine", "graph"], "engine=graph needs a GPU, and device=cpu"),
+        (["update", "--precision", "tf32", "--engine", "eager"], "precision=tf32 needs a GPU"),
+        (["update", "--precision", "tf32"], "nothing of that runs on device=cpu"),
+        (["update", "--engine", "auto"], "auto is decided by the length of a run"),
         (["update", "--engine", "fast"], "engine=fast is not one of"),
         (["update", "--engine", "eager", "--precision", "fp8"], "precision=fp8 is not one of"),
         (["update", "--only", "sca-2"], "did you mean 'sac-2'?"),
@@ -182,7 +185,7 @@ def test_where_nothing_compiles_the_other_engines_are_measured(monkeypatch, caps
     monkeypatch.setattr("mbo2o.run.engine.shutil.which", lambda name: None)
     assert {x.mode for x in Options().engines()} == {"eager"}
     assert capsys.readouterr().out.startswith("compiled is left out: ")
-    with pytest.raises(UserError, match="needs a C"):
+    with pytest.raises(UserError, match=r"a C\+\+ compiler is needed"):
         Options(engine=["compiled"]).engines()
 
 
