@@ -60,7 +60,7 @@ def _train(cfg: Config) -> Path:
     load_plugins(cfg.plugins)
     _check(cfg)
     torch.set_num_threads(cfg.threads)
-    _keep_memory()
+    keep_memory()
     recipe = make_recipe(cfg.recipe)
     asked, (cfg, why) = cfg.engine, _engine(cfg)
     found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
@@ -201,7 +201,7 @@ def _with_reward_scale(cfg: Config, dataset: TransitionDataset | None) -> tuple[
     return replace(cfg, run=replace(cfg.run, reward_scale=scale)), said
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Make glibc keep freed memory for the next update; without it CQL takes half as long again."""
     mmap_max, trim_threshold, top_pad = -4, -1, -2  # malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library

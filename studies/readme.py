@@ -9,7 +9,6 @@ contain the true mean.
 from __future__ import annotations
 
 import csv
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 import mbo2o.recipes  # noqa: F401  registers
+from bench.table import tables
 from mbo2o.envs.scores import sets
 from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
-from studies import enoto, methods, moore, obac, offline, protocol, wsrl
+from studies import enoto, methods, moore, obac, offline, parity, protocol, wsrl
 from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, Measured, figures, verdicts
 from studies.methodpages import method_pages, page_of, quoted
@@ -352,18 +352,6 @@ def _costs(table: str) -> str:
     return "\n".join(["| what | measured |", "|---|---|", *(f"| {r['what']} | {r['value']} |" for r in rows)])
 
 
-def _bench() -> str:
-    results = [json.loads(x) for x in (RESULTS / "bench-dynamics.jsonl").read_text().splitlines()]
-    lines = [
-        "| work | mbo2o / mbrl 0.2.0 (median, range) | goal | matrix products alone / mbrl |",
-        "|---|---|---|---|",
-    ]
-    for r in results:
-        ratio = f"{r['ratio']:.2f}× ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})"
-        lines.append(f"| {r['work']} | {ratio} | {r['goal']}× | {r['most']:.2f}× |")
-    return "\n".join(lines)
-
-
 def _references() -> str:
     lines = ["| task | random play | good policy | who that is |", "|---|---|---|---|"]
     for task, ends in sets()["mbo2o-v5"]["tasks"].items():
@@ -384,27 +372,6 @@ def _promises() -> str:
     )
 
 
-def _updates() -> str:
-    results = [json.loads(x) for x in (RESULTS / "bench-agents.jsonl").read_text().splitlines()]
-    lines = ["| agent | updates per step | ms per critic update |", "|---|---|---|"]
-    lines += [f"| {r['agent']} | {r['utd']} | {r['ms']:.0f} |" for r in results]
-    return "\n".join(lines)
-
-
-def _engines() -> str:
-    results = [json.loads(x) for x in (RESULTS / "bench-engines.jsonl").read_text().splitlines()]
-    lines = [
-        "| learning step, batch 256, one seed | eager | compiled | compiled, bf16 |",
-        "|---|---|---|---|",
-    ]
-    for work in dict.fromkeys(r["work"] for r in results):
-        eager, compiled, low = [r for r in results if r["work"] == work]
-        cells = [f"{eager['rate']:.1f}/s"]
-        cells += [f"{r['rate']:.1f}/s ({r['rate'] / eager['rate']:.2f}×)" for r in (compiled, low)]
-        lines.append(" | ".join([f"| {work}", *cells]) + " |")
-    return "\n".join(lines)
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "moore": _moore,
     "moore-main": _moore_main,
@@ -418,17 +385,16 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "wsrl": partial(_arms, "wsrl"),
     "finetuned": partial(_arms, "methods"),
     "obac": partial(_arms, "obac"),
+    "parity": partial(parity.table, RESULTS),
     **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     **{f"{kind}-bullets": partial(_bullets, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     **{f"{kind}-statements": partial(_statements, study.CLAIMS) for kind, study in STUDIES.items()},
     "methods-short": _methods_short,
     "times": partial(_costs, "times"),
     "memory": partial(_costs, "memory"),
-    "bench": _bench,
     "promises": _promises,
     "references": _references,
-    "updates": _updates,
-    "engines": _engines,
+    **tables(RESULTS),
     "protocol-measures": protocol.measures,
     "protocol-coverage": partial(protocol.coverage_table, RESULTS / protocol.COVERAGE),
     "protocol-claims": partial(

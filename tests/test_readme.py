@@ -21,9 +21,11 @@ SETTINGS = {
     "0": "docs/protocol.md: what an interval leaves out; the score of random play",
     "1": "docs/protocol.md: the largest success rate; what a step in the maze costs",
     "100": "mbo2o/envs/scores.py: the score of a good policy",
-    "2": "bench/agents.py: layers of the nets",
+    "2": "bench/works.py: layers of the nets",
     "0.2.0": "pyproject.toml and ./dev: mbrl's version",
-    "256": "bench/agents.py: nets and batch",
+    "256": "bench/works.py: nets and batch",
+    "120": "mbo2o/cli/slurm.py: seconds in which a run saves",
+    "20000": "mbo2o/run/engine.py: REPAID",
     "3.11": "pyproject.toml: requires-python",
     "3.13": "pyproject.toml: requires-python",
 }
@@ -233,7 +235,6 @@ def test_what_came_out_is_said_by_verdict_rows_alone(page):
 NO_RANKING = {
     "data/results/README.md": ("what it holds", "how often intervals hold the true mean"),
     "docs/results/index.md": ("*holds* and *contrary* are corrected",),
-    "docs/results/speed.md": ("no implementation of these layers can be faster",),
     "docs/results/obac.md": (
         "does an offline learner help the online one? does an offline learner help the online one on",
         "behind the gate and always on",

@@ -1,4 +1,4 @@
-"""The commands of a checkout: `study` and `bench`; and `methods`, which lists what there is to run."""
+"""The commands `study`, which a checkout has, and `methods`, which lists what there is to run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def studies() -> dict[str, str]:
     }
 
 
-def _of_checkout(module: str) -> Any:
+def of_checkout(module: str) -> Any:
     """A module of the folders `studies` and `bench`, which the installed package does not contain."""
     from mbo2o.errors import UserError
 
@@ -48,7 +48,7 @@ def _study(options: argparse.Namespace) -> None:
 
     find(studies() or {options.what: ""}, options.what, "study")
     what, results = options.what, Path(options.results)
-    study = _of_checkout(f"studies.{what}")
+    study = of_checkout(f"studies.{what}")
     experiment = options.experiment or study.EXPERIMENT
     subject = getattr(study, "SUBJECT", "dataset")
     chosen = [f"experiment={experiment}", f"{subject}={options.on}", f"seeds={options.seeds}"]
@@ -66,14 +66,6 @@ def _study(options: argparse.Namespace) -> None:
     with writing(results):
         study.collect(base, out, results, name)
     print(results / f"{name}.csv")
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from mbo2o.errors import at_least_one
-
-    at_least_one("bench", rounds=options.rounds)
-    measure = getattr(_of_checkout(f"bench.{options.what}"), f"print_{options.what}")
-    measure(rounds=options.rounds, out=options.out)
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -129,7 +121,7 @@ def _measured() -> None:
     from mbo2o.report.statistics import FEWEST, KIND
     from mbo2o.store.datasets import data_folders
 
-    m = _of_checkout("studies.methods")
+    m = of_checkout("studies.methods")
     results = data_folders()[0] / "results" if data_folders() else Path("data/results")
     indent = " " * 19
     print(
@@ -151,7 +143,7 @@ def _measured() -> None:
 
 
 def add_to(commands: Any) -> None:
-    """Declare `methods`, `study` and `bench`."""
+    """Declare `methods` and `study`."""
     p = add(
         commands,
         "methods",
@@ -192,15 +184,3 @@ def add_to(commands: Any) -> None:
     p.add_argument(
         "--quick", action="store_true", help="sizes that take a minute and show nothing but that it runs"
     )
-
-    p = add(
-        commands,
-        "bench",
-        _bench,
-        "Measure speed. dynamics: against mbrl, as ratios in one run. agents: critic updates at 1, 4 and 20 "
-        "per step. engines: learning steps eager, compiled, and compiled in bf16.",
-        "mbo2o bench dynamics\n  mbo2o bench engines",
-    )
-    p.add_argument("what", choices=["dynamics", "agents", "engines"])
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--out", type=Path, help="also write the results here, a line of JSON each")

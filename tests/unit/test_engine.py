@@ -1,7 +1,6 @@
 """The engine: how updates are counted, and what an agent is told."""
 
 import copy
-import json
 import re
 from dataclasses import replace
 
@@ -11,8 +10,6 @@ import survival
 import torch
 from nets import batch
 
-from mbo2o.dynamics.model import DynamicsConfig
-from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.registry import AGENTS
 from mbo2o.run.engine import Engine, EngineConfig
 from mbo2o.run.turns import Run
@@ -256,18 +253,3 @@ def test_a_step_that_cannot_be_translated_is_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"engine=compiled: torch could not translate .*; give engine=eager"):
         engine.update(agent, batch())
     assert {k for k, x in agent.state_dict().items() if not torch.equal(x, before[k])} <= {"updates"}
-
-
-def test_the_benchmark_of_engines_measures_every_work(monkeypatch, tmp_path, capsys):
-    engines = pytest.importorskip("bench.engines")
-    works = {
-        "an agent": nets.small("sac"),
-        "a model": DynamicsConfig(members=2, elites=1, net=MLPConfig(hidden=[8])),
-    }
-    monkeypatch.setattr(engines, "WORKS", works)
-    monkeypatch.setattr(engines, "ENGINES", (EngineConfig(), EngineConfig(precision="bf16")))
-    monkeypatch.setattr(engines, "SECONDS", 0.01)
-    engines.print_engines(rounds=1, out=tmp_path / "x.jsonl")
-    rows = [json.loads(x) for x in (tmp_path / "x.jsonl").read_text().splitlines()]
-    assert [(r["work"], r["precision"]) for r in rows] == [(w, p) for w in works for p in ("fp32", "bf16")]
-    assert all(r["rate"] > 0 for r in rows)

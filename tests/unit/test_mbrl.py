@@ -1,10 +1,7 @@
-"""The contract with mbrl-lib 0.2.0: its ModelEnv and its CEM drive our dynamics; the benchmark; the planning
-notebook.
-"""
+"""The contract with mbrl-lib 0.2.0: its ModelEnv and its CEM drive our dynamics; the planning notebook."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +17,6 @@ from nbclient import NotebookClient
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from bench.dynamics import print_dynamics
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.fit import FitConfig, fit
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
@@ -206,28 +202,6 @@ def test_cem_moves_to_the_goal(point_mass):
         distance.append(np.linalg.norm(s - goal))
     assert distance[0] < math.sqrt(2) - 0.05  # the first step is along the way
     assert distance[-1] < 0.2
-
-
-# ---- the benchmark
-
-
-def test_the_benchmark_compares_like_with_like(capsys, tmp_path):
-    print_dynamics(rounds=1, seconds=0.05, out=tmp_path / "bench.jsonl")
-    table = capsys.readouterr().out.splitlines()
-    assert len(table) == 3
-    assert "updates/s" in table[1]
-    results = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
-    assert [r["work"] for r in results] == ["train", "rollout"]
-    for r in results:
-        assert r["mbo2o"] > 0
-        assert r["mbrl"] > 0
-        assert 0 < r["ratio_min"] <= r["ratio"] <= r["ratio_max"]
-        assert r["shapes"]["mbo2o"] == r["shapes"]["mbrl"]
-        # the same products alone, of inputs where the others count observations, and rollouts in pieces
-        assert r["shapes"]["products"]["weights"] == r["shapes"]["mbo2o"]["weights"]
-        assert r["shapes"]["products"]["batch"] == [7, 256, 17 + 6]
-        assert r["most"] > 0
-        assert r["shapes"]["mbo2o"]["weights"][1] == [7, 200, 200]
 
 
 # ---- the notebook

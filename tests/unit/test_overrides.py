@@ -193,7 +193,7 @@ def test_a_mistake_is_one_line_that_says_what_there_is(args, said, capsys):
             ["data", "collect", "--policy", "random", "--env", "Pendulum-v1", "--seed", "-1", "--out", "x"],
             "--seed -1 must not",
         ),
-        (["bench", "agents", "--rounds", "0"], "rounds=0 must be at least 1"),
+        (["bench", "update", "--rounds", "0"], "rounds=0 must be at least 1"),
         (["eval", "x", "--seed", "-1"], "--seed -1 must not be negative"),
         (["study", "moore", "x.hdf5", "--seeds", "0"], "seeds=0 must be at least 1"),
         (

@@ -1,6 +1,5 @@
 """REDQ: when the actor moves, which critics the target asks, and what the actor climbs."""
 
-import json
 from functools import partial
 from itertools import combinations
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from nets import update
 
-from bench.agents import print_agents
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import SunriseConfig
 
@@ -98,19 +96,3 @@ def test_only_two_target_critics_are_evaluated(backup, seeds):
 )
 def test_all_target_critics_are_evaluated_where_all_are_needed(change):
     assert make(**change).backup(batch())[1].shape == (10, 6)
-
-
-def test_the_benchmark_of_updates(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bench.agents.CRITIC", SMALL)
-    monkeypatch.setattr("bench.agents.BATCH", 8)
-    print_agents(rounds=1, out=tmp_path / "bench.jsonl")
-    results = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
-    assert [(r["agent"].split(",")[0], r["utd"]) for r in results] == [
-        ("sac", 1),
-        ("redq", 1),
-        ("redq", 4),
-        ("redq", 20),
-        ("all", 20),
-    ]
-    assert all(r["ms"] > 0 for r in results)
-    assert len(capsys.readouterr().out.splitlines()) == 6
