@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mbo2o.dynamics.model import load_dynamics as load_dynamics
     from mbo2o.dynamics.termination import termination as termination
     from mbo2o.ensemble.uncertainty import penalty as penalty
+    from mbo2o.errors import UserError as UserError
     from mbo2o.registry import agent as agent
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from mbo2o.types import Batch as Batch
     from mbo2o.types import Source as Source
     from mbo2o.types import Spec as Spec
-    from mbo2o.types import UserError as UserError
 
     Dataset = _dataset.TransitionDataset
     Dynamics = _model.GaussianDynamics
@@ -48,7 +48,7 @@ _HOMES = {
     "Dynamics": "mbo2o.dynamics.model:GaussianDynamics",
     "Source": "mbo2o.types:Source",
     "Spec": "mbo2o.types:Spec",
-    "UserError": "mbo2o.types:UserError",
+    "UserError": "mbo2o.errors:UserError",
     "agent": "mbo2o.registry:agent",
     "config": "mbo2o.cli.train:config",
     "load": "mbo2o.training:load",

@@ -18,11 +18,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mbo2o.types import UserError
+from mbo2o.errors import UserError
 
 T = TypeVar("T", bound=type)
 ENTRY_POINTS = "mbo2o.plugins"
 """Group of entry points: the module that each one names is imported before any name is looked up."""
+WORDS = ("dataset", "dir", "start_from", "env")
+"""Settings whose values are names and paths of the user's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Entry:
 AGENTS: dict[str, Entry] = {}
 RECIPES: dict[str, Entry] = {}
 SOURCES: dict[str, Entry] = {}
+REGISTERED: list[Any] = []
+"""Every class and function that was registered under a name, also penalties and termination rules."""
 
 
 def agent(name: str, config: type) -> Callable[[T], T]:
@@ -72,6 +76,7 @@ def _register(table: dict[str, Entry], name: str, config: type) -> Callable[[T],
         if name in table:
             check_same(name, table[name].cls, cls)
         table[name] = Entry(name, cls, config)
+        REGISTERED.append(cls)
         return cls
 
     return add
@@ -100,10 +105,12 @@ def find(table: dict[str, Any], name: str, what: str) -> Any:
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, before: str = "") -> str:
     """The part of a message that suggests the known name nearest to `name`; empty if none is near.
 
-    cutoff: how alike the two have to be, from 0 to 1. before: what the suggestion shows in front of the name.
+    cutoff: how alike the two have to be, from 0 to 1; capitals count as small letters. before: what the
+    suggestion shows in front of the name.
     """
-    near = difflib.get_close_matches(name, list(known), 1, cutoff)
-    return f"did you mean {before + near[0]!r}? " if near else ""
+    small = {x.casefold(): x for x in known}
+    near = difflib.get_close_matches(name.casefold(), small, 1, cutoff)
+    return f"did you mean {before + small[near[0]]!r}? " if near else ""
 
 
 def conf_folder() -> Path:

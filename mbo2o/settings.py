@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mbo2o.dynamics.termination import name_of
 from mbo2o.recipes import older
-from mbo2o.registry import AGENTS, RECIPES, SOURCES, Entry, entry_of, find
+from mbo2o.registry import AGENTS, RECIPES, SOURCES, WORDS, Entry, entry_of, find
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
 from mbo2o.types import UserError, at_least_one
@@ -25,8 +25,6 @@ KINDS = {
     "small": "sized for a CPU",
 }
 """What a preset's provenance begins with."""
-WORDS = ("dataset", "dir", "start_from", "env")
-"""Settings whose values are names and paths of the user's."""
 AS_STORED = (*WORDS, "provenance", "env_kwargs", "plugins")
 """Settings that are read from config.yaml as they stand there: `${KEY}` in them is text."""
 MAX_THREADS = 1024
@@ -38,7 +36,7 @@ class Config:
 
     # the config of a recipe; `mbo2o methods` lists them
     recipe: Any = MISSING
-    # a file, a name of `mbo2o data list`, or minari:ID
+    # a file, an address such as s3://bucket/my.hdf5, a name of `mbo2o data list`, or minari:ID
     dataset: str | None = None
     # where the dataset is held; memmap: one larger than memory is converted once into files that runs share
     storage: str = "ram"
@@ -58,10 +56,12 @@ class Config:
     # seed of the first one; the whole run follows from it
     seed: int = 0
     device: str = "cpu"
-    # how learning steps are run: eager, or compiled to one program, which a C++ compiler makes at the start
-    engine: str = "eager"
-    # how products of matrices in learning steps are rounded: fp32 or bf16 (run/engine.py)
-    precision: str = "fp32"
+    # how learning steps are run: eager; compiled, to one program that a C++ compiler makes at the start;
+    # graph, which a GPU replays; auto: graph on a GPU, compiled where a long run repays it, else eager
+    engine: str = "auto"
+    # how products of matrices in learning steps are rounded: fp32, tf32 (GPUs), bf16, or auto: the lowest
+    # that was shown to learn as well on this device (run/engine.py)
+    precision: str = "auto"
     # torch threads: two on two busy cores can be far slower than one for networks this small
     threads: int = 1
     # None: runs/RECIPE-DATASET-HASH, so that the same command finds its run again

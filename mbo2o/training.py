@@ -62,6 +62,7 @@ def _train(cfg: Config) -> Path:
     torch.set_num_threads(cfg.threads)
     _keep_memory()
     recipe = make_recipe(cfg.recipe)
+    asked, (cfg, why) = cfg.engine, _engine(cfg)
     found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
     env_id = _environment(cfg, found)
     cfg, dataset, content, said = _loaded(cfg, found, env_id)
@@ -70,11 +71,13 @@ def _train(cfg: Config) -> Path:
     directory, moved = naming.directory_of(cfg, env_id, content)
     with whole.writing(directory), whole.occupy(directory):
         before = naming.claim(directory, cfg, env_id, content)
+        if before and asked == "auto":
+            cfg, why = _engine_of(before, cfg), ""
         facts = _facts(before, dataset, content)
         text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
         whole.write_whole(directory / "config.yaml", text)
         run = _open(directory, cfg, recipe, env_id, dataset)
-        for line in [moved, *said, _new_engine(before, cfg)]:
+        for line in [moved, *said, why, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
         run.say(f"{naming.method(cfg)} on {env_id}, {cfg.seeds} seed(s) → {directory}")
@@ -87,6 +90,20 @@ def _train(cfg: Config) -> Path:
         if cfg.report:
             run.say(f"report: {write_report(directory)}")
     return directory
+
+
+def _engine(cfg: Config) -> tuple[Config, str]:
+    """The config with `auto` decided, by the updates that the run makes, and a line that gives the reason."""
+    steps = {x: getattr(cfg.recipe, x, 0) for x in ("offline_steps", "online_steps")}
+    updates = steps["offline_steps"] + steps["online_steps"] * getattr(cfg.recipe, "utd", 1)
+    engine, why = EngineConfig(cfg.engine, cfg.precision).chosen(cfg.device, updates)
+    return replace(cfg, engine=engine.mode, precision=engine.precision), why
+
+
+def _engine_of(before: dict[str, Any], cfg: Config) -> Config:
+    """The config with the engine that a run began with, if it runs here: only then it goes on bit for bit."""
+    then = EngineConfig(before.get("engine", "eager"), cfg.precision)
+    return cfg if then.missing(cfg.device) else replace(cfg, engine=then.mode)
 
 
 def _new_engine(before: dict[str, Any], cfg: Config) -> str:
@@ -263,7 +280,7 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
         cfg, env_id = read_config(directory)
         if imports_module(env_id):
             check_trust("env", env_id)
-        cfg.device, cfg.engine = "cpu", "eager"  # no step is learned
+        cfg.device, cfg.engine, cfg.precision = "cpu", "eager", "fp32"  # no step is learned
         recipe = make_recipe(cfg.recipe)
         dataset = None
         if recipe.needs_dataset:

@@ -7,12 +7,16 @@ are seeds: `*S` is empty for one model alone, as planning uses it, and `(S,)` fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from mbo2o.errors import Diverged as Diverged
+from mbo2o.errors import UserError as UserError
+from mbo2o.errors import at_least_one as at_least_one
 
 Metrics = dict[str, Tensor]
 """Measurements by name, per seed: `(*S,)` or `(*S, K)`. They stay on their device until a log line is due."""
@@ -24,21 +28,6 @@ RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(obs, act, next_obs) in raw units → reward (*S, B)."""
 
 RewardT = TypeVar("RewardT", Tensor, float)
-
-
-class UserError(Exception):
-    """A mistake that the user can correct: shown as one line (what, where, what to do), with exit code 2."""
-
-
-class Diverged(Exception):
-    """Training produced numbers that are not finite: one line, exit code 3; the last checkpoint stays."""
-
-
-def at_least_one(where: str, **counts: float) -> None:
-    """Raise a `UserError` for the first of these numbers that is below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{where}: {name}={value} must be at least 1")
 
 
 def duration(seconds: float) -> str:
@@ -183,6 +172,15 @@ class Source(Protocol):
     def sample(self, n: int) -> Batch:
         """Draw `n` transitions per seed: fields `(*S, n, ...)`."""
         ...
+
+
+def form(source: Source, n: int) -> Hashable:
+    """What a draw of `n` rows depends on beside the contents of tensors, which may change.
+
+    A source that is made of others, or of numbers, says so by its method `form`; another one is itself.
+    """
+    own = getattr(source, "form", None)
+    return id(source) if own is None else own(n)
 
 
 class Weighted(Source, Protocol):

@@ -277,7 +277,7 @@ METHODS = [
     Method("EDAC", "arXiv 2110.01548", "switch=edac", BOTH, ("offline", "edac", "final")),
     Method("TD3+BC", "arXiv 2106.06860", "switch=td3bc", BOTH, ("offline", "td3bc", "final")),
     Method("LAPO", "arXiv 2203.08949", "switch=lapo", BOTH, ("offline", "lapo", "final")),
-    Method("BC", "", "switch=bc", DATA, ("offline", "bc", "final")),
+    Method("BC", "Pomerleau 1988", "switch=bc", DATA, ("offline", "bc", "final")),
     Method("SAC", "arXiv 1812.05905", "experiment=sac-paper", TASK, ("obac", "sac", "final")),
     Method("REDQ", "arXiv 2101.05982", "experiment=redq-paper", TASK, ("obac", "redq", "final")),
 ]

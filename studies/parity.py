@@ -139,7 +139,7 @@ def parities(results: Path) -> list[Parity]:
             }
             scale = float(mine["fp32"][0]["range"])
             exact, rounded = (value[p] for p in PRECISIONS)
-            differences = [paired_difference(rounded[x] / scale, exact[x] / scale) for x in ("final", "auc")]
+            final, auc = (paired_difference(rounded[x] / scale, exact[x] / scale) for x in ("final", "auc"))
             holdout = None
             if mine["fp32"][0]["holdout_mse"]:
                 error = [np.array([float(r["holdout_mse"]) for r in mine[p]]) for p in PRECISIONS]
@@ -148,7 +148,7 @@ def parities(results: Path) -> list[Parity]:
             found.append(
                 Parity(
                     path.stem.removeprefix("parity-"), method, int(mine["fp32"][0]["steps"]), returns,
-                    *differences, holdout,
+                    final, auc, holdout,
                 )
             )  # fmt: skip
     return found

@@ -66,6 +66,7 @@ def run(capsys, *args):
         (["eval", "nowhere"], "not a run"),
         (["report", "nowhere"], "nowhere"),
         (["data", "inspect", "nowhere.hdf5"], "nowhere.hdf5"),
+        (["data", "inspect", "nope"], "`mbo2o data list` shows all"),
         (["data", "collect", "--out", "x"], "--env"),
         (["data", "collect", "--policy", "nothing.safetensors", "--out", "x"], "nothing.safetensors"),
         (["data", "collect", "--policy", "random", "--out", "x"], "--env"),
@@ -82,6 +83,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(args, expected, capsys):
 
 COMMANDS = [
     "train",
+    "slurm",
     "eval",
     "report",
     "methods",

@@ -9,8 +9,9 @@ import mbo2o
 
 ROOT = Path(mbo2o.__file__).parent
 BELOW = {  # what a package may import of this project
-    "types": set(),
-    "registry": {"types"},
+    "errors": set(),
+    "types": {"errors"},
+    "registry": {"errors", "types"},
     "ensemble": {"registry", "types"},
     "nn": {"ensemble", "types"},
     "agents": {"nn", "ensemble", "registry", "types"},
@@ -18,7 +19,7 @@ BELOW = {  # what a package may import of this project
     "sources": {"data", "nn", "ensemble", "registry", "types"},
     "dynamics": {"ensemble", "nn", "data", "registry", "types"},
     "envs": {"types"},
-    "store": {"data", "envs", "types"},
+    "store": {"data", "envs", "registry", "errors", "types"},
     "run": {"agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
@@ -33,7 +34,7 @@ BELOW = {  # what a package may import of this project
     },
     "cli": {
         *("training", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
-        *("registry", "types"),
+        *("registry", "errors", "types"),
     },
 }
 FREE_OF = {

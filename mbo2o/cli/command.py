@@ -9,10 +9,12 @@ import argparse
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-USER, DIVERGED, ENVIRONMENT, INTERRUPTED, STOPPED = 2, 3, 4, 130, 143
+USER, DIVERGED, INTERRUPTED, STOPPED = 2, 3, 130, 143
 
 
 def add(
@@ -34,7 +36,11 @@ def add(
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """The exit code of `work`: its own, or that of the error it ends with, which is printed as one line."""
+    """The exit code of `work`: its own, or that of the error it ends with, which is printed as one line.
+
+    Warnings are one line, too.
+    """
+    warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
     try:
         return work()
     except BrokenPipeError:  # `mbo2o methods | head`: the reader has read enough
@@ -52,24 +58,22 @@ def guarded(work: Callable[[], int]) -> int:
 
 def _reported(error: BaseException) -> int | None:
     """Print an error that is expected, and return its code; None for a fault of the program."""
-    from mbo2o.envs.faults import EnvironmentFault
-    from mbo2o.run.watch import Stopped
-    from mbo2o.types import Diverged, UserError
-
-    if isinstance(error, EnvironmentFault):
-        return _say(str(error), ENVIRONMENT)
-    if isinstance(error, UserError):
-        return _say(str(error), USER)
     if isinstance(error, PermissionError):  # a file that was to be read
         name = error.filename or "a file"
         return _say(f"{name}: {error.strerror}; check who may read or write it", USER)
-    if isinstance(error, Diverged):
-        return _say(f"diverged: {error}", DIVERGED)
-    if isinstance(error, Stopped):
-        return _say(str(error), STOPPED)
-    return None
+    code: int | None = getattr(error, "exit_code", None)
+    if code is None:
+        return None
+    return _say(f"diverged: {error}" if code == DIVERGED else str(error), code)
 
 
 def _say(text: str, code: int) -> int:
     print(f"mbo2o: {text}", file=sys.stderr)
     return code
+
+
+def folder(text: str) -> Path:
+    """The folder of an option. argparse makes one line of the error if there is none."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder")
+    return Path(text)

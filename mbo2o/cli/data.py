@@ -73,7 +73,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _env_kwargs(text: str) -> dict[str, Any]:
-    from mbo2o.types import UserError
+    from mbo2o.errors import UserError
 
     try:
         found = json.loads(text)
@@ -95,8 +95,8 @@ def _reference(options: argparse.Namespace) -> None:
 def _collect(options: argparse.Namespace) -> None:
     from mbo2o.collect.play import collect_with_policy
     from mbo2o.collect.sac import collect_with_training
+    from mbo2o.errors import UserError, at_least_one
     from mbo2o.store.whole import writing
-    from mbo2o.types import UserError, at_least_one
 
     sizes = {x: getattr(options, x) for x in ("rows", "steps", "hidden", "batch")}
     at_least_one("data collect", **sizes)

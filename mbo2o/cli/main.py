@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from mbo2o.cli import data, study, train
+from mbo2o.cli import data, slurm, study, train
 from mbo2o.cli.command import guarded
 from mbo2o.cli.train import compose_config
 
@@ -26,7 +25,6 @@ __all__ = ["compose_config", "main"]
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `mbo2o`."""
     args = list(sys.argv[1:] if argv is None else argv)
-    warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
     sys.exit(guarded(lambda: _dispatch(args)))
 
 
@@ -36,7 +34,7 @@ def _dispatch(args: list[str]) -> int:
         return train.run(["experiment=hopper-small"])
     if args[0] == "train" and not {"-h", "--help"} & set(args):
         return train.run(args[1:])  # in Hydra's grammar
-    options, left = parser().parse_known_args(args)
+    options, left = parser().parse_known_args(args, argparse.Namespace(typed=args))
     # argparse takes KEY=VALUE in one place alone, here it may stand anywhere
     settings = [x for x in left if "=" in x and not x.startswith("-")]
     if len(settings) < len(left) or (left and not hasattr(options, "settings")):
@@ -55,6 +53,6 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, study, data):
+    for group in (train, slurm, study, data):
         group.add_to(commands)
     return top

@@ -12,12 +12,37 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mbo2o.registry import AGENTS, RECIPES, SOURCES, conf_folder, did_you_mean
-from mbo2o.settings import WORDS
-from mbo2o.types import UserError
+from mbo2o.errors import UserError
+from mbo2o.registry import AGENTS, RECIPES, SOURCES, WORDS, conf_folder, did_you_mean
 
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
+LOOKS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
+"""Flags with which nothing is run."""
 WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p"}
+WANTED = {
+    r"Value '(.*)' of type '\w+' could not be converted to Integer": "a whole number",
+    r"Value '(.*)' of type '\w+' could not be converted to Float": "a number",
+    r"Value '(.*)' is not a valid bool \(type \w+\)": "true or false",
+    r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": "a list, such as [256,256]",
+    r"Invalid type assigned: \w+ is not a subclass of \w+\. value: (.*)": "a group; set one of its settings",
+    r"field '[\w.]+' is not Optional": "a value, not null",
+}
+"""What OmegaConf says of a value that does not fit, and what was expected instead."""
+
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+"""Launchers of sweeps beside Hydra's own, and the extra of this package that installs each."""
+
+HINTS = {
+    "buffer": "the source of online batches is chosen by name, as source@recipe.source=mix",
+    "offline_share": "it is recipe.source.offline_share, for source@recipe.source=mix or anneal",
+    "anneal_steps": "it is recipe.source.steps, for source@recipe.source=anneal",
+    "distill_share": "it is recipe.source.share, for source@recipe.source=distilled",
+    "distill_rows": "it is recipe.source.rows, for source@recipe.source=distilled",
+    "balanced": "it is recipe.source, for source@recipe.source=balanced",
+    "start": "it is recipe.warmup where the agent acts, and recipe.random_steps where chance does",
+    "real": "it is recipe.real_share",
+}
+"""What to say where a setting of a recipe is given by a name that older versions had."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ def _stays(override: str, sweep: bool) -> bool:
 
 def literals(args: Sequence[str]) -> list[str]:
     """Arguments of `mbo2o train` with their overrides as `literal` has them."""
-    sweep = bool({"-m", "--multirun"} & set(args))
+    sweep = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(args))
     return [a if a.startswith("-") else literal(a, sweep) for a in args]
 
 
@@ -179,6 +204,8 @@ def _first(override: Any) -> str:
     line = str(override.input_line)
     if not override.is_sweep_override():
         return line
+    if not override.is_discrete_sweep():
+        raise UserError(f"{line}: is no list of values; name them one by one, as seed=0,10,20")
     return f"{line.split('=')[0]}={next(iter(override.sweep_string_iterator()))}"
 
 
@@ -187,6 +214,12 @@ def _explain(error: Exception, given: Sequence[str], tree: Tree) -> str:
     causes = [error, error.__cause__, error.__cause__ and error.__cause__.__cause__]
     texts = [str(e) for e in causes if e]
     text = " ".join(texts)
+    if m := re.search(r"Could not find 'hydra/launcher/(\w+)'", text):
+        extra = LAUNCHERS.get(m[1])
+        if extra:
+            return f"hydra/launcher={m[1]} is not installed here; pip install 'mbo2o[{extra}]'"
+        names = ", ".join(["basic", *LAUNCHERS])
+        return f"no launcher is called {m[1]!r}; {did_you_mean(m[1], LAUNCHERS)}choices: {names}"
     if m := re.search(r"Could not find '([\w-]+)/([\w-]+)'", text):
         choices = tree.choices(m[1])
         if m[2] in {"agent": AGENTS, "recipe": RECIPES, "source": SOURCES}.get(m[1], {}):
@@ -215,6 +248,10 @@ def one_line(text: str) -> str:
     line = " ".join(text.split())
     if m := re.fullmatch(r"(.*?) full_key: (\S+)( reference_type=\S+)?( object_type=\S+)?", line):
         line = f"{m[2]}: {m[1]}"
+    for pattern, wanted in WANTED.items():
+        if m := re.fullmatch(rf"([\w.]+): {pattern}", line):
+            value = f"={m[2]}" if m.re.groups > 1 else ""
+            return f"{m[1]}{value}: expected {wanted}"
     interpolated = "${" in line or "nterpolation" in line
     return f"{line}; ${{KEY}} stands for another setting's value" if interpolated else line
 
@@ -248,8 +285,6 @@ def _no_place(key: str, chosen_in: str | None, base: Any) -> str:
 
 def _no_setting(path: Sequence[str], base: Any) -> str:
     """Which part of a dotted key is not there, and what is there instead; empty if all of it is there."""
-    from mbo2o.recipes.older import HINTS
-
     node: Any = base
     for i, part in enumerate(path):
         here, full = ".".join(path[:i]), ".".join(path)

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from mbo2o.cli.command import add
+from mbo2o.cli.command import add, folder
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -30,7 +30,7 @@ def studies() -> dict[str, str]:
 
 def _of_checkout(module: str) -> Any:
     """A module of the folders `studies` and `bench`, which the installed package does not contain."""
-    from mbo2o.types import UserError
+    from mbo2o.errors import UserError
 
     folder = module.split(".")[0]
     if not (ROOT / folder / "__init__.py").is_file():
@@ -42,9 +42,9 @@ def _of_checkout(module: str) -> Any:
 
 def _study(options: argparse.Namespace) -> None:
     from mbo2o.cli.train import compose_config
+    from mbo2o.errors import UserError
     from mbo2o.registry import RECIPES, find
     from mbo2o.store.whole import writing
-    from mbo2o.types import UserError
 
     find(studies() or {options.what: ""}, options.what, "study")
     what, results = options.what, Path(options.results)
@@ -69,7 +69,7 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from mbo2o.types import at_least_one
+    from mbo2o.errors import at_least_one
 
     at_least_one("bench", rounds=options.rounds)
     measure = getattr(_of_checkout(f"bench.{options.what}"), f"print_{options.what}")
@@ -79,12 +79,15 @@ def _bench(options: argparse.Namespace) -> None:
 def _methods(options: argparse.Namespace) -> None:
     from mbo2o import recipes  # noqa: F401  registers
     from mbo2o.cli.overrides import Tree
+    from mbo2o.cli.train import check_plugins
     from mbo2o.registry import AGENTS, RECIPES, SOURCES, load_entry_points, load_plugins
 
     load_entry_points()
     for setting in options.settings:
         _plugins_only(setting)
-        load_plugins([x.strip() for x in setting.partition("=")[2].strip("[]").split(",")])
+        plugins = [x.strip() for x in setting.partition("=")[2].strip("[]").split(",")]
+        load_plugins(plugins)
+        check_plugins(plugins)
     tree = Tree(options.config_dir)
     if (ROOT / "studies" / "__init__.py").is_file():
         _measured()
@@ -100,7 +103,7 @@ def _methods(options: argparse.Namespace) -> None:
 
 
 def _plugins_only(setting: str) -> None:
-    from mbo2o.types import UserError
+    from mbo2o.errors import UserError
 
     if not setting.startswith("plugins="):
         raise UserError(f"methods: {setting!r} has no use here; give plugins=[my.module]")
@@ -159,7 +162,7 @@ def add_to(commands: Any) -> None:
     )
     p.add_argument("settings", nargs="*", metavar="plugins=[MODULE]")
     p.add_argument(
-        "--config-dir", type=_folder, metavar="DIR", help="a folder of YAML whose presets are listed"
+        "--config-dir", type=folder, metavar="DIR", help="a folder of YAML whose presets are listed"
     )
 
     p = add(
@@ -201,9 +204,3 @@ def add_to(commands: Any) -> None:
     p.add_argument("what", choices=["dynamics", "agents", "engines"])
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--out", type=Path, help="also write the results here, a line of JSON each")
-
-
-def _folder(text: str) -> Path:
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: no such folder")
-    return Path(text)

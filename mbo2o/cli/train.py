@@ -6,8 +6,9 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mbo2o.cli.command import INTERRUPTED, STOPPED, add, guarded
@@ -16,40 +17,74 @@ if TYPE_CHECKING:
     from mbo2o.cli.overrides import Tree
     from mbo2o.settings import Config
 
+SWEEP = {"-m", "--multirun"}
+"""Flags with which a comma separates the values of several runs."""
 TRUST = "import the code that the config names: plugins, functions, environments"
 
 
 def run(args: list[str]) -> int:
     """`mbo2o train` with these arguments."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
 
-    from mbo2o.cli.overrides import Tree, check_overrides, literals
-    from mbo2o.registry import trusting
-    from mbo2o.training import train
+    from mbo2o.cli.overrides import LOOKS, Tree, check_overrides, literals
+    from mbo2o.cli.schema import tell_hydra
 
     args, trust, folder = _own_options(args)
     tree, args = Tree(folder), literals(args)
-    _load(args, tree, trust)
-    store_schemas()
+    load_chosen(args, tree, trust)
+    kept = tell_hydra(look=True)  # a mistake is told, and settings are shown, without waiting for torch
     check_overrides(args, tree)
+    if kept and not LOOKS & set(args):
+        tell_hydra()
+    if SWEEP & set(args) or "hydra.mode=MULTIRUN" in args:
+        return _sweep([x for x in args if x not in SWEEP], tree, _job(trust))
     codes: list[int] = []
+    sys.argv = ["mbo2o train", *args, *tree.search]
+    job = _job(trust)
+    hydra.main(config_path=str(tree.own), config_name="config", version_base="1.3")(
+        lambda node: codes.append(job(node))
+    )()
+    return max(codes, default=0)
 
-    def job(node: Any) -> None:
+
+def _job(trust: bool) -> Callable[[Any], int]:
+    """What Hydra calls with each composed config, maybe in another process: it trains, and gives the code.
+
+    After a signal has stopped one run of a sweep, the others that this process would run do not begin.
+    """
+    stopped: list[int] = []
+
+    def job(node: Any) -> int:
+        from hydra.core.hydra_config import HydraConfig
+
+        from mbo2o.registry import load_entry_points, trusting
+        from mbo2o.training import train
+
         def work() -> int:
+            load_entry_points()
             cfg = to_config(node)  # first, because it says what is wrong with an interpolation
             given = HydraConfig.get().overrides.task
             with trusting(trust or set(_texts(given))):
                 train(_declare(cfg, given))
             return 0
 
-        codes.append(guarded(work))
-        if codes[-1] in (INTERRUPTED, STOPPED):
-            sys.exit(codes[-1])  # a sweep ends here, too
+        code = stopped[0] if stopped else guarded(work)
+        if code in (INTERRUPTED, STOPPED):
+            stopped.append(code)
+        return code
 
-    sys.argv = ["mbo2o train", *args, *tree.search]
-    hydra.main(config_path=str(tree.own), config_name="config", version_base="1.3")(job)()
-    return max(codes, default=0)
+    return job
+
+
+def _sweep(overrides: list[str], tree: Tree, job: Callable[[Any], int]) -> int:
+    """Run a sweep with the launcher that `hydra/launcher=` chooses; the largest code of its runs."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_dir(str(tree.own), version_base="1.3", job_name="mbo2o"):
+        hydra: Any = GlobalHydra.instance().hydra
+        batches = hydra.multirun("config", job, [*overrides, *tree.search])
+    return max((int(run.return_value) for batch in batches or () for run in batch), default=0)
 
 
 def config(*overrides: str) -> Config:
@@ -58,7 +93,7 @@ def config(*overrides: str) -> Config:
     Raises:
         UserError: There is a mistake in them.
     """
-    from mbo2o.types import UserError
+    from mbo2o.errors import UserError
 
     if wrong := [x for x in overrides if not isinstance(x, str)]:
         raise UserError(f'config takes settings as text, such as "seeds=3", and {wrong[0]!r} is none')
@@ -72,27 +107,13 @@ def compose_config(overrides: list[str]) -> Config:
         UserError: There is a mistake in them.
     """
     from mbo2o.cli.overrides import Tree, check_overrides, literal
+    from mbo2o.cli.schema import tell_hydra
 
     tree, overrides = Tree(), [literal(x) for x in overrides]
-    _load(overrides, tree, trust=False)
-    store_schemas()
+    load_chosen(overrides, tree, trust=False)
+    tell_hydra()
     check_overrides(overrides, tree)
     return _declare(to_config(tree.compose(overrides)), overrides)
-
-
-def store_schemas() -> None:
-    """Tell Hydra which dataclasses stand behind the YAML."""
-    from hydra.core.config_store import ConfigStore
-
-    from mbo2o import recipes  # noqa: F401  registers
-    from mbo2o.registry import AGENTS, RECIPES, SOURCES
-    from mbo2o.settings import Config
-
-    store = ConfigStore.instance()
-    store.store(name="config_base", node=Config)
-    for group, table in (("recipe", RECIPES), ("agent", AGENTS), ("source", SOURCES)):
-        for entry in table.values():
-            store.store(group=group, name=f"{entry.name}_base", node=entry.config)
 
 
 def to_config(node: Any) -> Any:
@@ -101,7 +122,7 @@ def to_config(node: Any) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     from mbo2o.cli.overrides import one_line
-    from mbo2o.types import UserError
+    from mbo2o.errors import UserError
 
     try:
         return OmegaConf.to_object(node)
@@ -131,7 +152,7 @@ def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
 
 def _own_options(args: Sequence[str]) -> tuple[list[str], bool, Path | None]:
     """The arguments that are for Hydra, whether there is --trust, and the folder of --config-dir."""
-    from mbo2o.types import UserError
+    from mbo2o.errors import UserError
 
     left: list[str] = []
     trust, folder, rest = False, None, iter(args)
@@ -150,14 +171,14 @@ def _own_options(args: Sequence[str]) -> tuple[list[str], bool, Path | None]:
     return left, trust, folder
 
 
-def _load(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
+def load_chosen(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
     """Import the plugins: of installed packages, of the overrides, or else of the presets that these choose.
 
     Raises:
         UserError: A preset names a plugin that the overrides do not, and it is not trusted.
     """
+    from mbo2o.errors import UserError
     from mbo2o.registry import load_entry_points, load_plugins, trusting
-    from mbo2o.types import UserError
 
     load_entry_points()
     given = [o for o in overrides if re.match(r"\+*plugins=", o)]
@@ -165,10 +186,28 @@ def _load(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
         if not re.fullmatch(r"\+*plugins=\[.*\]", o):
             raise UserError(f"{o}: expected a list of modules, as plugins=[my.module]")
     if given:
-        load_plugins(list(_texts(given)))
+        names = list(_texts(given))
+        load_plugins(names)
+        check_plugins(names)
         return
     with trusting(trust):
         load_plugins(tree.plugins(overrides))
+
+
+def check_plugins(names: Sequence[str]) -> None:
+    """Refuse a module that was imported as a plugin but registers nothing: its name may be a mistake."""
+    from mbo2o.errors import UserError
+    from mbo2o.registry import REGISTERED
+
+    homes = {getattr(x, "__module__", type(x).__module__) for x in REGISTERED}
+    for name in names:
+        inside = list(vars(sys.modules[name]).values())
+        modules = {name, *(x.__name__ for x in inside if isinstance(x, ModuleType))}
+        near = any(home in modules or home.startswith(f"{name}.") for home in homes)
+        if not near and not any(x is y for x in REGISTERED for y in inside):
+            what = "no agent, recipe, source, penalty or termination rule"
+            env = "an environment is named as env=MODULE:ID"
+            raise UserError(f"plugins=[{name}]: the module registers nothing ({what}); check its name; {env}")
 
 
 def _texts(overrides: Sequence[str]) -> Iterator[str]:
@@ -201,9 +240,9 @@ def repeated(settings: Sequence[str], run_dir: Path) -> set[str]:
     Raises:
         UserError: One of them is not KEY=VALUE, or the run's config has another value.
     """
+    from mbo2o.errors import UserError
     from mbo2o.registry import load_plugins
     from mbo2o.settings import flat, stored
-    from mbo2o.types import UserError
 
     names: set[str] = set()
     for setting in settings:
@@ -213,6 +252,7 @@ def repeated(settings: Sequence[str], run_dir: Path) -> set[str]:
         if key == "plugins":
             plugins = [x.strip() for x in value.strip("[]").split(",")]
             load_plugins(plugins)
+            check_plugins(plugins)
             names |= {*plugins}
             continue
         found = flat(stored(run_dir)).get(key)
@@ -228,8 +268,8 @@ def repeated(settings: Sequence[str], run_dir: Path) -> set[str]:
 
 
 def _eval(options: argparse.Namespace) -> None:
+    from mbo2o.errors import UserError, at_least_one
     from mbo2o.training import restore
-    from mbo2o.types import UserError, at_least_one
 
     episodes, seed, run_dir = options.episodes, options.seed, Path(options.run_dir)
     at_least_one("eval", episodes=episodes)

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mbo2o.registry import check_same, check_trust, did_you_mean
+from mbo2o.registry import REGISTERED, check_same, check_trust, did_you_mean
 from mbo2o.types import RewardFn, TerminationFn, UserError
 
 F = TypeVar("F", bound=TerminationFn)
@@ -149,6 +149,7 @@ def termination(name: str) -> Callable[[F], F]:
         if name in TERMINATIONS:
             check_same(name, TERMINATIONS[name], rule)
         TERMINATIONS[name] = rule
+        REGISTERED.append(rule)
         return rule
 
     return add

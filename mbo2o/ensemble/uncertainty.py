@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mbo2o.registry import REGISTERED
 from mbo2o.types import UserError
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
@@ -73,6 +74,7 @@ def penalty(name: str) -> Callable[[Penalty], Penalty]:
         if (old.__module__, old.__qualname__) != (f.__module__, f.__qualname__):
             raise UserError(f"a penalty is called {name!r} already; rename the one of {f.__module__}")
         PENALTIES[name] = f
+        REGISTERED.append(f)
         return f
 
     return add

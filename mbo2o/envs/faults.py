@@ -19,6 +19,8 @@ LARGEST = float(np.finfo(np.float32).max)
 class EnvironmentFault(UserError):
     """An environment raised an error, took too long, or returned nonsense: one line, exit code 4."""
 
+    exit_code = 4
+
 
 class Faults:
     """How long a run's environments may take, and how many of their faults are repaired.

@@ -42,18 +42,6 @@ UNUSED: Settings = {
 """The values that settings of the buffer had in every run whose buffer did not read them."""
 WITH_BUFFER = ("finetune", "enoto")
 
-HINTS = {
-    "buffer": "the source of online batches is chosen by name, as source@recipe.source=mix",
-    "offline_share": "it is recipe.source.offline_share, for source@recipe.source=mix or anneal",
-    "anneal_steps": "it is recipe.source.steps, for source@recipe.source=anneal",
-    "distill_share": "it is recipe.source.share, for source@recipe.source=distilled",
-    "distill_rows": "it is recipe.source.rows, for source@recipe.source=distilled",
-    "balanced": "it is recipe.source, for source@recipe.source=balanced",
-    "start": "it is recipe.warmup where the agent acts, and recipe.random_steps where chance does",
-    "real": "it is recipe.real_share",
-}
-"""What to say where a setting of a recipe is given by a name that older versions had."""
-
 
 def modern(name: str, settings: Settings) -> tuple[str, Settings]:
     """A stored recipe's name and settings in today's words; what is today's already comes back as it is."""

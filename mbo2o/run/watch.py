@@ -30,6 +30,8 @@ class Stopped(BaseException):
     It can be raised anywhere, as KeyboardInterrupt can, so it must not be caught as an `Exception`.
     """
 
+    exit_code = 143
+
 
 class Interrupted(Exception):
     """An evaluation was left because the run is to stop."""

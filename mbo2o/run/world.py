@@ -104,14 +104,14 @@ class World:
         if reward > self.largest[0]:
             self.largest = (reward, where)
 
-    def act(self, agent: Agent | None) -> np.ndarray:
-        """Exploring actions `(S, A)` for where the lanes stand; uniform in [-1, 1] without an agent."""
+    def act(self, explore: Callable[[Tensor], Tensor] | None) -> np.ndarray:
+        """Actions `(S, A)` of a policy for where the lanes stand; uniform in [-1, 1] without one."""
         self.lanes.check()
         seeds, width = len(self._blank), self.spec.act_dim
-        if agent is None:  # the numbers of `uniform_actions`
+        if explore is None:  # the numbers of `uniform_actions`
             unit: np.ndarray = torch.rand(seeds, width, device=self.spec.device).cpu().numpy()
             return unit * 2 - 1
-        act = agent.act(self._on_device(self.lanes.obs()), explore=True)
+        act = explore(self._on_device(self.lanes.obs()))
         return act.cpu().numpy().reshape(seeds, width)
 
     def step(self, acts: np.ndarray, agent: Agent | None, where: str) -> tuple[Tensor, Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +34,10 @@ class Append(BaseSource):
     def blend(self) -> Blend:
         """Both kinds of rows, drawn with the share that `advance` has set last."""
         return Blend(self.offline, self.online, self.share)
+
+    def form(self, n: int) -> Hashable:
+        """Both kinds of rows; their share is a tensor."""
+        return self.blend.form(n)
 
     def sample(self, n: int) -> Batch:
         """`n` rows per seed, each offline with the present share."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from mbo2o.data import dataset
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.layout import Packed
-from mbo2o.types import Batch, Source, cat, combine
+from mbo2o.types import Batch, Source, cat, combine, form
 
 
 class Mix:
@@ -38,6 +38,10 @@ class Mix:
             counts[i] += 1
         return counts
 
+    def form(self, n: int) -> Hashable:
+        """The parts, and how many rows each gives."""
+        return tuple((form(s, k), k) for (s, _), k in zip(self.parts, self.counts(n), strict=True))
+
     def sample(self, n: int) -> Batch:
         """`n` rows per seed, part after part."""
         return fields(self.draw(n))
@@ -60,6 +64,10 @@ class Youngest:
 
     def __len__(self) -> int:
         return min(self.rows, len(self.buffer))
+
+    def form(self, n: int) -> Hashable:
+        """The buffer, and how far back it is asked."""
+        return (id(self.buffer), self.rows)
 
     def sample(self, n: int) -> Batch:
         """`n` rows per seed, uniformly with replacement."""
@@ -96,6 +104,10 @@ class Blend:
 
     def __len__(self) -> int:
         return len(self.offline) + len(self.online)
+
+    def form(self, n: int) -> Hashable:
+        """The rows, and whether they are of one kind; a share of both is a tensor."""
+        return (id(self), self.share if self.share in (0, 1) else None)
 
     def sample(self, n: int) -> Batch:
         """`n` rows per seed, each offline with probability `share`."""

@@ -16,8 +16,8 @@ import re
 import time
 from pathlib import Path
 
+from mbo2o.errors import UserError
 from mbo2o.store.whole import file_sha256, shown, stat_key, whole_file
-from mbo2o.types import UserError
 
 SETTLED = 2.0
 

@@ -18,7 +18,6 @@ those of the row's own observation, a step early (issue 194). Both stay as they 
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ import numpy as np
 from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.dataset import TransitionDataset, build_dataset
 from mbo2o.data.fields import AS_GIVEN, FIELDS, VECTORS, Attrs, Fields, New, blocks, check_fields, in_ram
+from mbo2o.registry import did_you_mean
 from mbo2o.store.hdf5 import open_hdf5, read_open_file, scalar_attrs
 from mbo2o.store.whole import shown
 from mbo2o.types import UserError
@@ -78,8 +78,7 @@ def read_dict(
     """
     for key in data:
         if key not in FIELDS and "/" not in key and key != "infos":
-            near = difflib.get_close_matches(key, FIELDS, 1, 0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(key, FIELDS, 0.4)
             raise UserError(f"dict: {key!r} is not a field; {hint}the fields are {', '.join(FIELDS)}")
     raw = {key: np.asarray(data[key]) for key in FIELDS if data.get(key) is not None}
     metadata = {key: x for key, x in data.items() if key.startswith("metadata/") and np.ndim(x) == 0}

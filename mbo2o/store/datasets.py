@@ -1,11 +1,10 @@
-"""Datasets by the names that users give: a path, a name in a data folder, a fetched dataset, or a Minari id.
+"""Datasets by the names that users give: a path, an address, a name in a data folder, or a Minari id.
 
 `find` decides what a name means, once and for all callers; `read` reads its rows.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable
@@ -21,13 +20,14 @@ from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.dataset import COLUMNS, TransitionDataset, build_dataset, fields_of
 from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, blocks, in_ram
 from mbo2o.envs.make import EnvChoice, make_env
-from mbo2o.store import content, mapped, remote, table
+from mbo2o.errors import UserError
+from mbo2o.registry import did_you_mean
+from mbo2o.store import addresses, content, mapped, remote, table
 from mbo2o.store.d4rl import read_d4rl, read_d4rl_attrs
 from mbo2o.store.hdf5 import check_signature, imports_module, write_hdf5
 from mbo2o.store.minari import minari_folder, read_minari, read_minari_attrs
 from mbo2o.store.remote import Remote
 from mbo2o.store.whole import shown
-from mbo2o.types import UserError
 
 SUFFIXES = (".hdf5", ".h5")
 MINARI_ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
@@ -126,18 +126,24 @@ def data_folders() -> list[Path]:
 
 
 def find(name: str | os.PathLike[str] | None) -> Named:
-    """Find a dataset by its path, its name or its Minari id.
+    """Find a dataset by its path, its address, its name or its Minari id.
 
-    In this order: a path that exists (`minari:ID` is always an id); a name, which is the stem of a file in a
-    data folder or the name of a fetched dataset; a Minari id, `namespace/name-v0`. Raises `UserError`, with
-    the nearest name, if there is none, and for a dataset that has to be fetched first.
+    In this order: an address (`minari:ID` is always an id); a path that exists; a name, which is the stem of
+    a file in a data folder or the name of a fetched dataset; a Minari id, `namespace/name-v0`. Raises
+    `UserError`, with the nearest name, if there is none, and for a dataset that has to be fetched first.
     """
     if name is None:
-        raise UserError("no dataset is named: give dataset=FILE, a name of `mbo2o data list`, or minari:ID")
+        raise UserError(
+            "no dataset is named: give dataset=FILE, an address, a name of `mbo2o data list`, or minari:ID"
+        )
     name = os.fspath(name)
     if name.startswith("minari:"):
         dataset_id = name.removeprefix("minari:")
         return Named(dataset_id, dataset_id)
+    if addresses.is_address(name):
+        name = str(addresses.local_copy(name))
+        if not os.path.exists(name):
+            raise UserError(f"{shown(name)}: no such file; check the address")
     if os.path.exists(name):
         _refuse_table(Path(name))
         return Named(name)
@@ -157,12 +163,13 @@ def find(name: str | os.PathLike[str] | None) -> Named:
 
 def _unknown_name(name: str, shipped: list[str]) -> UserError:
     near = [x for x in remote.registry() if x.endswith(f"/{name}")]
-    near = near or difflib.get_close_matches(name, shipped, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, near, 0) or did_you_mean(name, shipped)
     if "\\" in name:
         return UserError(f"{shown(name)}: no such file; {hint or 'check the path'}".rstrip())
     known = ", ".join(sorted(shipped)) or "none"
-    return UserError(f"no dataset is called {name!r}; {hint}known by name: {known}")
+    return UserError(
+        f"no dataset is called {name!r}; {hint}known by name: {known}; `mbo2o data list` shows all"
+    )
 
 
 def _refuse_table(path: Path) -> None:

@@ -9,7 +9,6 @@ checked. Only `fetch` makes requests, and none with `MBO2O_OFFLINE=1`; training 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.fields import Attrs
+from mbo2o.registry import did_you_mean
 from mbo2o.store.whole import file_sha256, one_line, sync, take_lock, writing
 from mbo2o.types import UserError
 
@@ -166,8 +166,8 @@ def find_remote(name: str) -> Remote:
     """The registry's dataset of that name. Raises `UserError`, with the nearest name, if there is none."""
     known = registry()
     if name not in known:
-        near = [x for x in known if x.endswith(f"/{name}")] or difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        ends = [x for x in known if x.endswith(f"/{name}")]
+        hint = did_you_mean(name, ends, 0) or did_you_mean(name, known)
         raise UserError(f"no remote dataset is called {name!r}; {hint}`mbo2o data list` shows all")
     return known[name]
 
@@ -179,10 +179,8 @@ def lookup_remote(name: str) -> Remote | None:
         return known[name]
     if "/" not in name or name.startswith("minari:"):
         return None
-    if near := difflib.get_close_matches(name, known, 1, 0.9):
-        raise UserError(
-            f"no dataset is called {name!r}; did you mean {near[0]!r}? (a Minari set: minari:{name})"
-        )
+    if hint := did_you_mean(name, known, 0.9):
+        raise UserError(f"no dataset is called {name!r}; {hint}(a Minari set: minari:{name})")
     return None
 
 

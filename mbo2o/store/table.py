@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import importlib
 import os
 import re
@@ -17,6 +16,7 @@ import numpy as np
 from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.dataset import TransitionDataset, build_dataset
 from mbo2o.data.fields import FIELDS, OPTIONAL, VECTORS, Attrs, Fields, check_fields
+from mbo2o.registry import did_you_mean
 from mbo2o.store.whole import one_line, shown
 from mbo2o.types import UserError
 
@@ -76,10 +76,8 @@ def _names(columns: Columns, path: Path) -> dict[str, list[str]]:
     known = [*FIELDS, *ORDER]
     for key in columns:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.4)
-            raise UserError(
-                f"{path}: columns has no use for {key!r}; {_did_you_mean(near)}it maps {', '.join(known)}"
-            )
+            hint = did_you_mean(key, known, 0.4)
+            raise UserError(f"{path}: columns has no use for {key!r}; {hint}it maps {', '.join(known)}")
     if missing := [key for key in FIELDS if key not in columns and key not in OPTIONAL]:
         raise UserError(f"{path}: columns does not say where {missing[0]!r} is; add it")
     names = {key: [x] if isinstance(x, str) else list(x) for key, x in columns.items()}
@@ -93,20 +91,13 @@ def _find(wanted: Sequence[str], found: Sequence[str], path: Path) -> list[int]:
     """The positions of the wanted columns. Raises `UserError` for one that is missing or not unique."""
     for name in wanted:
         if name not in found:
-            lower = {x.lower(): x for x in found}
-            near = [lower[x] for x in difflib.get_close_matches(name.lower(), lower, 1, 0)]
-            raise UserError(
-                f"{path}: no column {name!r}; {_did_you_mean(near)}found {', '.join(found) or 'none'}"
-            )
+            hint = did_you_mean(name, found, 0)
+            raise UserError(f"{path}: no column {name!r}; {hint}found {', '.join(found) or 'none'}")
         if list(found).count(name) > 1:
             raise UserError(
                 f"{path}: {list(found).count(name)} columns are called {name!r}; give each a name of its own"
             )
     return [list(found).index(name) for name in wanted]
-
-
-def _did_you_mean(near: Sequence[str]) -> str:
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _csv(path: Path, wanted: list[str], names: dict[str, list[str]]) -> Table:

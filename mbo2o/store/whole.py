@@ -22,7 +22,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mbo2o.types import UserError
+from mbo2o.errors import UserError
 
 NAMES = (
     "ENOSPC",

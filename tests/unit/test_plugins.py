@@ -165,6 +165,8 @@ def evil(tmp_path, monkeypatch):
     import pathlib, gymnasium
     pathlib.Path({str(mark)!r}).touch()
     gymnasium.register("Pendulum-v9", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=200)
+    from mbo2o.dynamics.termination import termination
+    @termination("evil-rule")
     def f(obs, act, next_obs):
         return next_obs[..., 0] > 9
     """
@@ -172,6 +174,7 @@ def evil(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     yield mark
     sys.modules.pop("evil", None)
+    TERMINATIONS.pop("evil-rule", None)
     import gymnasium
 
     gymnasium.registry.pop("Pendulum-v9", None)
@@ -297,6 +300,8 @@ def test_what_is_imported_already_needs_no_trust():
             "plugins=[copy_of_it]: the name 'fine' is registered twice, by fine.Fine and by",
         ),
         ("[plain]", "plugins=[plain]: 'plain': its config dict is no dataclass; decorate it with @dataclass"),
+        ("[silent]", "plugins=[silent]: the module registers nothing"),
+        ("[os.path]", "plugins=[os.path]: the module registers nothing"),
         ("fine", "plugins=fine: expected a list of modules, as plugins=[my.module]"),
     ],
 )
@@ -306,6 +311,7 @@ def test_a_mistake_about_plugins_is_one_line(plugins, said, tmp_path, monkeypatc
     files = {
         "plain": "from mbo2o.registry import agent\n@agent('plain', dict)\nclass Plain: pass\n",
         "raises": "1 / 0",
+        "silent": "from mbo2o.registry import agent\n",
         "exits": "raise SystemExit(0)",
         "needs": "import nowhere.deep",
     }
