@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from mbo2o.agents.calql import CalQLConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.scratch import ScratchConfig
@@ -25,8 +26,12 @@ from mbo2o.training import Config, train
 NET = MLPConfig(hidden=[8])
 
 
-def small(directory, env="InvertedPendulum-v5", steps=60, **run):
-    agent = SACConfig(actor=NET, critic=NET)
+READS_RETURNS = CalQLConfig(actor=NET, critic=NET)
+"""An agent with which the rows of a run hold returns."""
+
+
+def small(directory, env="InvertedPendulum-v5", steps=60, agent=None, **run):
+    agent = agent or SACConfig(actor=NET, critic=NET)
     settings = {
         "log_every": 20,
         "eval_every": 40,
@@ -227,7 +232,7 @@ def assert_true_transitions(directory, n):
 def play(directory, **settings):
     """80 random turns of the counter, without evaluations in between."""
     settings = {"eval_every": 1000, "checkpoint_every": 1000, "env_seconds": 0.15} | settings
-    config = small(directory, COUNTER, steps=0, **settings)
+    config = small(directory, COUNTER, steps=0, agent=READS_RETURNS, **settings)
     config.recipe.random_steps = 80
     train(config)
 

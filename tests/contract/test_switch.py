@@ -441,13 +441,13 @@ def test_values_that_no_reward_allows_are_divergence(pendulum, tmp_path):
 def rows_at_updates(monkeypatch, cls):
     """How many online rows there are, and how many of a batch's rows are the dataset's, at each update."""
     seen = []
-    sample = ReplayBuffer.sample
+    draw = ReplayBuffer.draw
 
-    def spied(self, n):
+    def spied(self, n, youngest=None):
         seen.append((len(self), n))
-        return sample(self, n)
+        return draw(self, n, youngest)
 
-    monkeypatch.setattr(cls, "sample", spied)
+    monkeypatch.setattr(cls, "draw", spied)
     return seen
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from survival import (
     COUNTER,
+    READS_RETURNS,
     RESET_FAULTS,
     STEP_FAULTS,
     assert_same,
@@ -178,7 +179,7 @@ def test_an_evaluation_whose_environment_keeps_failing_is_owed(counter, tmp_path
 
 
 def test_an_episode_that_cannot_be_replayed_is_cut(counter, tmp_path, monkeypatch):
-    config = {"eval_every": 1000, "checkpoint_every": 1000}
+    config = {"eval_every": 1000, "checkpoint_every": 1000, "agent": READS_RETURNS}
     stop_at(tmp_path / "run", 37, env=COUNTER, **config)  # 57 steps: 12 of the fourth episode
     step = counter.step
 
