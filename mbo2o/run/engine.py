@@ -141,13 +141,13 @@ class Engine:
 
 def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` as one program, which the first call translates."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second, which other runs need not wait
-    from torch._inductor.exc import InductorError
-
     # torch keeps translations on disk; beside our other caches they outlive the machine's temporary folder
     folder = str(cache_folder() / "compiled")
     if " " not in folder:  # torch's commands break at a space
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)  # before the imports, which set it, too
+    from torch._dynamo.exc import TorchDynamoException  # takes a second, which other runs need not wait
+    from torch._inductor.exc import InductorError
+
     translated = torch.compile(step, fullgraph=True, dynamic=False)
 
     @functools.wraps(step)
