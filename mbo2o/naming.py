@@ -29,6 +29,8 @@ def decisive(cfg: Config, env_id: str) -> dict[str, Any]:
     The reference only turns returns into scores, so it counts where an agent acts on scores.
     """
     values = plain(cfg, env_id)
+    if values["precision"] in ("auto", "fp32"):  # what runs had before there was a choice
+        del values["precision"]
     unread = [*OPEN_OF_RUN, *(() if _acts_on_scores(cfg) else ("reference",))]
     run = {key: value for key, value in values["run"].items() if key not in unread}
     return flat({key: value for key, value in values.items() if key not in OPEN} | {"run": run})

@@ -58,10 +58,12 @@ class Config:
     # seed of the first one; the whole run follows from it
     seed: int = 0
     device: str = "cpu"
-    # how learning steps are run: eager, or compiled to one program, which a C++ compiler makes at the start
-    engine: str = "eager"
-    # how products of matrices in learning steps are rounded: fp32 or bf16 (run/engine.py)
-    precision: str = "fp32"
+    # how learning steps are run: eager; compiled, to one program that a C++ compiler makes at the start;
+    # graph, which a GPU replays; auto: graph on a GPU, compiled where a long run repays it, else eager
+    engine: str = "auto"
+    # how products of matrices in learning steps are rounded: fp32, tf32 (GPUs), bf16, or auto: the lowest
+    # that was shown to learn as well on this device (run/engine.py)
+    precision: str = "auto"
     # torch threads: two on two busy cores can be far slower than one for networks this small
     threads: int = 1
     # None: runs/RECIPE-DATASET-HASH, so that the same command finds its run again

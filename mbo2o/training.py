@@ -62,6 +62,7 @@ def _train(cfg: Config) -> Path:
     torch.set_num_threads(cfg.threads)
     _keep_memory()
     recipe = make_recipe(cfg.recipe)
+    asked, (cfg, why) = cfg.engine, _engine(cfg)
     found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
     env_id = _environment(cfg, found)
     cfg, dataset, content, said = _loaded(cfg, found, env_id)
@@ -70,11 +71,13 @@ def _train(cfg: Config) -> Path:
     directory, moved = naming.directory_of(cfg, env_id, content)
     with whole.writing(directory), whole.occupy(directory):
         before = naming.claim(directory, cfg, env_id, content)
+        if before and asked == "auto":
+            cfg, why = _engine_of(before, cfg), ""
         facts = _facts(before, dataset, content)
         text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
         whole.write_whole(directory / "config.yaml", text)
         run = _open(directory, cfg, recipe, env_id, dataset)
-        for line in [moved, *said, _new_engine(before, cfg)]:
+        for line in [moved, *said, why, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
         run.say(f"{naming.method(cfg)} on {env_id}, {cfg.seeds} seed(s) → {directory}")
@@ -87,6 +90,20 @@ def _train(cfg: Config) -> Path:
         if cfg.report:
             run.say(f"report: {write_report(directory)}")
     return directory
+
+
+def _engine(cfg: Config) -> tuple[Config, str]:
+    """The config with `auto` decided, by the updates that the run makes, and a line that gives the reason."""
+    steps = {x: getattr(cfg.recipe, x, 0) for x in ("offline_steps", "online_steps")}
+    updates = steps["offline_steps"] + steps["online_steps"] * getattr(cfg.recipe, "utd", 1)
+    engine, why = EngineConfig(cfg.engine, cfg.precision).chosen(cfg.device, updates)
+    return replace(cfg, engine=engine.mode, precision=engine.precision), why
+
+
+def _engine_of(before: dict[str, Any], cfg: Config) -> Config:
+    """The config with the engine that a run began with, if it runs here: only then it goes on bit for bit."""
+    then = EngineConfig(before.get("engine", "eager"), cfg.precision)
+    return cfg if then.missing(cfg.device) else replace(cfg, engine=then.mode)
 
 
 def _new_engine(before: dict[str, Any], cfg: Config) -> str:
@@ -227,14 +244,18 @@ def _check_returns(cfg: Config, dataset: TransitionDataset) -> None:
     """Refuse an agent that needs the returns of the data where no return is known."""
     if dataset.ends_known:
         return
-    for part in vars(cfg.recipe).values():
-        if getattr(part, "needs_returns", False):
-            entry = entry_of(part, AGENTS)
-            raise UserError(
-                f"{cfg.dataset}: no return is known, because the file does not say where episodes were cut, "
-                f"and {entry.name if entry else 'the agent'} needs returns; store timeouts, or the attribute "
-                "max_episode_steps, or take an agent that does not need them"
-            )
+    for part in _readers(cfg):
+        entry = entry_of(part, AGENTS)
+        raise UserError(
+            f"{cfg.dataset}: no return is known, because the file does not say where episodes were cut, "
+            f"and {entry.name if entry else 'the agent'} needs returns; store timeouts, or the attribute "
+            "max_episode_steps, or take an agent that does not need them"
+        )
+
+
+def _readers(cfg: Config) -> list[Any]:
+    """The configs of those agents that read the returns of the data."""
+    return [part for part in vars(cfg.recipe).values() if getattr(part, "needs_returns", False)]
 
 
 # ------------------------------------------------------------------------------------------- runs to look at
@@ -259,7 +280,7 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
         cfg, env_id = read_config(directory)
         if imports_module(env_id):
             check_trust("env", env_id)
-        cfg.device, cfg.engine = "cpu", "eager"  # no step is learned
+        cfg.device, cfg.engine, cfg.precision = "cpu", "eager", "fp32"  # no step is learned
         recipe = make_recipe(cfg.recipe)
         dataset = None
         if recipe.needs_dataset:
@@ -298,6 +319,9 @@ def _open(
     look_only: bool = False,
 ) -> Run:
     engine = EngineConfig(cfg.engine, cfg.precision)
-    task = Task(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine)
+    task = Task(
+        *(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine),
+        returns=bool(_readers(cfg)),
+    )
     start_from = Path(cfg.start_from) if cfg.start_from else None
     return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)

@@ -7,7 +7,7 @@ are seeds: `*S` is empty for one model alone, as planning uses it, and `(S,)` fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
@@ -186,6 +186,15 @@ class Source(Protocol):
     def sample(self, n: int) -> Batch:
         """Draw `n` transitions per seed: fields `(*S, n, ...)`."""
         ...
+
+
+def form(source: Source, n: int) -> Hashable:
+    """What a draw of `n` rows depends on beside the contents of tensors, which may change.
+
+    A source that is made of others, or of numbers, says so by its method `form`; another one is itself.
+    """
+    own = getattr(source, "form", None)
+    return id(source) if own is None else own(n)
 
 
 class Weighted(Source, Protocol):

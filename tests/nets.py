@@ -10,11 +10,27 @@ from torch import Tensor, nn
 from mbo2o import agents  # noqa: F401  registers
 from mbo2o.agents import Agent, AgentConfig, make_agent
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.ensemble.targets import SunriseConfig
 from mbo2o.registry import AGENTS
 from mbo2o.run.engine import Engine
 from mbo2o.types import Batch, Metrics, Spec, Step, uniform_actions
 
 OBS, ACT = 3, 2
+DEMANDING = {
+    "sac": {"policy_delay": 2, "mask": 0.5, "sunrise": SunriseConfig("per_sample"), "backup": "max"},
+    "sacn": {"sunrise": SunriseConfig("scalar_batch"), "target": "rem", "granularity": "sample"},
+    "edac": {"policy_delay": 2},
+    "redq": {"policy_delay": 3},
+    "cql": {"gap": 0.8, "clone_steps": 2, "actor_reduction": "random_min_pair"},
+    "iql": {"actor_decay_steps": 3, "actor": MLPConfig(hidden=[8], layer_norm=True, dropout=0.1)},
+    "awac": {"weights": "softmax", "target": "weighted_min_pair"},
+    "td3bc": {"bc_final": 0.0, "bc_decay_steps": 3},
+    "adaptive_bc": {"adapt": True},
+    "lapo": {"rho": 0.7},
+    "obac": {"gate": "batch", "beta": 1.0, "density": "released"},
+    "pex": {"scale": True},
+}
+"""Every agent with the settings whose code is hardest to trace: schedules, draws, weights, delays."""
 
 
 def small(name: str, hidden: int = 16, **change) -> AgentConfig:

@@ -25,6 +25,11 @@ class AgentConfig:
     # scale observations by the dataset's mean and deviation, which then stay as they are
     normalize: bool = False
 
+    @property
+    def needs_returns(self) -> bool:
+        """Whether the agent reads `mc_return`; where no agent of a run does, batches do not hold it."""
+        return False
+
     def after_switch(self) -> AgentConfig:
         """The config that goes on in the environment, without what only offline learning needs."""
         return self.unchanged()

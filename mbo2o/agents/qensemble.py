@@ -88,7 +88,7 @@ class QEnsemble(Agent):
 
     def on_episode(self, ended: Tensor, score: Tensor, length: Tensor) -> None:
         """Put another critic in charge of the next episode; every call draws for all seeds."""
-        self.head.copy_(torch.where(ended, torch.randint_like(self.head, self.cfg.critics), self.head))
+        torch.where(ended, torch.randint_like(self.head, self.cfg.critics), self.head, out=self.head)
 
     @abstractmethod
     def mode(self, obs: Tensor) -> Tensor:

@@ -220,6 +220,8 @@ def _add_collect(data: Any) -> None:
     p.add_argument("--hidden", type=int, default=128, help="width of SAC's two hidden layers")
     p.add_argument("--lr", type=float, default=3e-4, help="SAC's learning rates")
     p.add_argument("--batch", type=int, default=256, help="SAC's batch size")
+    p.add_argument("--engine", default="eager", help="of SAC's updates: eager or compiled")
+    p.add_argument("--precision", default="fp32", help="of products in SAC's updates: fp32 or bf16")
     p.add_argument(
         "--medium",
         type=float,

@@ -30,7 +30,7 @@ from mbo2o.data.fields import Attrs
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.streams import seed_all
-from mbo2o.run.engine import Engine
+from mbo2o.run.engine import Engine, EngineConfig
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.store.hdf5 import read_hdf5, write_hdf5
 from mbo2o.types import Spec, UserError, uniform_actions
@@ -41,6 +41,7 @@ def collect_with_training(options: argparse.Namespace) -> None:
     if not options.env:
         raise UserError("data collect: give --env ID, or --policy FILE")
     check_waypoint_options(options)
+    engine = EngineConfig(options.engine, options.precision)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     if (out / "evals.csv").exists():
@@ -55,6 +56,7 @@ def collect_with_training(options: argparse.Namespace) -> None:
         batch=options.batch,
         start=min(5000, options.steps // 5),
         eval_every=max(1, min(5000, options.steps // 10)),
+        engine=engine,
     )
     write_tiers(
         out, rows=options.rows, seed=options.seed, medium=options.medium, medium_step=options.medium_step
@@ -73,6 +75,7 @@ def train(
     start: int = 5000,
     eval_every: int = 5000,
     episodes: int = 10,
+    engine: EngineConfig | None = None,
 ) -> None:
     """Train SAC for `steps` steps: uniform actions for `start` steps, and then one update for each step.
 
@@ -85,7 +88,7 @@ def train(
     spec = Spec(lanes.obs_dim, lanes.act_dim, (1,))
     net = MLPConfig(hidden=hidden)
     cfg = SACConfig(actor_lr=lr, critic_lr=lr, alpha_lr=lr, actor=net, critic=net)
-    agent, engine = SAC(spec, cfg), Engine()
+    agent, run = SAC(spec, cfg), Engine(engine)
     buffer = ReplayBuffer(spec, steps)
     evaluate = Evaluator(env_id, (1,), episodes, seed, cfg.gamma)
     evals: list[tuple[int, float, float]] = []
@@ -95,7 +98,7 @@ def train(
         transition, truncated, _ = lanes.step(act)
         buffer.add(transition, truncated)
         if t >= start:
-            engine.update(agent, buffer.sample(batch))
+            run.update(agent, buffer.sample(batch))
         if t % eval_every == 0:
             result = evaluate(agent.act, agent.value)
             evals.append((t, float(result["return"]), float(result["return_std"])))

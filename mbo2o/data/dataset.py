@@ -18,7 +18,7 @@ from torch import Tensor
 from mbo2o.data import cuts
 from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.fields import Attrs, Fields, New, blocks, check_fields, in_ram
-from mbo2o.data.layout import RETURN, RowLayout
+from mbo2o.data.layout import RETURN, TRUNCATED, Packed, RowLayout
 from mbo2o.types import Batch, UserError
 
 COLUMNS = ("packed", "terminated", "truncated", "valid_next", "episode", "index")
@@ -146,24 +146,17 @@ class TransitionDataset:
 
     @cached_property
     def _drawn(self) -> RowLayout:
-        """The layout of rows that are drawn, which hold the return if there is one."""
-        return RowLayout(self.obs_dim, self.act_dim, *([] if self.returns is None else [RETURN]))
+        """The layout of rows that are drawn: that of a buffer, whose rows stand beside them in mixtures."""
+        returns = [] if self.returns is None else [RETURN]
+        return RowLayout(self.obs_dim, self.act_dim, TRUNCATED, *returns)
 
     def sample(self, n: int) -> Batch:
         """Draw `n` usable rows for each seed, uniformly and with replacement: `(*seeds, n, ...)`."""
-        draw = torch.randint(len(self.index), (*self.seeds, n), device=self.index.device)
-        return self.rows(self.index[draw])
+        return gather(self, draw(self, n)).batch
 
     def rows(self, index: Tensor) -> Batch:
         """The rows at `index (*S, B)`, as `(*S, B, ...)`; `next_obs` is NaN where unknown."""
-        flat, layout = index.reshape(-1), self._drawn
-        drawn = self.packed.new_empty(len(flat), layout.width)
-        torch.index_select(self.packed, 0, flat, out=drawn[:, : self._layout.width])
-        if self.shaped is not None:
-            torch.index_select(self.shaped, 0, flat, out=drawn[:, layout.column("rew")])
-        if self.returns is not None:
-            torch.index_select(self.returns, 0, flat, out=drawn[:, layout.column(RETURN)])
-        return layout.unpack(drawn.view(*index.shape, layout.width))
+        return gather(self, index).batch
 
     def blocks(self) -> Iterator[Batch]:
         """All rows that `sample` draws from, without a seed axis, one block at a time."""
@@ -235,6 +228,24 @@ class TransitionDataset:
             np.add.at(lengths, episode, 1)
             complete += int((self.terminated[rows] | self.truncated[rows]).sum())
         return returns[:complete], lengths[:complete]
+
+
+def draw(dataset: TransitionDataset, n: int) -> Tensor:
+    """Numbers of `n` usable rows for each seed, uniformly and with replacement: `(*seeds, n)`."""
+    chosen = torch.randint(len(dataset.index), (*dataset.seeds, n), device=dataset.index.device)
+    return dataset.index[chosen]
+
+
+def gather(dataset: TransitionDataset, index: Tensor) -> Packed:
+    """The rows at `index (*S, B)`; `truncated` is not filled in, because no batch holds it."""
+    flat, layout = index.reshape(-1), dataset._drawn
+    drawn = dataset.packed.new_empty(len(flat), layout.width)
+    torch.index_select(dataset.packed, 0, flat, out=drawn[:, : dataset.packed.shape[1]])
+    if dataset.shaped is not None:
+        torch.index_select(dataset.shaped, 0, flat, out=drawn[:, layout.column("rew")])
+    if dataset.returns is not None:
+        torch.index_select(dataset.returns, 0, flat, out=drawn[:, layout.column(RETURN)])
+    return Packed(drawn.view(*index.shape, layout.width), layout)
 
 
 def build_dataset(fields: Fields, attrs: Attrs | None, where: object, new: New = in_ram) -> TransitionDataset:

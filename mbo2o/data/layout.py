@@ -6,6 +6,8 @@ Checkpoints of buffers hold such rows, so the order is part of the format.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,18 @@ from torch import Tensor
 from mbo2o.types import Batch
 
 TRUNCATED, RETURN = "truncated", "mc_return"
+
+
+class Packed(NamedTuple):
+    """Rows as they were drawn, before they are taken apart: `(*S, B, width)`, and which column holds what."""
+
+    rows: Tensor
+    layout: RowLayout
+
+    @property
+    def batch(self) -> Batch:
+        """The fields, as views."""
+        return self.layout.unpack(self.rows)
 
 
 class RowLayout:
@@ -36,20 +50,24 @@ class RowLayout:
 
     def pack(self, batch: Batch, truncated: Tensor | None = None) -> Tensor:
         """Fields `(*S, B, ...)` → rows `(*S, B, width)`; a return that is missing becomes -inf (unknown)."""
-        scalars = {"rew": batch.rew, "done": batch.done}
+        rew = batch.rew.unsqueeze(-1)
+        parts = [batch.obs, batch.act, rew, batch.next_obs, batch.done.unsqueeze(-1)]
         if TRUNCATED in self.widths:
-            scalars[TRUNCATED] = torch.zeros_like(batch.rew) if truncated is None else truncated
+            parts.append(torch.zeros_like(rew) if truncated is None else truncated.unsqueeze(-1))
         if RETURN in self.widths:
             known = batch.mc_return
-            scalars[RETURN] = torch.full_like(batch.rew, -torch.inf) if known is None else known
-        vectors = {"obs": batch.obs, "act": batch.act, "next_obs": batch.next_obs}
-        parts = vectors | {key: x.to(batch.rew.dtype).unsqueeze(-1) for key, x in scalars.items()}
-        return torch.cat([parts[key] for key in self.widths], -1)
+            parts.append(torch.full_like(rew, -torch.inf) if known is None else known.unsqueeze(-1))
+        return torch.cat([x.to(rew.dtype) for x in parts], -1)
 
     def fill(self, out: np.ndarray, **fields: np.ndarray) -> None:
         """Write fields `(n, d)` or `(n,)`, one for each column group, into rows `(n, width)` of an array."""
         for key, columns in self.columns.items():
             out[:, columns] = fields[key].reshape(len(out), -1)
+
+    def write(self, out: np.ndarray, *step: np.ndarray | float) -> None:
+        """Write one step into a row `(width,)`: obs, act, rew, next_obs, done, truncated, in this order."""
+        for columns, x in zip(self.columns.values(), step, strict=False):
+            out[columns] = x
 
     def unpack(self, rows: Tensor) -> Batch:
         """Rows `(*S, B, width)` → the fields, as views; `truncated` is no part of a batch."""

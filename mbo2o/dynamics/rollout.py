@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from mbo2o.dynamics.model import CHUNK, GaussianDynamics, Weights
 from mbo2o.ensemble.uncertainty import PENALTIES, Penalty, aleatoric_std
 from mbo2o.types import Batch, Metrics, Prepare, RewardFn, TerminationFn, cat
+
+Stepped = tuple[Batch, Tensor, tuple[Tensor, Tensor], Tensor, Tensor]
 
 
 class Sink(Protocol):
@@ -66,10 +68,10 @@ class Rollouts:
         largest = torch.zeros_like(totals[0])
         for _ in range(horizon):
             found = [self._run(obs, alive, scale, elites) for obs, alive in states]
-            rows, states = [x.rows for x in found], [x.state for x in found]
-            into.add(cat([Batch(*x[:-1]) for x in rows]), keep=torch.cat([x[-1] for x in rows], -1))
-            for x in found:
-                totals, largest = totals + x.sums, torch.maximum(x.largest, largest)
+            rows, keep, states, sums, peaks = (list(x) for x in zip(*found, strict=True))
+            into.add(cat(rows), keep=torch.cat(keep, -1))
+            for part, peak in zip(sums, peaks, strict=True):
+                totals, largest = totals + part, torch.maximum(peak, largest)
         count, u, r, r_abs, ended = totals
         n = count.clamp(min=1)
         return {
@@ -81,8 +83,13 @@ class Rollouts:
         }
 
     @torch.no_grad()
-    def _step(self, obs: Tensor, alive: Tensor, coef: Tensor | None, elites: Weights | None) -> _Stepped:
-        """A step of some branches; `coef=None` is 0. The products alone may be of lower precision."""
+    def _step(self, obs: Tensor, alive: Tensor, coef: Tensor | None, elites: Weights | None) -> Stepped:
+        """A step of some branches; `coef=None` is 0. The products alone may be of lower precision.
+
+        Returns the transitions, and which of them count `(*S, B)`; where branches are now and which go on;
+        sums over the rows that count, `(5, *S)`: their number, penalties, rewards, |rewards|, terminations;
+        and the largest |reward| after the penalty, `(*S,)`.
+        """
         act = self._policy(obs)
         if coef is not None:
             mean, std = self._model.predict(obs, act)
@@ -98,26 +105,14 @@ class Rollouts:
         alive = alive & next_obs.isfinite().all(-1) & penalised.isfinite()
         going_on = alive & ~done
         counted = (torch.ones_like(u), u, rew, rew.abs(), done.to(u.dtype))
-        return _Stepped(
-            (obs, act, penalised, next_obs, done.to(obs.dtype), alive),
+        return (
+            Batch(obs, act, penalised, next_obs, done.to(obs.dtype)),
+            alive,
             # a finished branch stays where it is, so that it cannot reach infinity
             (torch.where(going_on.unsqueeze(-1), next_obs, obs), going_on),
             torch.stack([torch.where(alive, x, 0.0).sum(-1) for x in counted]),
             torch.where(alive, penalised.abs(), 0.0).amax(-1),
         )
-
-
-class _Stepped(NamedTuple):
-    """What a step of some branches gives."""
-
-    rows: tuple[Tensor, ...]
-    """The fields of a batch, and which of its rows count, `(*S, B)`."""
-    state: tuple[Tensor, Tensor]
-    """Where branches are now `(*S, B, D)`, and which go on `(*S, B)`."""
-    sums: Tensor
-    """Over the rows that count `(5, *S)`: their number, penalties, rewards, |rewards|, terminations."""
-    largest: Tensor
-    """The largest |reward| after the penalty, `(*S,)`."""
 
 
 def _parts(starts: Tensor) -> int:

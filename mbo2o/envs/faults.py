@@ -97,7 +97,7 @@ def observation(x: Any, width: int) -> np.ndarray:
         raise NoTransition(f"the observation is of dtype {array.dtype}")
     if array.shape != (width,):
         raise NoTransition(f"the observation has shape {array.shape}, not {(width,)}")
-    if not np.abs(array).max(initial=0) <= LARGEST:
+    if not np.maximum.reduce(np.abs(array), initial=0) <= LARGEST:
         raise NoTransition("the observation is not finite")
     return array.astype(
         np.float32

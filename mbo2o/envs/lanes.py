@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -17,6 +17,11 @@ from mbo2o.envs.disturb import DisturbConfig, Disturbed
 from mbo2o.envs.faults import EnvironmentFault, Faults, describe, flag, observation, reward
 from mbo2o.envs.make import ActionBox, EnvChoice, make_env, time_limited
 from mbo2o.types import Batch, UserError
+
+Taken = tuple[np.ndarray, float, np.ndarray, bool, bool]
+"""A step of one lane: observation, reward, next observation, terminated, truncated."""
+Ended = tuple[int, float, int]
+"""An episode that ended: its lane, its return, its length."""
 
 
 class Lane:
@@ -246,50 +251,55 @@ class Lanes:
             None  # met in a reset after a turn was done; raised in the next turn
         )
 
+    def check(self) -> None:
+        """Raise the fault of a reset that was met after the last turn was done."""
+        if self._fault is not None:
+            raise self._fault
+
     def obs(self) -> Tensor:
         """The latest observation of each lane: `(*S, 1, D)`."""
-        if self._fault is not None:
-            raise self._fault
+        self.check()
         return self._vectors([x.obs for x in self._lanes])
 
-    def step(self, act: Tensor) -> tuple[Batch, Tensor, list[tuple[int, float, int]]]:
+    def step(self, act: Tensor) -> tuple[Batch, Tensor, list[Ended]]:
         """Take the actions `(*S, 1, A)`.
 
-        Returns transitions `(*S, 1, ...)`, truncations `(*S, 1)`, ended episodes as (lane, return, length).
+        Returns transitions `(*S, 1, ...)`, truncations `(*S, 1)` and the episodes that ended.
         """
-        if self._fault is not None:
-            raise self._fault
-        acts = act.reshape(len(self._lanes), -1).cpu().numpy()
-        obs: list[np.ndarray] = []
-        rews, nexts, flags = [], [], []
+        act = act.cpu()
+        taken, ended = self.take(act.reshape(len(self._lanes), -1).numpy())
+        obs, rews, nexts, done, cut = zip(*taken, strict=True)
+        batch = Batch(self._vectors(obs), act, self._scalars(rews), self._vectors(nexts), self._scalars(done))
+        return batch, self._scalars(cut), ended
+
+    def take(self, acts: np.ndarray) -> tuple[list[Taken], list[Ended]]:
+        """Take the actions `(S, A)`, one in each lane; returns a step of each, and episodes that ended."""
+        self.check()
+        taken: list[Taken] = []
         for k, a in enumerate(acts):
             try:
-                before, rew, next_obs, terminated, truncated = self._step(k, a)
+                taken.append(self._step(k, a))
             except EnvironmentFault:
-                for lane, was in zip(self._lanes, obs, strict=False):
-                    lane.take_back(was)
+                for lane, before in zip(self._lanes, taken, strict=False):
+                    lane.take_back(before[0])
                 raise
-            obs.append(before)
-            rews.append(rew)
-            nexts.append(next_obs)
-            flags.append((terminated, truncated))
-        over = [k for k, ends in enumerate(flags) if any(ends)]
-        ended = [(k, self._lanes[k].episode_return, self._lanes[k].length) for k in over]
-        for k in over:
+        ended = []
+        for k, (_, _, _, terminated, truncated) in enumerate(taken):
+            if terminated or truncated:
+                ended.append((k, self._lanes[k].episode_return, self._lanes[k].length))
+        for k, _, _ in ended:
             self._reset(k)
-        done, cut = (self._scalars([ends[i] for ends in flags]) for i in range(2))
-        batch = Batch(self._vectors(obs), act.cpu(), self._scalars(rews), self._vectors(nexts), done)
-        return batch, cut, ended
+        return taken, ended
 
-    def _scalars(self, x: list[Any]) -> Tensor:
+    def _scalars(self, x: Sequence[Any]) -> Tensor:
         """One number per lane as `(*S, 1)`."""
         return torch.tensor(x, dtype=torch.float32).reshape(*self._seeds, 1)
 
-    def _vectors(self, x: list[np.ndarray]) -> Tensor:
+    def _vectors(self, x: Sequence[np.ndarray]) -> Tensor:
         """One vector per lane as `(*S, 1, D)`."""
-        return torch.from_numpy(np.stack(x)).reshape(*self._seeds, 1, -1)
+        return torch.from_numpy(np.array(x).reshape(*self._seeds, 1, -1))
 
-    def _step(self, k: int, act: np.ndarray) -> tuple[np.ndarray, float, np.ndarray, bool, bool]:
+    def _step(self, k: int, act: np.ndarray) -> Taken:
         """Lane k's observation before its step, and what the step gave; after a fault, in a new episode."""
         lane = self._lanes[k]
         while True:

@@ -92,7 +92,7 @@ class Finetune(Recipe):
         data = run.dataset.every_row() if self.agent.clones else run.dataset
         self.agent.prepare(data)
         run.track(agent=self.agent)
-        for t in run.steps(cfg.offline_steps):
+        for t in run.steps(cfg.offline_steps, cfg.probe_every):
             if t % cfg.probe_every == 0:
                 run.write("probe", probe(run, self.agent))
             run.learn(self.agent, data, cfg.batch)

@@ -95,6 +95,8 @@ class Imagining(Recipe):
         """Roll `n` branches of `horizon` steps out of real states into the imagined buffer."""
         result = self.rollouts.roll(starts.sample(n).obs, self.imagined, horizon=horizon, coef=coef)
         run.imagined(result.pop("largest"))
+        if len(self.imagined) == 0:  # a draw would not notice, because only the device knows
+            raise ValueError("not one imagined transition of a seed is finite")
         return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
 
     def mix(self, real: Source, latest: int) -> Mix:

@@ -57,7 +57,7 @@ class MOORe(MOPO):
         aged = Aged(AgedConfig(cfg.sampling, cfg.alpha, cfg.epoch), run.spec, run.dataset, run.online)
         for t in run.interact(self.agent, cfg.online_steps):
             aged.advance(t)  # offline rows lose priority with the epoch
-            real = aged.blend()
+            real = aged.blend
             length = branch_length(self.online_horizon, t // cfg.epoch)
             refit_due = (t + 1) % cfg.model_every == 0
             before = {}

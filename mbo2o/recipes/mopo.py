@@ -52,7 +52,7 @@ class MOPO(Imagining):
                 # An agent exploits what a model has not learned: on HalfCheetah it cost MOPO all its return.
                 limit = f"recipe.fit.max_updates={cfg.fit.max_updates}"
                 run.say(f"the fit was stopped by {limit}: its error was still falling")
-        for t in run.steps(cfg.offline_steps):
+        for t in run.steps(cfg.offline_steps, cfg.rollout_every):
             length = branch_length(cfg.horizon, t // cfg.rollout_every)
             if t % cfg.rollout_every == 0:
                 before = self.probe(run, length)

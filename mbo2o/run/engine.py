@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from mbo2o.agents.base import Agent
+from mbo2o.run.graphs import Captured, totals
 from mbo2o.store.content import cache_folder
-from mbo2o.types import Batch, Metrics, Source, Step, UserError
+from mbo2o.types import Batch, Metrics, Source, Step, UserError, form
 
-MODES = ("eager", "compiled")
-PRECISIONS = ("fp32", "bf16")
+MODES = ("eager", "compiled", "graph", "auto")
+PRECISIONS = ("fp32", "tf32", "bf16", "auto")
+LEVEL = {"cpu": "fp32", "cuda": "fp32"}
+"""What `auto` rounds to: the lowest precision that was shown to learn as well, see studies/parity.py."""
+Update = Callable[[Agent, Batch], Metrics]
+REPAID = 20_000
+"""Updates after which a compiled step has repaid its translation, in every measured work."""
+
+
+LARGEST = 32
+"""The most turns whose updates one graph holds."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +38,10 @@ class EngineConfig:
 
     mode: `eager`, operation by operation, is the reference. `compiled` translates a step to one program at
     its first call, which takes some seconds to a minute; results differ from the reference in the last bits.
-    precision: of products of matrices in learning steps. In `bf16` they keep 8 bits of the significand; last
-    layers, parameters, optimisers, targets and densities stay float32.
+    `graph` records the kernels of steps on a GPU and replays them; results are those of the reference.
+    precision: of products of matrices in learning steps. In `bf16` they keep 8 bits of the significand, in
+    `tf32`, which only GPUs have, 11; last layers, parameters, optimisers, targets and densities stay float32.
+    `auto` in either: see `chosen`.
     """
 
     mode: str = "eager"
@@ -39,6 +53,36 @@ class EngineConfig:
         if self.precision not in PRECISIONS:
             raise UserError(f"precision={self.precision} is not one of {', '.join(PRECISIONS)}")
 
+    def missing(self, device: str) -> str:
+        """Why steps cannot be run like this on `device`, and what to do; "" if they can."""
+        kind = torch.device(device).type
+        if self.mode == "compiled" and kind == "cpu" and (lack := _no_compiler()):
+            return f"engine=compiled: {lack}; mend that, or give engine=eager"
+        if self.mode == "graph" and kind != "cuda":
+            return f"engine=graph needs a GPU, and device={device}; give device=cuda, or engine=compiled"
+        if self.precision == "tf32" and kind != "cuda":
+            return f"precision=tf32 needs a GPU, and device={device}; give precision=fp32 or bf16"
+        return ""
+
+    def chosen(self, device: str, updates: int) -> tuple[EngineConfig, str]:
+        """The config with `auto` decided for a run of so many updates, and a line that gives the reason.
+
+        Graphs on a GPU; elsewhere a compiled step if there is a compiler and the run repays it, else eager.
+        """
+        kind = torch.device(device).type
+        precision = LEVEL.get(kind, "fp32") if self.precision == "auto" else self.precision
+        mode, why = self.mode, ""
+        if mode == "auto" and kind == "cuda":
+            mode = "graph"
+        elif mode == "auto":
+            lack = _no_compiler()
+            mode = "eager" if lack or updates < REPAID else "compiled"
+            if lack and updates >= REPAID:
+                why = f"engine: eager ({lack})"
+            elif mode == "compiled":
+                why = f"engine: compiled (translated once, in 10 to 60 s, which {updates} updates repay)"
+        return EngineConfig(mode, precision), why
+
 
 def _compiler() -> str | None:
     """The C++ compiler that torch would call, None if there is none."""
@@ -46,18 +90,13 @@ def _compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def _check_compiler() -> None:
-    """Raise a `UserError` if steps cannot be compiled here."""
+def _no_compiler() -> str:
+    """Why steps cannot be compiled here; "" if they can."""
     if not _compiler():
-        raise UserError(
-            "engine=compiled needs a C++ compiler, and CXX, g++ and clang++ lead to none; "
-            "install one, or give engine=eager"
-        )
+        return "a C++ compiler is needed, and CXX, g++ and clang++ lead to none"
     if " " in torch.__path__[0]:
-        raise UserError(
-            f"engine=compiled: torch lies in {torch.__path__[0]}, and its compiler's command breaks at "
-            "the space; set up the environment elsewhere, or give engine=eager"
-        )
+        return f"torch lies in {torch.__path__[0]}, and its compiler's command breaks at the space"
+    return ""
 
 
 class Engine:
@@ -69,12 +108,16 @@ class Engine:
     """
 
     def __init__(self, cfg: EngineConfig | None = None, device: str = "cpu") -> None:
-        """Raises `UserError` if steps are to be compiled and cannot be: here, since a config is only read."""
+        """Raises `UserError` if steps cannot be run like that: here, since a config is only read."""
         self.cfg, self._device = cfg or EngineConfig(), device
-        if self.cfg.mode == "compiled":
-            _check_compiler()
+        if "auto" in (self.cfg.mode, self.cfg.precision):
+            raise ValueError(f"{self.cfg}: decide `auto` first, with `chosen`")
+        if missing := self.cfg.missing(device):
+            raise UserError(missing)
         self._known: WeakKeyDictionary[Agent, tuple[int, int]] = WeakKeyDictionary()
         self._steps: WeakKeyDictionary[Agent, Callable[[Batch, Step], Metrics]] = WeakKeyDictionary()
+        self._acts: WeakKeyDictionary[Agent, Captured] = WeakKeyDictionary()
+        self._blocks: WeakKeyDictionary[Agent, dict[Hashable, Captured]] = WeakKeyDictionary()
 
     def update(self, agent: Agent, batch: Batch) -> Metrics:
         """Make one update of `agent` on a batch `(*S, B, ...)`; returns its metrics, `(*S,)` each."""
@@ -83,60 +126,150 @@ class Engine:
             step = self._steps[agent] = self.prepare(agent.update)
         return step(batch, self._next(agent))
 
+    def act(self, agent: Agent, obs: Tensor) -> Tensor:
+        """Exploring actions `(*S, B, A)` for observations `(*S, B, D)`; on a GPU one launch as a graph."""
+        if self.cfg.mode != "graph":
+            return agent.act(obs, explore=True)
+        if agent not in self._acts:
+            self._acts[agent] = Captured(functools.partial(agent.act, explore=True))
+        act: Tensor = self._acts[agent](obs)
+        return act
+
     def prepare(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """A learning step as this engine runs it: at its precision, and compiled if its mode says so.
+        """A learning step as this engine runs it: at its precision, compiled or captured if its mode says so.
 
         The random draws of a compiled step are those of the eager one, so that both learn from the same
-        numbers. A step is compiled again for other shapes of its arguments, and for each of its forms (see
-        `Step.due`).
+        numbers. A step is compiled or captured again for other shapes of its arguments, and for each of its
+        forms (see `Step.due`).
         """
-        if self.cfg.precision == "bf16":
-            step = self._at_low_precision(step)
-        return step if self.cfg.mode == "eager" else _compiled(step)
+        step = self._rounding(step)
+        if self.cfg.mode == "compiled":
+            return _compiled(step)
+        return Captured(step) if self.cfg.mode == "graph" else step
 
-    def _at_low_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        kind = torch.device(self._device).type
+    def _rounding(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """`step`, whose products of matrices are rounded as the config says."""
+        kind, precision = torch.device(self._device).type, self.cfg.precision
+        if precision == "fp32":
+            return step
 
-        def at_low_precision(*args: Any) -> Any:
-            with torch.autocast(kind, torch.bfloat16):
+        def rounding(*args: Any) -> Any:
+            if precision == "bf16":
+                with torch.autocast(kind, torch.bfloat16):
+                    return step(*args)
+            before = torch.backends.cuda.matmul.fp32_precision
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+            try:
                 return step(*args)
+            finally:
+                torch.backends.cuda.matmul.fp32_precision = before
 
-        return at_low_precision
+        return rounding
 
-    def learn(self, source: Source, n: int, updates: int, agents: dict[str, Agent]) -> Iterator[Metrics]:
-        """Make `updates` updates of every agent on batches of `n` rows; yields the metrics of each in turn.
+    def learn(
+        self, source: Source, n: int, updates: int, agents: dict[str, Agent], turns: int = 1
+    ) -> Iterator[tuple[Metrics, int]]:
+        """Make `updates` updates of every agent on batches of `n` rows, in each of `turns` turns.
 
-        The rows of all updates are drawn at once and dealt out, so that exact shares are exact in each batch.
-        A source that learns, by a method `learn(batch) -> Metrics`, is asked for one batch at a time, and
-        learns from each batch after the agents.
+        Yields metrics as sums, with the number of updates that they are summed over.
+
+        The rows of all updates of a turn are drawn at once and dealt out, so that exact shares are exact in
+        each batch. A source that learns, by a method `learn(batch) -> Metrics`, is asked for one batch at a
+        time, and learns from each batch after the agents.
 
         agents: by the prefix of their metrics' names; "" is no prefix. All learn from the same batches.
         """
+        if self.cfg.mode == "graph" and not hasattr(source, "learn"):
+            yield from self._replay(source, n, updates, agents, turns)
+            return
+        for _ in range(turns):
+            for metrics in self._turn(source, n, updates, agents, self.update):
+                yield metrics, 1
+
+    def turns_at_once(self, *events: int) -> int:
+        """How many turns' updates are made together: no turn that one of `events` divides is crossed."""
+        if self.cfg.mode != "graph":
+            return 1
+        most = math.gcd(*events)
+        return max(n for n in range(1, LARGEST + 1) if most % n == 0)
+
+    def _turn(
+        self, source: Source, n: int, updates: int, agents: dict[str, Agent], update: Update
+    ) -> Iterator[Metrics]:
         teach = getattr(source, "learn", None)
         if teach is None:
             for batch in source.sample(n * updates).deal(updates):
-                yield from self._update_all(batch, agents)
+                yield from _update_all(batch, agents, update)
             return
         for _ in range(updates):
             batch = source.sample(n)
-            yield from self._update_all(batch, agents)
+            yield from _update_all(batch, agents, update)
             yield teach(batch)
 
-    def _update_all(self, batch: Batch, agents: dict[str, Agent]) -> Iterator[Metrics]:
-        for name, agent in agents.items():
-            metrics = self.update(agent, batch)
-            yield {f"{name}_{key}": x for key, x in metrics.items()} if name else metrics
+    def _replay(
+        self, source: Source, n: int, updates: int, agents: dict[str, Agent], turns: int
+    ) -> Iterator[tuple[Metrics, int]]:
+        """The same as one graph, which draws its batches, too.
+
+        The host counts the updates beforehand, since it does not see those that a graph counts.
+        """
+        first = next(iter(agents.values()))
+        due = {name: [self._peek(a, k) for k in range(updates * turns)] for name, a in agents.items()}
+        steps: dict[Agent, Iterator[Step]] = {}
+
+        def update(agent: Agent, batch: Batch) -> Metrics:
+            agent.updates.add_(1)
+            return agent.update(batch, next(steps[agent]))
+
+        def block() -> list[tuple[Metrics, int]]:
+            for name, agent in agents.items():
+                steps[agent] = (Step(index, agent.updates) for index in due[name])
+            found: list[Metrics] = []
+            for _ in range(turns):
+                found += self._turn(source, n, updates, agents, update)
+            return totals(found)
+
+        key = (
+            form(source, n * updates),
+            n,
+            updates,
+            turns,
+            *((name, id(a), *due[name]) for name, a in agents.items()),
+        )
+        blocks = self._blocks.setdefault(first, {})
+        if key not in blocks:
+            blocks[key] = Captured(self._rounding(block))
+        found = blocks[key]()
+        for agent in agents.values():
+            begun, _ = self._known[agent]
+            self._known[agent] = (begun + updates * turns, agent.updates._version)
+        yield from found
+
+    def _begun(self, agent: Agent) -> int:
+        """How many updates the agent has made; the device is asked only if something else wrote the count."""
+        begun, version = self._known.get(agent, (0, -1))
+        if version != agent.updates._version:  # written by something else since, or never seen
+            begun = int(agent.updates)
+            self._known[agent] = (begun, agent.updates._version)
+        return begun
+
+    def _peek(self, agent: Agent, ahead: int) -> int:
+        """The `index` of the step `ahead` updates after the next one."""
+        # two forms only, whatever the delay, because each form is compiled
+        return agent.cycle - 1 if (self._begun(agent) + ahead + 1) % agent.cycle == 0 else 0
 
     def _next(self, agent: Agent) -> Step:
         """Count an update of `agent`, and tell it which one it is."""
-        count = agent.updates
-        begun, version = self._known.get(agent, (0, -1))
-        if version != count._version:  # written by something else since, or never seen
-            begun = int(count)
-        count.add_(1)
-        self._known[agent] = (begun + 1, count._version)
-        # two forms only, whatever the delay, because each form is compiled
-        return Step(agent.cycle - 1 if (begun + 1) % agent.cycle == 0 else 0, count)
+        index, begun = self._peek(agent, 0), self._begun(agent)
+        agent.updates.add_(1)
+        self._known[agent] = (begun + 1, agent.updates._version)
+        return Step(index, agent.updates)
+
+
+def _update_all(batch: Batch, agents: dict[str, Agent], update: Update) -> Iterator[Metrics]:
+    for name, agent in agents.items():
+        metrics = update(agent, batch)
+        yield {f"{name}_{key}": x for key, x in metrics.items()} if name else metrics
 
 
 def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:

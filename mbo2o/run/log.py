@@ -83,11 +83,11 @@ class Means:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, metrics: Metrics) -> None:
-        """Include these metrics."""
+    def add(self, metrics: Metrics, count: int = 1) -> None:
+        """Include these metrics, each of which is the sum of `count` values."""
         for name, x in metrics.items():
             self._sums[name] = self._sums[name] + x if name in self._sums else x.detach().clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._counts[name] = self._counts.get(name, 0) + count
 
     def peek(self) -> Metrics:
         """Means since the last `pop`."""

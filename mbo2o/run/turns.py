@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from mbo2o.run.log import Progress, describe, tell
 from mbo2o.run.memory import Memory, Stateful
 from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
 from mbo2o.run.world import Task, World
-from mbo2o.types import Metrics, Source, UserError
+from mbo2o.types import Metrics, Source, UserError, form
 
 GOES_ON = "the same command goes on from here"
 
@@ -71,6 +72,10 @@ class Run:
         self._evaluated = ("", -1)  # phase and turn of the last evaluation
         self._may_leave = False
         self._look_only = look_only
+        self._lot = 1  # turns whose updates are made together
+        self._waiting: tuple[
+            Any, ...
+        ] = ()  # the updates of a turn that is over, and how many such turns wait
         self.memory = Memory(
             directory, self.world, cfg.tensorboard, start_from=start_from, look_only=look_only
         )
@@ -93,9 +98,22 @@ class Run:
         for name, x in objects.items():
             self.memory.track(name, f"{self.phase}.{name}", x)
 
-    def steps(self, n: int) -> Iterator[int]:
-        """`n` turns of learning, numbered from 0."""
-        yield from self._loop(n)
+    def steps(self, n: int, *breaks: int) -> Iterator[int]:
+        """`n` turns of learning, numbered from 0.
+
+        An engine may make the updates of several turns together. So that it does not do so across a turn in
+        which the body looks at what was learned, or changes what is drawn, `breaks` says how often: in turns
+        that one of these numbers divides.
+        """
+        every = (self.cfg.log_every, self.cfg.eval_every, self.cfg.checkpoint_every, *breaks)
+        self._lot = self.engine.turns_at_once(*every)
+        try:
+            for t in self._loop(n):
+                if any(t % every == 0 for every in breaks):
+                    self._settle()
+                yield t
+        finally:
+            self._lot = 1
 
     def interact(self, agent: Agent | None, n: int) -> Iterator[int]:
         """`n` turns, each of which begins with one environment step per seed; `agent=None` acts uniformly.
@@ -103,9 +121,10 @@ class Run:
         The transition is in `online` when the turn is handed out.
         """
         self.check_scores(agent)
+        explore = None if agent is None else functools.partial(self.engine.act, agent)
         for t in self._loop(n):
             try:
-                act = self.world.act(agent).cpu()
+                act = self.world.act(explore)
                 if agent is not None:
                     self.divergence.finite(act, "an action")
                 ended = self.world.step(act, agent, f"at {self.phase} turn {self.turn + 1}")
@@ -132,7 +151,20 @@ class Run:
 
         others: agents that learn from the same batches; their name stands before the names of their metrics.
         """
-        self.log(*self.engine.learn(source, batch, updates, {"": agent, **others}))
+        asked = (source, batch, updates, {"": agent, **others})
+        if self._waiting and not _same(asked, self._waiting[0]):
+            self._settle()
+        self._waiting = (asked, self._waiting[1] + 1 if self._waiting else 1)
+        if self._lot == 1:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make the updates that wait."""
+        if self._waiting:
+            (source, batch, updates, agents), turns = self._waiting
+            self._waiting = ()
+            for sums, count in self.engine.learn(source, batch, updates, agents, turns):
+                self.memory.means.add(sums, count)
 
     def log(self, *metrics: Metrics) -> None:
         """Include metrics in the means of the next line; they stay on their device until then."""
@@ -176,7 +208,9 @@ class Run:
         def policy(obs: Tensor) -> Tensor:
             if self.signals.stop and self._may_leave:
                 raise Interrupted
-            return self.divergence.finite(agent.act(obs).cpu(), "an action")
+            act = agent.act(obs).cpu()
+            self.divergence.finite(act.numpy(), "an action")
+            return act
 
         return self.world.evaluate(agent, policy, evaluator)
 
@@ -219,7 +253,12 @@ class Run:
         self._bar = None
 
     def _after_turn(self, last: bool) -> None:
-        t = self.turn
+        t, cfg = self.turn, self.cfg
+        due = any(
+            t % every == 0 for every in (self._lot, cfg.log_every, cfg.eval_every, cfg.checkpoint_every)
+        )
+        if due or last or self.signals.stop:
+            self._settle()
         if t % self.cfg.log_every == 0 or last:
             self._log_means()
         if t % self.cfg.eval_every == 0 or last:
@@ -291,3 +330,9 @@ class Run:
         self.say(f"warning: {text}")
         if not self._look_only:
             self.memory.write({**self._place("fault"), "what": text}, {})
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether two turns ask for the same updates: source, rows of a batch, updates, agents."""
+    rows = a[1] * a[2]
+    return a[1:] == b[1:] and form(a[0], rows) == form(b[0], rows)

@@ -7,8 +7,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from mbo2o.envs.faults import Faults
 from mbo2o.run.log import tell
@@ -99,11 +99,10 @@ class Divergence:
         """`where` names the current turn, for messages."""
         self._q_limit, self._world, self._memory, self._where = q_limit, world, memory, where
 
-    def finite(self, x: Tensor, name: str) -> Tensor:
-        """`x` if all of it is finite; else `Diverged`, which names the parameter at fault, or else `name`."""
-        if not bool(torch.isfinite(x).all()):
+    def finite(self, x: np.ndarray, name: str) -> None:
+        """`Diverged` unless all of `x` is finite; it names the parameter at fault, or else `name`."""
+        if not np.isfinite(x).all():
             raise Diverged(self._not_finite(self._found(self._memory.means.peek()) or name))
-        return x
 
     def check(self, means: Metrics) -> None:
         """`Diverged` if one of these metrics or a parameter is not finite, or if |Q| is above its limit."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.evaluate import Evaluator
 from mbo2o.run.log import tell
-from mbo2o.types import Metrics, RewardView, Spec, UserError, uniform_actions
+from mbo2o.types import Metrics, RewardView, Spec, UserError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Task:
     env_kwargs: Mapping[str, Any] | None = None
     env_layout: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
+    returns: bool = True
+    """Whether batches hold the return that followed each row, which costs memory and a gather."""
 
 
 class World:
@@ -65,8 +68,12 @@ class World:
         inits = tuple(torch.Generator().manual_seed(task.seed + k) for k in range(task.seeds))
         self.spec = Spec(self.lanes.obs_dim, self.lanes.act_dim, (task.seeds,), task.device, inits)
         self.reference = reference_for(cfg.reference, self.env, cfg.allow_mismatch)
-        self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward)
-        self.online = _online_buffer(self.spec, cfg, task.gamma)
+        self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward, task.returns)
+        self.online = _online_buffer(self.spec, cfg, task.gamma if task.returns else None)
+        # a step of each seed with returns that are not known yet
+        self._blank = np.full((task.seeds, self.online.layout.width), -np.inf, np.float32)
+        nan = torch.full(self.spec.seeds, torch.nan, device=task.device)
+        self._none_ended = (torch.zeros_like(nan, dtype=torch.bool), nan, nan)
         self._evaluator = self.evaluator(cfg.eval_episodes, task.seed, task.gamma)
         if text := self._evaluator.unrepeatable():
             warnings.warn(text, stacklevel=3)
@@ -75,7 +82,7 @@ class World:
         if self.env.layout:
             tell(f"{about(self.env.id, self.env.layout)} (env_layout={self.env.layout})")
 
-    def _shaped(self, dataset: TransitionDataset, failure: float | None) -> TransitionDataset:
+    def _shaped(self, dataset: TransitionDataset, failure: float | None, returns: bool) -> TransitionDataset:
         """The dataset as agents see it: on the device, with shaped rewards, returns and the seed axis."""
         spec, found = self.spec, (dataset.obs_dim, dataset.act_dim)
         if found != (spec.obs_dim, spec.act_dim):
@@ -83,7 +90,7 @@ class World:
             raise UserError(f"{data}, {self.env.id} has {spec.obs_dim} and {spec.act_dim}")
         shaped = dataset.to(spec.device).with_reward(self.rewards.scale, self.rewards.shift)
         self.meet(max(float(shaped.rew.max()), -float(shaped.rew.min())), "in the dataset")
-        return shaped.with_returns(self.gamma, failure).with_seeds(spec.seeds)
+        return (shaped.with_returns(self.gamma, failure) if returns else shaped).with_seeds(spec.seeds)
 
     @property
     def dataset(self) -> TransitionDataset:
@@ -97,34 +104,46 @@ class World:
         if reward > self.largest[0]:
             self.largest = (reward, where)
 
-    def act(self, agent: Agent | None) -> Tensor:
-        """Exploring actions `(*S, 1, A)` for where the lanes stand; uniform in [-1, 1] without an agent."""
-        obs, spec = self.lanes.obs(), self.spec
-        if agent is None:
-            return uniform_actions(*spec.seeds, 1, spec.act_dim, device=spec.device)
-        return agent.act(obs.to(spec.device), explore=True)
+    def act(self, explore: Callable[[Tensor], Tensor] | None) -> np.ndarray:
+        """Actions `(S, A)` of a policy for where the lanes stand; uniform in [-1, 1] without one."""
+        self.lanes.check()
+        seeds, width = len(self._blank), self.spec.act_dim
+        if explore is None:  # the numbers of `uniform_actions`
+            unit: np.ndarray = torch.rand(seeds, width, device=self.spec.device).cpu().numpy()
+            return unit * 2 - 1
+        act = explore(self._on_device(self.lanes.obs()))
+        return act.cpu().numpy().reshape(seeds, width)
 
-    def step(self, act: Tensor, agent: Agent | None, where: str) -> tuple[Tensor, Tensor] | None:
-        """Take one step in each lane, store it in `online`, and tell `agent` of episodes that ended.
+    def step(self, acts: np.ndarray, agent: Agent | None, where: str) -> tuple[Tensor, Tensor] | None:
+        """Take the actions `(S, A)`, store the step in `online`, and tell `agent` of episodes that ended.
+
+        A step is put together on the host, and goes to the device in one transfer.
 
         Returns the returns and lengths `(*S,)` of those episodes, NaN for seeds whose episode goes on; None
         if no episode ended. `where` names the turn, in case its reward is the largest so far.
         """
-        transition, truncated, ended = self.lanes.step(act)
-        transition.rew = self.rewards(transition.rew)
-        self.meet(float(transition.rew.abs().max()), where)
-        self.online.add(transition.map(self._on_device), self._on_device(truncated))
+        taken, ended = self.lanes.take(acts)
+        rows = self._blank.copy()
+        for row, a, (obs, rew, next_obs, terminated, truncated) in zip(rows, acts, taken, strict=True):
+            single: Any = np.float32(rew)  # rounded as in a tensor
+            seen = self.rewards(single)
+            self.online.layout.write(row, obs, a, seen, next_obs, terminated, truncated)
+            self.meet(abs(float(seen)), where)
+        self.online.append(rows)
+        if not ended:
+            if agent is not None:
+                agent.on_episode(*self._none_ended)
+            return None
         returns, lengths = torch.full((2, *self.spec.seeds), torch.nan)
         for lane, episode_return, length in ended:
             returns[lane], lengths[lane] = episode_return, length
         if agent is not None:
-            over = (transition.done + truncated > 0).squeeze(-1)
             score = self.reference.score(returns) / 100
-            agent.on_episode(*(self._on_device(x) for x in (over, score, lengths)))
-        return (returns, lengths) if ended else None
+            agent.on_episode(*(self._on_device(x) for x in (~lengths.isnan(), score, lengths)))
+        return returns, lengths
 
     def _on_device(self, x: Tensor) -> Tensor:
-        return x.to(self.spec.device)
+        return x.to(self.spec.device, non_blocking=True)
 
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """An evaluator that plays this task, `episodes` per seed, from starts that follow from `seed`."""
@@ -157,7 +176,7 @@ class World:
         return {**result, metric: score, f"{metric}_std": spread}
 
 
-def _online_buffer(spec: Spec, cfg: RunConfig, gamma: float) -> ReplayBuffer:
+def _online_buffer(spec: Spec, cfg: RunConfig, gamma: float | None) -> ReplayBuffer:
     try:
         return ReplayBuffer(spec, cfg.online_capacity, gamma, cfg.failure_reward)
     except RuntimeError as e:  # PyTorch raises it when memory is short

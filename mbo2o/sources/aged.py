@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mbo2o.registry import find, source
-from mbo2o.sources.base import BaseSource, SourceConfig, check_counts
-from mbo2o.sources.mixtures import Blend
-from mbo2o.types import Batch, UserError
+from mbo2o.sources.append import Append
+from mbo2o.sources.base import SourceConfig, check_counts
+from mbo2o.types import UserError
 
 Sampling = Callable[[int, float, int, int], float]
 """(epoch ≥ 1, alpha, offline rows, online rows) → probability that a row is offline."""
@@ -65,21 +65,12 @@ class AgedConfig(SourceConfig):
 
 
 @source("aged", AgedConfig)
-class Aged(BaseSource):
+class Aged(Append):
     """Online rows have priority 1; offline rows share a smaller one, which falls from epoch to epoch."""
 
     cfg: AgedConfig
 
-    def advance(self, steps: int) -> None:
+    def chance(self, steps: int) -> float:
         """The offline share of the epoch that these steps fall in; epochs count from 1."""
-        chance = SAMPLING[self.cfg.sampling]
         epoch = steps // self.cfg.epoch + 1
-        self.share = chance(epoch, self.cfg.alpha, len(self.offline), len(self.online))
-
-    def blend(self) -> Blend:
-        """Both kinds of rows at the present share, which does not change any more."""
-        return Blend(self.offline, self.online, self.share)
-
-    def sample(self, n: int) -> Batch:
-        """`n` rows per seed, each offline with the present share."""
-        return self.blend().sample(n)
+        return SAMPLING[self.cfg.sampling](epoch, self.cfg.alpha, len(self.offline), len(self.online))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from mbo2o.registry import source
@@ -33,6 +34,10 @@ class Mixed(BaseSource):
     def mix(self) -> Mix:
         """Both kinds of rows in their present shares."""
         return Mix((self.offline, self.share), (self.online, 1 - self.share))
+
+    def form(self, n: int) -> Hashable:
+        """How many rows are of which kind."""
+        return self.mix().form(n)
 
     def sample(self, n: int) -> Batch:
         """`n` rows per seed, the offline ones first."""

@@ -13,7 +13,6 @@ from nets import nth, same, update
 from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.agents.qensemble import QConfig
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig
-from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig
 from mbo2o.registry import AGENTS, conf_folder
 from mbo2o.run.engine import Engine
@@ -236,22 +235,6 @@ def test_has_a_yaml_that_restates_nothing(name):
 
 # ---------------------------------------------------------------------- compiled
 
-# every agent with the settings whose code is hardest to trace: schedules, random draws, weights, delays
-DEMANDING = {
-    "sac": {"policy_delay": 2, "mask": 0.5, "sunrise": SunriseConfig("per_sample"), "backup": "max"},
-    "sacn": {"sunrise": SunriseConfig("scalar_batch"), "target": "rem", "granularity": "sample"},
-    "edac": {"policy_delay": 2},
-    "redq": {"policy_delay": 3},
-    "cql": {"gap": 0.8, "clone_steps": 2, "actor_reduction": "random_min_pair"},
-    "iql": {"actor_decay_steps": 3, "actor": MLPConfig(hidden=[8], layer_norm=True, dropout=0.1)},
-    "awac": {"weights": "softmax", "target": "weighted_min_pair"},
-    "td3bc": {"bc_final": 0.0, "bc_decay_steps": 3},
-    "adaptive_bc": {"adapt": True},
-    "lapo": {"rho": 0.7},
-    "obac": {"gate": "batch", "beta": 1.0, "density": "released"},
-    "pex": {"scale": True},
-}
-
 
 @pytest.mark.skipif(
     not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch traces no autograd.grad"
@@ -263,7 +246,7 @@ def test_update_is_one_graph_per_form(name):
     Adam in plain arithmetic, which tracing takes, rounds otherwise than the fused kernel.
     """
     torch._dynamo.reset()
-    eager = make(name, **DEMANDING.get(name, {}))
+    eager = make(name, **nets.DEMANDING.get(name, {}))
     compiled = copy.deepcopy(eager)
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         compiled.update = torch.compile(compiled.update, fullgraph=True, backend="eager", dynamic=False)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import nets
@@ -99,7 +100,7 @@ def test_agents_learn_from_the_same_batches_under_their_own_names():
             assert n == 12
             return whole
 
-    metrics = list(engine.learn(Source(), 4, 3, agents))
+    metrics = [sums for sums, count in engine.learn(Source(), 4, 3, agents) if count == 1]
     assert [list(m) for m in metrics] == [["rows"], ["watcher_rows"]] * 3
     sums = [m[name] for m in metrics for name in m]
     torch.testing.assert_close(sums[0::2], [whole.rew[i::3].sum() for i in range(3)])
@@ -117,8 +118,8 @@ needs_tracing = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"mode": "fast"}, "engine=fast is not one of eager, compiled"),
-        ({"precision": "fp8"}, "precision=fp8 is not one of fp32, bf16"),
+        ({"mode": "fast"}, "engine=fast is not one of eager, compiled, graph, auto"),
+        ({"precision": "fp8"}, "precision=fp8 is not one of fp32, tf32, bf16, auto"),
     ],
 )
 def test_an_engine_that_does_not_exist_is_refused(settings, said):
@@ -129,7 +130,7 @@ def test_an_engine_that_does_not_exist_is_refused(settings, said):
 def test_compiling_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, .*or give engine=eager"):
+    with pytest.raises(UserError, match=r"a C\+\+ compiler is needed, .*or give engine=eager"):
         Engine(EngineConfig("compiled"))
     Engine(EngineConfig("eager"))
 
@@ -211,11 +212,36 @@ def test_a_compiled_run_is_read_and_goes_on_eagerly_without_a_compiler(tmp_path,
 
 def test_another_engine_goes_on_with_a_run_and_says_so(tmp_path, capsys):
     train(survival.small(tmp_path, steps=20))
-    cfg = survival.small(tmp_path, steps=20)
+    cfg = replace(survival.small(tmp_path, steps=20), engine="eager")
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("engine: eager", "engine: compiled"))
     train(cfg)
     assert "engine=eager goes on where engine=compiled stopped" in capsys.readouterr().err
+
+
+def test_auto_goes_on_as_the_run_began(tmp_path):
+    train(replace(survival.small(tmp_path, steps=20), engine="eager"))
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("engine: eager", "engine: compiled"))
+    train(survival.small(tmp_path, steps=20))
+    assert "engine: compiled" in (tmp_path / "config.yaml").read_text()
+    assert "precision: fp32" in (tmp_path / "config.yaml").read_text()
+
+
+def test_auto_is_decided_by_device_compiler_and_length(monkeypatch):
+    auto = EngineConfig("auto", "auto")
+    assert auto.chosen("cpu", 19_999) == (EngineConfig(), "")
+    found, why = auto.chosen("cpu", 20_000)
+    assert found == EngineConfig("compiled", "fp32")
+    assert re.fullmatch(r"engine: compiled \(.* in 10 to 60 s, which 20000 updates repay\)", why)
+    assert auto.chosen("cuda:1", 5) == (EngineConfig("graph", "fp32"), "")
+    assert EngineConfig("eager", "bf16").chosen("cpu", 10**6) == (EngineConfig("eager", "bf16"), "")
+    monkeypatch.setattr("mbo2o.run.engine._compiler", lambda: None)
+    found, why = auto.chosen("cpu", 20_000)
+    assert found == EngineConfig()
+    assert "C++ compiler is needed" in why
+    with pytest.raises(ValueError, match="decide `auto` first"):
+        Engine(auto)
 
 
 @needs_tracing

@@ -179,6 +179,10 @@ def test_a_mistake_is_one_line_that_says_what_there_is(args, said, capsys):
             "batch=0 must be at least 1",
         ),
         (
+            ["data", "collect", "--env", "Pendulum-v1", "--engine", "quick", "--out", "x"],
+            "engine=quick is not one of",
+        ),
+        (
             ["data", "collect", "--policy", "random", "--env", "Pendulum-v1", "--seed", "-1", "--out", "x"],
             "--seed -1 must not",
         ),

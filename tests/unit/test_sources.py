@@ -140,10 +140,7 @@ def test_offline_rows_of_an_aged_source_fade_with_the_epoch():
         """Something that has a length."""
 
     aged = Aged(AgedConfig("geometric", 0.5, epoch=10), Spec(1, 1), Rows(range(300)), Rows(range(100)))
-    shares = []
-    for steps in (0, 9, 10, 25):
-        aged.advance(steps)
-        shares.append(aged.share)
+    shares = [aged.chance(steps) for steps in (0, 9, 10, 25)]
     assert shares == pytest.approx([150 / 250, 150 / 250, 75 / 175, 37.5 / 137.5])
     assert shares[2] == SAMPLING["geometric"](2, 0.5, 300, 100)
 
