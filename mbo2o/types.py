@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ TerminationFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(obs, act, next_obs) in raw units → reward (*S, B)."""
+
+Prepare = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""A step of learning or imagining → the same step as an engine runs it, such as compiled."""
 
 RewardT = TypeVar("RewardT", Tensor, float)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ from mbo2o.ensemble.hash import row_hash
 from mbo2o.ensemble.mlp import EnsembleLinear
 from mbo2o.nn.normalizer import mixture_statistics
 from mbo2o.nn.optim import Adam
-from mbo2o.types import Batch, Diverged, Metrics, Numbered, UserError
+from mbo2o.types import Batch, Diverged, Metrics, Numbered, Prepare, UserError
 
-Prepare = Callable[[Callable[..., Any]], Callable[..., Any]]
 Z50, Z90 = 0.67449, 1.64485
 """Half-widths, in standard deviations, of the intervals that hold 50 % and 90 % of a Gaussian."""
 MIN_ROWS = 32

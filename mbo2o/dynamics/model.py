@@ -19,6 +19,7 @@ from mbo2o.ensemble.mlp import MLPConfig, members
 from mbo2o.nn.normalizer import Normalizer
 from mbo2o.types import Spec, UserError
 
+Weights = dict[str, Tensor]
 FORMAT = "mbo2o-dynamics-1"
 CHUNK = 2048
 """Rows, over all members and seeds, that go through the networks at a time on a CPU."""
@@ -73,13 +74,23 @@ class GaussianDynamics(nn.Module):
         mean, log_var = _in_chunks(self.net, self.inputs(torch.cat([obs, act], -1)), self.bootstrap.numel())
         return self.targets.inverse(mean), torch.exp(0.5 * log_var) * self.targets.std.unsqueeze(-3)
 
+    def elite_weights(self) -> Weights:
+        """The elites' own parameters, which are a copy: `step` takes them for many calls."""
+        # the log-variance's bounds are shared by the members
+        return {f"net.{name}": p for name, p in members(self.net.net, self.elites).items()}
+
     def step(
-        self, obs: Tensor, act: Tensor, generator: torch.Generator | None = None
+        self,
+        obs: Tensor,
+        act: Tensor,
+        generator: torch.Generator | None = None,
+        weights: Weights | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A draw of next observation `(*S, B, D)` and reward `(*S, B)`, each row from one random elite (TS1).
 
         Rows are dealt to the elites in equal shares at random, and each elite computes its own share only.
-        Randomness comes from `generator`, or from torch's own if there is none.
+        Randomness comes from `generator`, or from torch's own if there is none. weights: `elite_weights`,
+        if they are known already.
         """
         x = self.inputs(torch.cat([obs, act], -1))
         b, k = x.shape[-2], self.elites.shape[-1]
@@ -87,8 +98,7 @@ class GaussianDynamics(nn.Module):
         # places from b on only fill up the shares
         order = torch.rand(*x.shape[:-2], share * k, generator=generator, device=x.device).argsort(-1)
         dealt = _take_rows(x, order.clamp(max=b - 1)).unflatten(-2, (k, share))
-        # the log-variance's bounds are shared by the members
-        parameters = {f"net.{name}": p for name, p in members(self.net.net, self.elites).items()}
+        parameters = weights or self.elite_weights()
         mean, log_var = _in_chunks(
             lambda x: functional_call(self.net, parameters, (x,)), dealt, self.elites.numel()
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mbo2o.dynamics.model import GaussianDynamics
+from mbo2o.dynamics.model import CHUNK, GaussianDynamics, Weights
 from mbo2o.ensemble.uncertainty import PENALTIES, Penalty, aleatoric_std
-from mbo2o.types import Batch, Metrics, RewardFn, TerminationFn, cat
+from mbo2o.types import Batch, Metrics, Prepare, RewardFn, TerminationFn, cat
+
+Stepped = tuple[Batch, Tensor, tuple[Tensor, Tensor], Tensor, Tensor]
 
 
 class Sink(Protocol):
@@ -20,65 +23,105 @@ class Sink(Protocol):
         """Append the rows that `keep` marks."""
 
 
-@torch.no_grad()
-def rollout(
-    model: GaussianDynamics,
-    policy: Callable[[Tensor], Tensor],
-    starts: Tensor,
-    into: Sink,
-    *,
-    horizon: int,
-    termination: TerminationFn,
-    penalty: Penalty,
-    coef: float,
-    reward: RewardFn | None = None,
-) -> Metrics:
-    """Branch from `starts` `(*S, B, D)` for up to `horizon` steps, into a buffer, with rewards r - coef·u.
+class Rollouts:
+    """Rollouts in a model under the same rules; one serves all of them, so that its step is compiled once.
 
-    Each step draws its next state from one random elite (TS1). A branch ends at a termination. It also ends
-    at a state, reward or penalty that is not finite, and that transition is left out. All seeds roll B rows
-    to the end and mark which ones count, so that random draws do not depend on when another seed's branches
-    end. With `coef=0` each row is computed by one member instead of all.
-
-    Returns means over the transitions that count, `(*S,)`: `penalty`, `reward` (before the penalty),
-    `penalty_share` = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and as
-    `largest` the largest |reward| that went into the buffer, after the penalty.
+    The branches go through a step in parts of some 2000, whose intermediate results a CPU's cache holds.
     """
-    obs = starts
-    alive = torch.ones(starts.shape[:-1], dtype=torch.bool, device=starts.device)
-    ended = torch.zeros_like(alive)
-    count = torch.zeros(starts.shape[:-2], device=starts.device)
-    u_sum, r_sum, r_abs, largest = (torch.zeros_like(count) for _ in range(4))
-    for _ in range(horizon):
-        act = policy(obs)
-        if coef:
-            mean, std = model.predict(obs, act)
-            u = penalty(mean, std)
-            next_obs, rew = model.draw(obs, mean, std)
+
+    def __init__(
+        self,
+        model: GaussianDynamics,
+        policy: Callable[[Tensor], Tensor],
+        *,
+        termination: TerminationFn,
+        penalty: Penalty,
+        reward: RewardFn | None = None,
+        prepare: Prepare = lambda step: step,
+    ):
+        """`prepare` turns a step into the one that is run, such as a compiled one."""
+        self._model, self._policy = model, policy
+        self._termination, self._penalty, self._reward = termination, penalty, reward
+        self._run = prepare(self._step)
+
+    @torch.no_grad()
+    def roll(self, starts: Tensor, into: Sink, *, horizon: int, coef: float) -> Metrics:
+        """Branch from `starts` `(*S, B, D)` for up to `horizon` steps into a buffer, with rewards r - coef·u.
+
+        Each step draws its next state from one random elite (TS1). A branch ends at a termination. It also
+        ends at a state, reward or penalty that is not finite, and that transition is left out. All seeds roll
+        B rows to the end and mark which ones count, so that random draws do not depend on when another seed's
+        branches end. With `coef=0` each row is computed by one member instead of all.
+
+        Returns means over the transitions that count, `(*S,)`: `penalty`, `reward` (before the penalty),
+        `penalty_share` = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and as
+        `largest` the largest |reward| that went into the buffer, after the penalty.
+        """
+        # laid out like what a step gives, since a program is made for each layout
+        split = starts.tensor_split(_parts(starts), -2)
+        parts = [x.clone(memory_format=torch.contiguous_format) for x in split]
+        states = [(x, torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)) for x in parts]
+        # tensors, since a program is made for each number; and None, since there are two forms
+        scale = torch.tensor(coef, dtype=starts.dtype, device=starts.device) if coef else None
+        elites = None if coef else self._model.elite_weights()
+        totals = torch.zeros(5, *starts.shape[:-2], device=starts.device)
+        largest = torch.zeros_like(totals[0])
+        for _ in range(horizon):
+            found = [self._run(obs, alive, scale, elites) for obs, alive in states]
+            rows, keep, states, sums, peaks = (list(x) for x in zip(*found, strict=True))
+            into.add(cat(rows), keep=torch.cat(keep, -1))
+            for part, peak in zip(sums, peaks, strict=True):
+                totals, largest = totals + part, torch.maximum(peak, largest)
+        count, u, r, r_abs, ended = totals
+        n = count.clamp(min=1)
+        return {
+            "penalty": u / n,
+            "reward": r / n,
+            "penalty_share": coef * u / r_abs.clamp(min=1e-8),
+            "ended": ended / starts.shape[-2],
+            "largest": largest,
+        }
+
+    @torch.no_grad()
+    def _step(self, obs: Tensor, alive: Tensor, coef: Tensor | None, elites: Weights | None) -> Stepped:
+        """A step of some branches; `coef=None` is 0. The products alone may be of lower precision.
+
+        Returns the transitions, and which of them count `(*S, B)`; where branches are now and which go on;
+        sums over the rows that count, `(5, *S)`: their number, penalties, rewards, |rewards|, terminations;
+        and the largest |reward| after the penalty, `(*S,)`.
+        """
+        act = self._policy(obs)
+        if coef is not None:
+            mean, std = self._model.predict(obs, act)
+            next_obs, rew = self._model.draw(obs, mean, std)
         else:
-            u = torch.zeros_like(alive, dtype=obs.dtype)
-            next_obs, rew = model.step(obs, act)
-        if reward is not None:
-            rew = reward(obs, act, next_obs)
-        done = termination(obs, act, next_obs)
-        penalised = rew - coef * u
+            next_obs, rew = self._model.step(obs, act, weights=elites)
+        with torch.autocast(obs.device.type, enabled=False):
+            u = torch.zeros_like(rew) if coef is None else self._penalty(mean, std)
+            if self._reward is not None:
+                rew = self._reward(obs, act, next_obs)
+            done = self._termination(obs, act, next_obs)
+        penalised = rew if coef is None else rew - coef * u
         alive = alive & next_obs.isfinite().all(-1) & penalised.isfinite()
-        into.add(Batch(obs, act, penalised, next_obs, done.to(obs.dtype)), keep=alive)
-        for total, x in ((count, torch.ones_like(u)), (u_sum, u), (r_sum, rew), (r_abs, rew.abs())):
-            total += torch.where(alive, x, 0.0).sum(-1)
-        largest = torch.maximum(largest, torch.where(alive, penalised.abs(), 0.0).amax(-1))
-        ended = ended | (alive & done)
-        alive = alive & ~done
-        # a finished branch stays where it is, so that it cannot reach infinity
-        obs = torch.where(alive.unsqueeze(-1), next_obs, obs)
-    n = count.clamp(min=1)
-    return {
-        "penalty": u_sum / n,
-        "reward": r_sum / n,
-        "penalty_share": coef * u_sum / r_abs.clamp(min=1e-8),
-        "ended": ended.to(count.dtype).mean(-1),
-        "largest": largest,
-    }
+        going_on = alive & ~done
+        counted = (torch.ones_like(u), u, rew, rew.abs(), done.to(u.dtype))
+        return (
+            Batch(obs, act, penalised, next_obs, done.to(obs.dtype)),
+            alive,
+            # a finished branch stays where it is, so that it cannot reach infinity
+            (torch.where(going_on.unsqueeze(-1), next_obs, obs), going_on),
+            torch.stack([torch.where(alive, x, 0.0).sum(-1) for x in counted]),
+            torch.where(alive, penalised.abs(), 0.0).amax(-1),
+        )
+
+
+def _parts(starts: Tensor) -> int:
+    """In how many parts branches go through a step; equal parts if possible, since each size is compiled."""
+    if starts.device.type != "cpu":
+        return 1
+    n = starts.shape[-2]
+    least = -(-n * math.prod(starts.shape[:-2]) // CHUNK)
+    return next((k for k in range(least, 2 * least) if n % k == 0), least)
 
 
 class Branches:

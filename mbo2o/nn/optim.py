@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -76,8 +77,9 @@ class Adam(nn.Module):
         for other in self._state("step", list(range(1, len(grads)))):
             other.copy_(step)
         count = step.double()
-        rate = (lr / (1 - 0.9**count)).float()
-        scale = (1 - 0.999**count).sqrt().float()
+        # as exponentials: torch's compiler computes those once, and a power in the loops over the parameters
+        rate = (lr / (1 - torch.exp(count * math.log(0.9)))).float()
+        scale = (1 - torch.exp(count * math.log(0.999))).sqrt().float()
         for decay, alike in self._alike.items():
             for i, mean, square in zip(
                 alike, self._state("mean", alike), self._state("square", alike), strict=True

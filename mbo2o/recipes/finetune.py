@@ -145,6 +145,7 @@ def warn_of_warmup(run: Run, warmup: int, online_steps: int) -> None:
 def open_source(run: Run, cfg: SourceConfig | None, warmup: int) -> BaseSource:
     """The source of online batches; one with a state of its own is saved and restored with the run."""
     source = make_source(cfg or OnlineConfig(), run.spec, run.dataset, run.online, warmup)
+    source.prepare(run.engine.prepare)
     if isinstance(source, nn.Module):
         run.track(replay=source)
     return source

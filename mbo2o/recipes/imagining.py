@@ -14,7 +14,7 @@ from mbo2o.agents.sac import SACConfig
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.fit import FitConfig, Learner, fit, holdout
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
-from mbo2o.dynamics.rollout import Branches, Sink, one_step_error, rollout, uncertainty
+from mbo2o.dynamics.rollout import Branches, Rollouts, one_step_error, uncertainty
 from mbo2o.dynamics.termination import name_of
 from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.nn.init import per_seed
@@ -25,7 +25,7 @@ from mbo2o.registry import find
 from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_shares
 from mbo2o.sources.mixtures import Mix, Youngest
-from mbo2o.types import Metrics, Numbered, Source, UserError
+from mbo2o.types import Metrics, Numbered, Prepare, Source, UserError
 
 PROBE = 1000
 """Rows on which the model's uncertainty is looked at."""
@@ -75,6 +75,7 @@ class Imagining(Recipe):
             self.agent.prepare(run.dataset)
         run.track(agent=self.agent, model=self.model)
         self.termination = termination_rule(run, cfg.termination, self.needs_dataset)
+        self.rollouts, self.looks = self._rollouts(run.engine.prepare), self._rollouts(lambda step: step)
 
     def remember(self, run: Run, rows: int) -> None:
         """Start an empty buffer for the latest `rows` imagined rows of each seed."""
@@ -92,7 +93,7 @@ class Imagining(Recipe):
 
     def imagine(self, run: Run, starts: Source, n: int, coef: float, horizon: int) -> Metrics:
         """Roll `n` branches of `horizon` steps out of real states into the imagined buffer."""
-        result = self._roll(starts.sample(n).obs, self.imagined, coef, horizon)
+        result = self.rollouts.roll(starts.sample(n).obs, self.imagined, horizon=horizon, coef=coef)
         run.imagined(result.pop("largest"))
         if len(self.imagined) == 0:  # a draw would not notice, because only the device knows
             raise ValueError("not one imagined transition of a seed is finite")
@@ -117,7 +118,7 @@ class Imagining(Recipe):
             batches["online"] = run.online.latest(min(news, PROBE))
         metrics = {f"error/{where}": one_step_error(self.model, batch) for where, batch in batches.items()}
         branches = Branches()
-        self._roll(batches["online" if news else "offline"].obs, branches, 0.0, horizon)
+        self.looks.roll(batches["online" if news else "offline"].obs, branches, horizon=horizon, coef=0.0)
         seen = {where: uncertainty(self.model, batch) for where, batch in batches.items()}
         seen["imagined"] = uncertainty(self.model, branches.rows, branches.keep)
         return metrics | {f"{name}/{where}": x for where, found in seen.items() for name, x in found.items()}
@@ -128,9 +129,9 @@ class Imagining(Recipe):
             info = {"env_id": run.env_id, "termination": name_of(self.cfg.termination), "phase": run.phase}
             self.model.save(run.directory / "dynamics" / run.phase, info)
 
-    def _roll(self, starts: Tensor, into: Sink, coef: float, horizon: int) -> Metrics:
+    def _rollouts(self, prepare: Prepare) -> Rollouts:
         rules = {"termination": self.termination, "penalty": self.penalty, "reward": self.reward}
-        return rollout(self.model, self._explore, starts, into, horizon=horizon, coef=coef, **rules)
+        return Rollouts(self.model, self._explore, prepare=prepare, **rules)
 
     def _explore(self, obs: Tensor) -> Tensor:
         return self.agent.act(obs, explore=True)

@@ -276,11 +276,13 @@ def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     """`step` as one program, which the first call translates."""
     from torch._dynamo.exc import TorchDynamoException  # takes a second, which other runs need not wait
     from torch._inductor.exc import InductorError
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     # torch keeps translations on disk; beside our other caches they outlive the machine's temporary folder
-    folder = str(cache_folder() / "compiled")
-    if " " not in folder:  # torch's commands break at a space
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+    folder, usual = str(cache_folder() / "compiled"), default_cache_dir()
+    # torch itself sets the variable to the usual folder, as soon as its compiler is imported
+    if " " not in folder and os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # torch's commands break at a space
     translated = torch.compile(step, fullgraph=True, dynamic=False)
 
     @functools.wraps(step)

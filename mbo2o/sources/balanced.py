@@ -16,7 +16,7 @@ from mbo2o.nn.init import per_seed
 from mbo2o.nn.optim import Adam
 from mbo2o.registry import source
 from mbo2o.sources.base import BaseSource, SourceConfig, check_steps
-from mbo2o.types import Batch, Metrics, Spec, UserError, combine
+from mbo2o.types import Batch, Metrics, Prepare, Spec, UserError, combine
 
 FLOOR, CEILING = 1e-3, 1e3
 """Bounds of priorities (the authors' code). A ratio that is stuck at 0 keeps its rows alive."""
@@ -76,6 +76,7 @@ class Balanced(BaseSource, nn.Module):
         self.entered = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self._drawn = np.zeros((seeds, 0), np.int64)
         self._first_turn = False
+        self._run = self._step
 
     def advance(self, steps: int) -> None:
         """Let in the rows that were written since the last turn."""
@@ -108,25 +109,35 @@ class Balanced(BaseSource, nn.Module):
 
         return combine(pick, [old, young])
 
+    def prepare(self, prepare: Prepare) -> None:
+        """Have the ratio's steps run as `prepare` turns them into."""
+        self._run = prepare(self._step)
+
     def learn(self, batch: Batch) -> Metrics:
         """One step of the ratio, then new priorities for the rows of `batch`, which were drawn last.
 
         The step is made on as many uniform rows of each kind as the batch has.
         """
         n = batch.rew.shape[-1]
-        old, young = self.offline.sample(n), self.online.sample(n)
+        priority, ratios = self._run(self.offline.sample(n), self.online.sample(n), batch)
+        fresh = priority.double().cpu().reshape(len(self.top), -1)
+        self.tree.set(self._drawn, fresh.numpy())
+        self.top.copy_(torch.maximum(self.top, fresh.max(-1).values))
+        share = torch.from_numpy((self._drawn >= len(self.offline)).mean(-1)).reshape(self.spec.seeds)
+        return ratios | {"online_share": share.to(priority)}
+
+    def _step(self, old: Batch, young: Batch, drawn: Batch) -> tuple[Tensor, Metrics]:
+        """One step of the ratio on rows of both kinds; then the priorities of drawn rows, and metrics."""
         w_old, w_young = self.ratio(old), self.ratio(young)
         self.optim.step(ratio_loss(w_old, w_young))
         with torch.no_grad():
             power = 1 / self.cfg.temperature
             scale = self.ratio(old).pow(power).mean(-1, keepdim=True)
-            priority = (self.ratio(batch).pow(power) / scale.clamp(min=1e-8)).clamp(FLOOR, CEILING)
-        fresh = priority.double().cpu().reshape(len(self.top), -1)
-        self.tree.set(self._drawn, fresh.numpy())
-        self.top.copy_(torch.maximum(self.top, fresh.max(-1).values))
-        share = torch.from_numpy((self._drawn >= len(self.offline)).mean(-1)).reshape(self.spec.seeds)
-        ratios = {"ratio_offline": w_old.detach().mean(-1), "ratio_online": w_young.detach().mean(-1)}
-        return ratios | {"online_share": share.to(w_old)}
+            priority = (self.ratio(drawn).pow(power) / scale.clamp(min=1e-8)).clamp(FLOOR, CEILING)
+        return priority, {
+            "ratio_offline": w_old.detach().mean(-1),
+            "ratio_online": w_young.detach().mean(-1),
+        }
 
     def ratio(self, b: Batch) -> Tensor:
         """w(s, a) ≥ 0 of a batch's pairs, `(*S, B)`."""

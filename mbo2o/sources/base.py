@@ -8,7 +8,7 @@ from typing import Any
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.registry import SOURCES
-from mbo2o.types import Batch, Spec, UserError
+from mbo2o.types import Batch, Prepare, Spec, UserError
 
 
 @dataclass
@@ -46,6 +46,12 @@ class BaseSource:
         """Raise a `UserError` if `rows` rows of data and a buffer for `capacity` rows do not suit `cfg`.
 
         Recipes ask before the offline phase, so that no training is lost.
+        """
+
+    def prepare(self, prepare: Prepare) -> None:
+        """Have its own learning steps, if it makes any, run as `prepare` turns them into, such as compiled.
+
+        It is called once, before `begin`.
         """
 
     def begin(self) -> None:

@@ -10,6 +10,7 @@ from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.sumtree import SumTree
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.run.engine import Engine, EngineConfig
 from mbo2o.sources.balanced import CEILING, FLOOR, Balanced, BalancedConfig, ratio_loss
 from mbo2o.types import Batch, Spec, UserError
 
@@ -201,3 +202,33 @@ def test_what_cannot_be_is_one_line():
         replay(0.0, first_share=1.0)
     with pytest.raises(UserError, match="temperature"):
         replay(0.0, temperature=0.0)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch traces no autograd.grad"
+)
+@pytest.mark.slow
+def test_a_compiled_ratio_learns_what_the_eager_one_does():
+    found = []
+    for mode in ("eager", "compiled"):
+        torch.manual_seed(0)
+        source = replay(1.0)
+        source.prepare(Engine(EngineConfig(mode)).prepare)
+        source.enter(40)
+        metrics = [source.learn(source.sample(32)) for _ in range(100)]
+        found.append((dict(source.state_dict()), metrics))
+    (eager, before), (compiled, after) = found
+    for name, x in eager.items():
+        torch.testing.assert_close(compiled[name], x, rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(after, before, strict=True):
+        for name, x in theirs.items():
+            torch.testing.assert_close(mine[name], x, rtol=1e-3, atol=1e-4)
+
+
+def test_the_engine_of_a_run_makes_the_ratios_steps():
+    source, calls = replay(1.0), []
+    source.prepare(lambda step: lambda *args: calls.append(len(args)) or step(*args))
+    source.enter(40)
+    for _ in range(3):
+        source.learn(source.sample(16))
+    assert calls == [3, 3, 3]

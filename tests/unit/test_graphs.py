@@ -21,7 +21,9 @@ from mbo2o.agents.td3bc import TD3BCConfig
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.fit import FitConfig, Learner
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
+from mbo2o.dynamics.rollout import Branches, Rollouts
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.ensemble.uncertainty import max_deviation
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.registry import AGENTS, SOURCES
 from mbo2o.run import graphs
@@ -302,3 +304,32 @@ def test_log_lines_say_how_many_updates_a_sum_holds():
     assert json.dumps([({k: v.tolist() for k, v in m.items()}, n) for m, n in found]) == json.dumps(
         [[{"a": [3.0, 3.0]}, 3], [{"b": [1.0, 1.0]}, 1]]
     )
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.5])
+def test_a_rollout_of_graphs_is_the_eager_one(coef, recorded):
+    """Recorded in the third step; coefficient and elites of the second rollout are not those recorded."""
+    model = GaussianDynamics(
+        Spec(nets.OBS, nets.ACT, (2,)), DynamicsConfig(members=3, elites=2, net=MLPConfig(hidden=[8]))
+    )
+    agent, found = nets.make("sac", (2,)), []
+    elites = model.elites.clone()
+    for mode in ("eager", "graph"):
+        rollouts = Rollouts(
+            model,
+            lambda obs: agent.act(obs, explore=True),
+            termination=lambda obs, act, next_obs: next_obs[..., 0] > 1,
+            penalty=max_deviation,
+            prepare=Engine(EngineConfig(mode)).prepare,
+        )
+        for scale, first in ((1, 0), (2, 1)):
+            model.elites.copy_((elites + first) % 3)
+            torch.manual_seed(1)
+            branches = Branches()
+            metrics = rollouts.roll(torch.randn(2, 10, nets.OBS), branches, horizon=5, coef=coef * scale)
+            found.append([*graphs.tensors(branches.rows), branches.keep, *metrics.values()])
+    assert len(recorded) == 1
+    assert not torch.equal(found[0][3], found[1][3])
+    for eager, replayed in zip(found[:2], found[2:], strict=True):
+        for x, y in zip(eager, replayed, strict=True):
+            assert torch.equal(x, y)

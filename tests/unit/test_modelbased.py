@@ -205,3 +205,25 @@ def test_moore_learns_from_its_first_online_step_on(sampling, pendulum, tmp_path
     assert log.series("model", "holdout_mse", "online").step.tolist() == [59, 119]
     assert log.series("train", "critic_loss", "online").step[0] == 10
     assert restore(tmp_path / "run")[1].agent.updates == 40 + 120
+
+
+# ---------------------------------------------------------------------- engines
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch traces no autograd.grad"
+)
+@pytest.mark.parametrize("recipe", [MOPOConfig, MOOReConfig])
+def test_model_based_methods_run_compiled_at_low_precision(recipe, pendulum, tmp_path):
+    """Fits, rollouts and updates, of two seeds; what a run saves is float32."""
+    online = ONLINE if recipe is MOOReConfig else {}
+    cfg = small(recipe(agent=sac(), **SIZES, **OFFLINE, **online, horizon=2), tmp_path / "run", pendulum)
+    train(replace(cfg, engine="compiled", precision="bf16"))
+    _, done = restore(tmp_path / "run")
+    assert done.agent.updates == (40 + 120 if online else 40)
+    values = [x for part in (done.agent, done.model) for x in part.state_dict().values()]
+    floats = [x for x in values if x.is_floating_point()]
+    assert {x.dtype for x in floats} == {torch.float32}
+    assert all(x.isfinite().all() for x in floats)
+    assert read_run(tmp_path / "run").has("uncertainty", "penalty/imagined")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
-from mbo2o.dynamics.rollout import Branches, one_step_error, rollout, uncertainty
+from mbo2o.dynamics.rollout import Branches, Rollouts, one_step_error, uncertainty
 from mbo2o.dynamics.termination import non_finite, none
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.uncertainty import PENALTIES, aleatoric_std
@@ -42,7 +42,10 @@ class Counter:
         y = mean[..., 0, :, :]
         return obs + y[..., :-1] + self.noise * torch.randn_like(obs), y[..., -1]
 
-    def step(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
+    def elite_weights(self) -> dict[str, Tensor]:
+        return {}
+
+    def step(self, obs: Tensor, act: Tensor, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         self.calls.append("step")
         return self.draw(obs, *Counter.predict(Counter(), obs, act))
 
@@ -81,8 +84,9 @@ def constant_penalty(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def roll(model, into, horizon=4, seeds=(), **changes):
-    options = {"termination": none, "penalty": constant_penalty, "coef": 2.0, **changes}
-    return rollout(model, policy, starts(seeds), into, horizon=horizon, **options)
+    rules = {"termination": none, "penalty": constant_penalty, "coef": 2.0, **changes}
+    coef = rules.pop("coef")
+    return Rollouts(model, policy, **rules).roll(starts(seeds), into, horizon=horizon, coef=coef)
 
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
