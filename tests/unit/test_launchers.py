@@ -10,6 +10,14 @@ from sweeps import TINY, run_dirs, sweep, table, turns
 from mbo2o.cli.main import main
 
 
+LAUNCHERS = [
+    "basic",
+    # a dozen processes each, every one of which imports torch
+    pytest.param("joblib", marks=pytest.mark.slow),
+    pytest.param("submitit_local", marks=pytest.mark.slow),
+]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -18,7 +26,7 @@ def undisturbed(tmp_path_factory):
     return table(folder)
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_sweep_killed_and_given_again_ends_as_an_undisturbed_one(launcher, undisturbed, tmp_path):
     if launcher != "basic":
         pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
@@ -38,7 +46,7 @@ def test_a_sweep_killed_and_given_again_ends_as_an_undisturbed_one(launcher, und
         assert_same(after[name], undisturbed[name])
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_code_of_a_sweep_is_the_largest_of_its_runs(launcher, tmp_path):
     """The run that cannot begin does not keep the other one from running."""
     if launcher != "basic":
