@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from omegaconf import MISSING
 from torch import Tensor
 
-from mbo2o.agents import make_agent
+from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.agents.sac import SACConfig
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.fit import FitConfig, Learner, fit, holdout
@@ -21,7 +22,7 @@ from mbo2o.nn.init import per_seed
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.recipes.horizon import check_horizon
 from mbo2o.recipes.rules import reward_rule, termination_rule
-from mbo2o.registry import find
+from mbo2o.registry import AGENTS, entry_of, find
 from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_shares
 from mbo2o.sources.mixtures import Mix, Youngest
@@ -35,8 +36,11 @@ PROBE = 1000
 class ImaginingConfig(RecipeConfig):
     """Defaults: MOPO's code (mopo/algorithms/mopo.py, examples/config/d4rl) unless said."""
 
-    # SAC or a variant of it: redq, sacn, edac, cql (as in COMBO), obac
-    agent: SACConfig = field(default_factory=SACConfig)
+    # An agent of `mbo2o methods`, by itself SAC. What an agent does to a batch it does to imagined rows: cql
+    # keeps their values low, as COMBO does. In rollouts every agent acts as in the environment: by its
+    # `explore`, which is a sample of a stochastic policy, and td3bc's action with its noise. td3bc and iql
+    # imitate the rows of a batch, imagined ones included, which holds a policy near its own past.
+    agent: AgentConfig = MISSING
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     termination: str = "auto"  # by the environment's name; or a rule's, `learned`, `none`, `module:function`
@@ -49,13 +53,26 @@ class ImaginingConfig(RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.agent, SACConfig):
-            wanted = "take sac or a variant: redq, sacn, edac, cql, obac"
-            raise UserError(f"recipe.agent: {type(self.agent).__name__} is no SAC; {wanted}")
+        if isinstance(self.agent, str):  # MISSING, since a default would bar agents that are no SAC
+            self.agent = SACConfig()
+        check_agent(self.agent)
         find(PENALTIES, self.penalty, "penalty")
         check_horizon("horizon", self.horizon)
         check_counts("recipe", self, "batch")
         check_shares("recipe", self, "real_share")
+
+
+def check_agent(cfg: AgentConfig) -> None:
+    """Raise a `UserError` for an agent to which imagined rows are no experience."""
+    entry = entry_of(cfg, AGENTS)
+    if entry is None:
+        raise UserError(f"recipe.agent: {type(cfg).__name__} is not the config of a registered agent")
+    if reason := entry.cls.not_imagined:  # type: ignore[attr-defined]
+        text = f"recipe.agent: {entry.name} cannot learn from imagined rows: {reason}"
+        raise UserError(f"{text}; take sac, sacn, edac, redq, cql, td3bc, iql, awac or obac")
+    if getattr(cfg, "clone_steps", 0):
+        text = "most rows are imagined, so the actor would clone itself"
+        raise UserError(f"recipe.agent.clone_steps={cfg.clone_steps} must be 0: {text}")  # type: ignore[attr-defined]
 
 
 class Imagining(Recipe):

@@ -2,7 +2,7 @@
 online.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbo2o import naming
-from mbo2o.agents.iql import IQLConfig
+from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.cli.main import compose_config
 from mbo2o.data.buffer import ReplayBuffer
@@ -21,7 +21,7 @@ from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.moore import MOORe, MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
-from mbo2o.registry import RECIPES
+from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.read import read_run
 from mbo2o.run.config import RunConfig
 from mbo2o.sources.mixtures import Youngest
@@ -158,26 +158,83 @@ def test_a_new_setting_at_its_default_names_no_directory():
 # ---------------------------------------------------------------------- agents
 
 
-@pytest.mark.parametrize("agent", ["redq", "sacn", "edac", "cql", "obac"])
-def test_any_variant_of_sac_learns_in_the_model(agent, pendulum, tmp_path):
+LEARNERS = {
+    **{"redq": "q", "sacn": "q", "edac": "alignment", "cql": "gap", "obac": "offline_v"},
+    **{"td3bc": "imitation", "iql": "value_loss", "awac": "weight", "adaptive_bc": "imitation"},
+}
+"""Agents that are not SAC, and a metric that only their kind of update has."""
+
+
+def few(agent):
+    """The default settings of an agent, but for its sizes."""
+    nets = {f.name: NET for f in fields(agent) if isinstance(getattr(agent, f.name), MLPConfig)}
+    return replace(agent, **nets | {"critics": 3} | ({"samples": 2} if hasattr(agent, "samples") else {}))
+
+
+@pytest.mark.parametrize("agent", LEARNERS)
+def test_any_agent_that_learns_values_learns_in_the_model(agent, pendulum, tmp_path):
     """Named on the command line, stored by name, and restored as what it was."""
     cfg = compose_config(["recipe=mopo", f"agent@recipe.agent={agent}", f"dataset={pendulum}"])
-    few = {"actor": NET, "critic": NET, "critics": 3} | ({"samples": 2} if agent == "cql" else {})
-    recipe = replace(cfg.recipe, agent=replace(cfg.recipe.agent, **few), **SIZES, **OFFLINE, horizon=2)
+    recipe = replace(cfg.recipe, agent=few(cfg.recipe.agent), **SIZES, **OFFLINE, horizon=2)
     train(small(recipe, tmp_path / "run", pendulum))
     _, done = restore(tmp_path / "run")
     assert type(done.agent.cfg) is type(cfg.recipe.agent)
     assert done.agent.updates == 40
-    assert read_run(tmp_path / "run").has(
-        "train", {"edac": "alignment", "cql": "gap", "obac": "offline_v"}.get(agent, "q")
-    )
+    assert read_run(tmp_path / "run").has("train", LEARNERS[agent])
 
 
-def test_an_agent_that_is_no_sac_is_refused(pendulum, tmp_path):
-    with pytest.raises(UserError, match="iql does not fit there: this recipe takes sac and its variants"):
-        compose_config(["recipe=mopo", "agent@recipe.agent=iql", f"dataset={pendulum}"])
-    with pytest.raises(UserError, match="IQLConfig is no SAC"):
-        train(small(MOPOConfig(agent=IQLConfig(), **SIZES, **OFFLINE), tmp_path / "run", pendulum))
+@pytest.mark.parametrize("agent", ["td3bc", "iql", "cql"])
+@pytest.mark.parametrize("recipe", [MOOReConfig, MBPOConfig])
+def test_other_agents_go_on_online(recipe, agent, pendulum, tmp_path):
+    settings = {"agent": few(AGENTS[agent].config()), **SIZES, **ONLINE}
+    settings |= OFFLINE if recipe is MOOReConfig else {"random_steps": 70}
+    data = pendulum if recipe is MOOReConfig else None
+    train(small(recipe(**settings), tmp_path / "run", data))
+    assert restore(tmp_path / "run")[1].agent.updates == (160 if recipe is MOOReConfig else 120)
+
+
+@pytest.mark.parametrize(("agent", "noise"), [("sac", 0.0), ("td3bc", 0.5), ("iql", 0.0)])
+def test_branches_take_the_actions_that_the_agent_takes_in_the_environment(agent, noise, pendulum, tmp_path):
+    """A deterministic policy adds its noise in the model, too."""
+    cfg = few(AGENTS[agent].config())
+    cfg = replace(cfg, exploration_noise=noise) if noise else cfg
+    train(small(MOPOConfig(agent=cfg, **SIZES, **OFFLINE), tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    obs = run.dataset.sample(2000).obs
+    torch.manual_seed(0)
+    taken = done._explore(obs)
+    torch.manual_seed(0)
+    assert torch.equal(taken, done.agent.act(obs, explore=True))
+    spread = (taken - done.agent.act(obs)).std()
+    assert spread > 0.8 * noise > 0 if noise else spread > 0
+
+
+@pytest.mark.parametrize(
+    ("agent", "reason"),
+    [
+        ("bc", "bc cannot learn from imagined rows: it imitates all actions of a batch"),
+        ("lapo", "lapo cannot learn from imagined rows: its actions are those"),
+        ("pex", "pex cannot learn from imagined rows: it goes on from an offline IQL"),
+        ("calql", "calql cannot learn from imagined rows: it bounds values by recorded returns"),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["mopo", "moore", "mbpo"])
+def test_an_agent_to_which_imagined_rows_say_nothing_is_refused(recipe, agent, reason, pendulum):
+    with pytest.raises(UserError, match=reason):
+        compose_config([f"recipe={recipe}", f"agent@recipe.agent={agent}", f"dataset={pendulum}"])
+    with pytest.raises(UserError, match=reason):
+        RECIPES[recipe].config(agent=AGENTS[agent].config())
+
+
+def test_cloning_at_first_is_refused_in_a_model():
+    with pytest.raises(UserError, match=r"clone_steps=5 must be 0: most rows are imagined"):
+        MOPOConfig(agent=CQLConfig(clone_steps=5))
+
+
+def test_an_agent_s_place_takes_nothing_else():
+    with pytest.raises(UserError, match="MLPConfig is not the config of a registered agent"):
+        MOPOConfig(agent=NET)
+    assert MOPOConfig().agent == SACConfig()
 
 
 def test_observations_are_standardised_in_the_model_too(pendulum, tmp_path):
