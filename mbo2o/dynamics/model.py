@@ -122,8 +122,11 @@ class GaussianDynamics(nn.Module):
 
     def elite_mean(self, mean: Tensor) -> Tensor:
         """The elites' average of a prediction `(*S, M, B, D+1)` → `(*S, B, D+1)`."""
-        member = self.elites[..., None, None].expand(*self.elites.shape, *mean.shape[-2:])
-        return mean.gather(-3, member).mean(-3)
+        return self.of_elites(mean).mean(-3)
+
+    def of_elites(self, x: Tensor) -> Tensor:
+        """The elites' part of a prediction: `(*S, M, B, D+1)` → `(*S, K, B, D+1)`."""
+        return x.gather(-3, self.elites[..., None, None].expand(*self.elites.shape, *x.shape[-2:]))
 
     def seed(self, k: int) -> GaussianDynamics:
         """Seed k's model on its own, without the seed axis."""

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mbo2o.dynamics.bellman import Bellman, measure
 from mbo2o.dynamics.model import CHUNK, GaussianDynamics, Weights
-from mbo2o.ensemble.uncertainty import PENALTIES, Penalty, aleatoric_std
+from mbo2o.ensemble.uncertainty import BELLMAN, PENALTIES, Penalty, aleatoric_std
 from mbo2o.types import Batch, Metrics, Prepare, RewardFn, TerminationFn, cat
 
 Stepped = tuple[Batch, Tensor, tuple[Tensor, Tensor], Tensor, Tensor]
@@ -35,7 +36,7 @@ class Rollouts:
         policy: Callable[[Tensor], Tensor],
         *,
         termination: TerminationFn,
-        penalty: Penalty,
+        penalty: Penalty | Bellman,
         reward: RewardFn | None = None,
         prepare: Prepare = lambda step: step,
     ):
@@ -97,7 +98,7 @@ class Rollouts:
         else:
             next_obs, rew = self._model.step(obs, act, weights=elites)
         with torch.autocast(obs.device.type, enabled=False):
-            u = torch.zeros_like(rew) if coef is None else self._penalty(mean, std)
+            u = torch.zeros_like(rew) if coef is None else measure(self._penalty, obs, mean, std)
             if self._reward is not None:
                 rew = self._reward(obs, act, next_obs)
             done = self._termination(obs, act, next_obs)
@@ -148,17 +149,23 @@ class Branches:
 
 
 @torch.no_grad()
-def uncertainty(model: GaussianDynamics, batch: Batch, keep: Tensor | None = None) -> Metrics:
+def uncertainty(
+    model: GaussianDynamics,
+    batch: Batch,
+    keep: Tensor | None = None,
+    penalty: Penalty | Bellman | None = None,
+) -> Metrics:
     """Means of each penalty and of the aleatoric spread on a batch `(*S, B, ...)`, each `(*S,)`.
 
-    keep: the rows that count, `(*S, B)`; a seed without one has NaN.
+    keep: the rows that count, `(*S, B)`; a seed without one has NaN. penalty: a run's own; if it is no
+    function of the prediction alone, its mean is there too, as `bellman`.
     """
     mean, std = model.predict(batch.obs, batch.act)
     weight = torch.ones_like(batch.rew, dtype=torch.bool) if keep is None else keep
-    measures = {**PENALTIES, "aleatoric_std": aleatoric_std}
-    return {
-        name: torch.where(weight, f(mean, std), 0.0).sum(-1) / weight.sum(-1) for name, f in measures.items()
-    }
+    found = {name: f(mean, std) for name, f in {**PENALTIES, "aleatoric_std": aleatoric_std}.items()}
+    if isinstance(penalty, Bellman):
+        found[BELLMAN] = penalty(batch.obs, mean, std)
+    return {name: torch.where(weight, u, 0.0).sum(-1) / weight.sum(-1) for name, u in found.items()}
 
 
 @torch.no_grad()

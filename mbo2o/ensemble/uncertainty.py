@@ -59,6 +59,10 @@ PENALTIES: dict[str, Penalty] = {
 }
 
 
+BELLMAN = "bellman"
+"""The name of the penalty that needs an agent's critics too, see `mbo2o.dynamics.bellman`."""
+
+
 def penalty(name: str) -> Callable[[Penalty], Penalty]:
     """Function decorator: register an uncertainty under `name`, as settings called `penalty` take it.
 
@@ -71,7 +75,7 @@ def penalty(name: str) -> Callable[[Penalty], Penalty]:
 
     def add(f: Penalty) -> Penalty:
         old = PENALTIES.get(name, f)
-        if (old.__module__, old.__qualname__) != (f.__module__, f.__qualname__):
+        if name == BELLMAN or (old.__module__, old.__qualname__) != (f.__module__, f.__qualname__):
             raise UserError(f"a penalty is called {name!r} already; rename the one of {f.__module__}")
         PENALTIES[name] = f
         REGISTERED.append(f)

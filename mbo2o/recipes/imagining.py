@@ -17,12 +17,12 @@ from mbo2o.dynamics.fit import FitConfig, Learner, fit, holdout
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import Branches, Rollouts, one_step_error, uncertainty
 from mbo2o.dynamics.termination import name_of
-from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.nn.init import per_seed
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.recipes.horizon import check_horizon
+from mbo2o.recipes.penalties import check_penalty, penalty_of
 from mbo2o.recipes.rules import reward_rule, termination_rule
-from mbo2o.registry import AGENTS, entry_of, find
+from mbo2o.registry import AGENTS, entry_of
 from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_shares
 from mbo2o.sources.mixtures import Mix, Youngest
@@ -45,7 +45,10 @@ class ImaginingConfig(RecipeConfig):
     fit: FitConfig = field(default_factory=FitConfig)
     termination: str = "auto"  # by the environment's name; or a rule's, `learned`, `none`, `module:function`
     reward: str | None = None  # `module:function` instead of the learned reward
-    penalty: str = "max_aleatoric"  # u(s, a), see ensemble/uncertainty.py; each wants coefficients of its own
+    # u(s, a), see ensemble/uncertainty.py, or bellman (MOBILE), see dynamics/bellman.py; each wants
+    # coefficients of its own
+    penalty: str = "max_aleatoric"
+    penalty_draws: int = 10  # K of bellman: next states per elite and row (MOBILE; cost grows with it)
     coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
     horizon: Any = 5  # steps of a branch, 1 or 5 in MOPO; or [FROM, TO, FIRST, LAST]: see `branch_length`
     real_share: float = 0.05  # part of the agent's batches; the reward of real rows carries no penalty
@@ -56,9 +59,9 @@ class ImaginingConfig(RecipeConfig):
         if isinstance(self.agent, str):  # MISSING, since a default would bar agents that are no SAC
             self.agent = SACConfig()
         check_agent(self.agent)
-        find(PENALTIES, self.penalty, "penalty")
+        check_penalty(self.penalty, self.agent, self.dynamics)
         check_horizon("horizon", self.horizon)
-        check_counts("recipe", self, "batch")
+        check_counts("recipe", self, "batch", "penalty_draws")
         check_shares("recipe", self, "real_share")
 
 
@@ -83,10 +86,10 @@ class Imagining(Recipe):
     def make(self, run: Run) -> None:
         """Make the agent, the model, and the rules of imagined episodes."""
         cfg = self.cfg
-        self.penalty = find(PENALTIES, cfg.penalty, "penalty")
         self.reward = reward_rule(run, cfg.reward)
         self.agent = make_agent(cfg.agent, run.spec)
         self.model = per_seed(lambda spec: GaussianDynamics(spec, cfg.dynamics), run.spec)
+        self.penalty = penalty_of(cfg.penalty, self.agent, self.model, cfg.penalty_draws)
         self.learners: dict[int, Learner] = {}  # by the settings of fits
         if self.needs_dataset:
             self.agent.prepare(run.dataset)
@@ -136,8 +139,9 @@ class Imagining(Recipe):
         metrics = {f"error/{where}": one_step_error(self.model, batch) for where, batch in batches.items()}
         branches = Branches()
         self.looks.roll(batches["online" if news else "offline"].obs, branches, horizon=horizon, coef=0.0)
-        seen = {where: uncertainty(self.model, batch) for where, batch in batches.items()}
-        seen["imagined"] = uncertainty(self.model, branches.rows, branches.keep)
+        own = self.penalty
+        seen = {where: uncertainty(self.model, rows, penalty=own) for where, rows in batches.items()}
+        seen["imagined"] = uncertainty(self.model, branches.rows, branches.keep, own)
         return metrics | {f"{name}/{where}": x for where, found in seen.items() for name, x in found.items()}
 
     def keep_model(self, run: Run) -> None:

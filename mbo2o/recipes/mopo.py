@@ -17,7 +17,18 @@ class MOPOConfig(ImaginingConfig):
     """Defaults: the authors' code."""
 
     OFFLINE: ClassVar[tuple[str, ...]] = (
-        *("agent", "dynamics", "fit", "termination", "reward", "penalty", "coef", "horizon", "real_share"),
+        *(
+            "agent",
+            "dynamics",
+            "fit",
+            "termination",
+            "reward",
+            "penalty",
+            "penalty_draws",
+            "coef",
+            "horizon",
+            "real_share",
+        ),
         *("batch", "offline_steps", "rollouts", "rollout_every", "retain"),
     )
 
