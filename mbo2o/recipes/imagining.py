@@ -13,6 +13,7 @@ from torch import Tensor
 from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.agents.sac import SACConfig
 from mbo2o.data.buffer import ReplayBuffer
+from mbo2o.dynamics.bellman import measure
 from mbo2o.dynamics.fit import FitConfig, Learner, fit, holdout
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import Branches, Rollouts, one_step_error, uncertainty
@@ -26,10 +27,12 @@ from mbo2o.registry import AGENTS, entry_of
 from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_shares
 from mbo2o.sources.mixtures import Mix, Youngest
-from mbo2o.types import Metrics, Numbered, Prepare, Source, UserError
+from mbo2o.types import Batch, Metrics, Numbered, Prepare, Source, UserError
 
 PROBE = 1000
 """Rows on which the model's uncertainty is looked at."""
+LOOKED_AT = 50_000
+"""Most imagined rows among them, whatever the length of branches."""
 
 
 @dataclass
@@ -51,6 +54,12 @@ class ImaginingConfig(RecipeConfig):
     penalty_draws: int = 10  # K of bellman: next states per elite and row (MOBILE; cost grows with it)
     coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
     horizon: Any = 5  # steps of a branch, 1 or 5 in MOPO; or [FROM, TO, FIRST, LAST]: see `branch_length`
+    # Branches also end where u(s, a) passes this quantile of the data's own u; their last row bootstraps. So
+    # they may be hundreds of steps long (NEUBAY, arXiv 2512.04341: 1.0, the largest u). None: they do not.
+    truncate: float | None = None
+    # Most imagined rows that are kept. None: as many as branches of full length would fill, which is much
+    # memory, and old rows, where most branches end early (the log's `length/imagined` says how early).
+    imagined_rows: int | None = None
     real_share: float = 0.05  # part of the agent's batches; the reward of real rows carries no penalty
     batch: int = 256
 
@@ -63,6 +72,15 @@ class ImaginingConfig(RecipeConfig):
         check_horizon("horizon", self.horizon)
         check_counts("recipe", self, "batch", "penalty_draws")
         check_shares("recipe", self, "real_share")
+        if self.truncate is not None and not 0 < self.truncate <= 1:
+            raise UserError(f"recipe.truncate={self.truncate} is a quantile: it must lie in (0, 1]")
+
+    def check_fits(self, branches: str) -> None:
+        """Raise a `UserError` if a step of all branches is more than the rows that are kept."""
+        n = getattr(self, branches)
+        if self.imagined_rows is not None and self.imagined_rows < n:
+            text = f"must be at least recipe.{branches}={n}, the rows of one step"
+            raise UserError(f"recipe.imagined_rows={self.imagined_rows} {text}")
 
 
 def check_agent(cfg: AgentConfig) -> None:
@@ -98,8 +116,8 @@ class Imagining(Recipe):
         self.rollouts, self.looks = self._rollouts(run.engine.prepare), self._rollouts(lambda step: step)
 
     def remember(self, run: Run, rows: int) -> None:
-        """Start an empty buffer for the latest `rows` imagined rows of each seed."""
-        self.imagined = ReplayBuffer(run.spec, rows)
+        """Start an empty buffer for the latest `rows` imagined rows of each seed, or `imagined_rows`."""
+        self.imagined = ReplayBuffer(run.spec, min(rows, self.cfg.imagined_rows or rows))
         run.track(imagined=self.imagined)
 
     def fit(self, run: Run, rows: Sequence[tuple[Numbered, float]], how: FitConfig) -> Metrics:
@@ -112,12 +130,28 @@ class Imagining(Recipe):
         return {**fitted, "share_offline": torch.full(run.spec.seeds, share)}
 
     def imagine(self, run: Run, starts: Source, n: int, coef: float, horizon: int) -> Metrics:
-        """Roll `n` branches of `horizon` steps out of real states into the imagined buffer."""
-        result = self.rollouts.roll(starts.sample(n).obs, self.imagined, horizon=horizon, coef=coef)
+        """Roll `n` branches of `horizon` steps out of the states of `starts` into the imagined buffer."""
+        how = {"horizon": horizon, "coef": coef, "limit": self.limit(run)}
+        result = self.rollouts.roll(starts.sample(n).obs, self.imagined, **how)
         run.imagined(result.pop("largest"))
         if len(self.imagined) == 0:  # a draw would not notice, because only the device knows
             raise ValueError("not one imagined transition of a seed is finite")
         return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
+
+    def held_out(self, run: Run, n: int) -> Batch:
+        """At most `n` rows that every fit holds out: from the dataset, or from experience without one."""
+        rows = run.dataset if self.needs_dataset else run.online
+        index = holdout(rows.index, replace(self.cfg.fit, max_holdout=n))
+        return rows.rows(index.expand(*run.spec.seeds, -1))
+
+    @torch.no_grad()
+    def limit(self, run: Run) -> Tensor | None:
+        """Where branches end: the quantile `truncate` of u over held-out rows, `(*S,)`, at this moment."""
+        if self.cfg.truncate is None:
+            return None
+        b = self.held_out(run, self.cfg.fit.max_holdout)
+        u = measure(self.penalty, b.obs, *self.model.predict(b.obs, b.act))
+        return u.quantile(self.cfg.truncate, -1)
 
     def mix(self, real: Source, latest: int) -> Mix:
         """The agent's batches: real rows, and rows among the `latest` imagined ones."""
@@ -132,13 +166,13 @@ class Imagining(Recipe):
         """
         batches = {}
         if self.needs_dataset:
-            held_out = holdout(run.dataset.index, replace(self.cfg.fit, max_holdout=PROBE))
-            batches["offline"] = run.dataset.rows(held_out.expand(*run.spec.seeds, -1))
+            batches["offline"] = self.held_out(run, PROBE)
         if news:
             batches["online"] = run.online.latest(min(news, PROBE))
         metrics = {f"error/{where}": one_step_error(self.model, batch) for where, batch in batches.items()}
         branches = Branches()
-        self.looks.roll(batches["online" if news else "offline"].obs, branches, horizon=horizon, coef=0.0)
+        starts = batches["online" if news else "offline"].obs[..., : max(1, LOOKED_AT // horizon), :]
+        self.looks.roll(starts, branches, horizon=horizon, coef=0.0, limit=self.limit(run))
         own = self.penalty
         seen = {where: uncertainty(self.model, rows, penalty=own) for where, rows in batches.items()}
         seen["imagined"] = uncertainty(self.model, branches.rows, branches.keep, own)

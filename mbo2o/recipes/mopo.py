@@ -17,19 +17,9 @@ class MOPOConfig(ImaginingConfig):
     """Defaults: the authors' code."""
 
     OFFLINE: ClassVar[tuple[str, ...]] = (
-        *(
-            "agent",
-            "dynamics",
-            "fit",
-            "termination",
-            "reward",
-            "penalty",
-            "penalty_draws",
-            "coef",
-            "horizon",
-            "real_share",
-        ),
-        *("batch", "offline_steps", "rollouts", "rollout_every", "retain"),
+        *("agent", "dynamics", "fit", "termination", "reward", "penalty", "penalty_draws", "coef"),
+        *("horizon", "truncate", "imagined_rows", "real_share", "batch"),
+        *("offline_steps", "rollouts", "rollout_every", "retain"),
     )
 
     offline_steps: int = 1_000_000  # gradient steps
@@ -40,6 +30,7 @@ class MOPOConfig(ImaginingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts("recipe", self, "rollouts", "rollout_every", "retain")
+        self.check_fits("rollouts")
         check_steps("recipe", self, "offline_steps")
 
 

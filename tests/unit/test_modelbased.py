@@ -17,6 +17,7 @@ from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.ensemble.uncertainty import max_aleatoric
 from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.moore import MOORe, MOOReConfig
@@ -153,6 +154,50 @@ def test_a_new_setting_at_its_default_names_no_directory():
     assert naming.name(cfg, "E") == later[0] != later[1]
     grown = Config(recipe=MOOReConfig(online_horizon=2), dataset="d")
     assert naming.name(cfg, "E") != naming.name(grown, "E")
+
+
+# ---------------------------------------------------------------------- branches that uncertainty ends
+
+
+def test_long_branches_end_where_the_model_is_less_sure_than_on_the_data(pendulum, tmp_path):
+    recipe = MOPOConfig(agent=sac(), **SIZES, **OFFLINE, horizon=300, truncate=0.5, imagined_rows=40)
+    train(small(recipe, tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    assert done.imagined.capacity == 40  # not 5 rollouts of 10 branches of 300 steps
+    assert done.imagined.latest(40).done.eq(0).all()  # Pendulum never ends
+    log = read_run(tmp_path / "run")
+    cut, length = (log.series("uncertainty", f"{x}/imagined").values for x in ("truncated", "length"))
+    assert (cut > 0.5).all()
+    assert ((length >= 1) & (length < 300)).all()
+    b = done.held_out(run, 10**9)
+    u = max_aleatoric(*done.model.predict(b.obs, b.act)).sort(-1).values
+    n = u.shape[-1]
+    below, above = u[:, (n - 1) // 2], u[:, n // 2]
+    torch.testing.assert_close(done.limit(run), ((below + above) / 2).detach())
+
+
+def test_mbpo_s_limit_is_of_its_experience(tmp_path):
+    recipe = MBPOConfig(agent=sac(), **SIZES, **ONLINE, random_steps=70, horizon=50, truncate=1.0)
+    train(small(recipe, tmp_path / "run"))
+    run, done = restore(tmp_path / "run")
+    b = done.held_out(run, 10**9)
+    torch.testing.assert_close(
+        done.limit(run), max_aleatoric(*done.model.predict(b.obs, b.act)).detach().amax(-1)
+    )
+    assert read_run(tmp_path / "run").has("uncertainty", "length/imagined")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"truncate": 0.0}, r"recipe\.truncate=0\.0 is a quantile: it must lie in \(0, 1\]"),
+        ({"truncate": 1.1}, r"recipe\.truncate=1\.1 is a quantile"),
+        ({"imagined_rows": 9}, r"imagined_rows=9 must be at least recipe\.rollouts=10, the rows of one step"),
+    ],
+)
+def test_what_branches_cannot_be_cut_by_is_one_line(change, said):
+    with pytest.raises(UserError, match=said):
+        MOPOConfig(agent=sac(), **SIZES, **OFFLINE, **change)
 
 
 # ---------------------------------------------------------------------- agents
