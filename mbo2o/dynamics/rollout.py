@@ -46,7 +46,14 @@ class Rollouts:
         self._run = prepare(self._step)
 
     def roll(
-        self, starts: Tensor, into: Sink, *, horizon: int, coef: float | Tensor, limit: Tensor | None = None
+        self,
+        starts: Tensor,
+        into: Sink,
+        *,
+        horizon: int,
+        coef: float | Tensor,
+        limit: Tensor | None = None,
+        ends: Sink | None = None,
     ) -> Metrics:
         """Branch from `starts` `(*S, B, D)` for up to `horizon` steps into a buffer, with rewards r - coef·u.
 
@@ -57,7 +64,8 @@ class Rollouts:
 
         coef: a number, or one for each seed, `(*S,)`. limit: a branch also ends with the first transition
         whose u is larger, `(*S,)`; it counts and is no termination, so that its end bootstraps (NEUBAY's
-        code, experience/collector.py). The rollout is over when all branches are.
+        code, experience/collector.py). The rollout is over when all branches are. ends: a sink for the last
+        step's rows, and which of them the horizon alone has ended.
 
         Returns means over the transitions that count, `(*S,)`: `penalty`, `reward` (before the penalty),
         `penalty_share` = coef·mean(u)/mean|r|, and `ended`, the share of branches that terminated; and as
@@ -65,16 +73,22 @@ class Rollouts:
         `truncated`, the share of branches that it ended, and `length`, the transitions of a branch.
         """
         if limit is None:
-            return self._roll(starts, into, horizon, coef, None)
+            return self._roll(starts, into, horizon, coef, None, ends)
         # How many steps there are depends on the data. One draw of the global stream seeds one for them.
         seed = int(torch.randint(1 << 62, ()))
         with torch.random.fork_rng([] if starts.device.type == "cpu" else [starts.device]):
             torch.manual_seed(seed)
-            return self._roll(starts, into, horizon, coef, limit)
+            return self._roll(starts, into, horizon, coef, limit, ends)
 
     @torch.no_grad()
     def _roll(
-        self, starts: Tensor, into: Sink, horizon: int, coef: float | Tensor, limit: Tensor | None
+        self,
+        starts: Tensor,
+        into: Sink,
+        horizon: int,
+        coef: float | Tensor,
+        limit: Tensor | None,
+        ends: Sink | None,
     ) -> Metrics:
         # laid out like what a step gives, since a program is made for each layout
         split = starts.tensor_split(_parts(starts), -2)
@@ -92,6 +106,8 @@ class Rollouts:
                 totals, largest = totals + part, torch.maximum(peak, largest)
             if limit is not None and not any(bool(alive.any()) for _, alive in states):
                 break
+        if ends is not None:
+            ends.add(cat(rows), keep=torch.cat([alive for _, alive in states], -1))
         count, u, r, r_abs, ended, cut = totals
         n, branches = count.clamp(min=1), starts.shape[-2]
         metrics = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import MISSING
@@ -23,6 +23,7 @@ from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.recipes.horizon import check_horizon
 from mbo2o.recipes.penalties import check_penalty, penalty_of
 from mbo2o.recipes.rules import reward_rule, termination_rule
+from mbo2o.recipes.starts import ENDS, Ends, begin, check_starts, shares
 from mbo2o.registry import AGENTS, entry_of
 from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_counts, check_shares
@@ -39,6 +40,9 @@ LOOKED_AT = 50_000
 class ImaginingConfig(RecipeConfig):
     """Defaults: MOPO's code (mopo/algorithms/mopo.py, examples/config/d4rl) unless said."""
 
+    STARTS: ClassVar[tuple[str, ...]] = ("data", ENDS)
+    """The kinds of `starts` that there are."""
+
     # An agent of `mbo2o methods`, by itself SAC. What an agent does to a batch it does to imagined rows: cql
     # keeps their values low, as COMBO does. In rollouts every agent acts as in the environment: by its
     # `explore`, which is a sample of a stochastic policy, and td3bc's action with its noise. td3bc and iql
@@ -54,6 +58,10 @@ class ImaginingConfig(RecipeConfig):
     penalty_draws: int = 10  # K of bellman: next states per elite and row (MOBILE; cost grows with it)
     coef: float = 1.0  # λ of r - λ u; 0.5 to 5 by task in MOPO
     horizon: Any = 5  # steps of a branch, 1 or 5 in MOPO; or [FROM, TO, FIRST, LAST]: see `branch_length`
+    # Where branches begin: data, visited, imagined-ends, or a dict of these with weights, such as
+    # {data: 0.7, imagined-ends: 0.3}; see recipes/starts.py. imagined-ends lengthens branches step by step.
+    # `visited` is for mbpo, whose data are all that it experienced.
+    starts: Any = "data"
     # Branches also end where u(s, a) passes this quantile of the data's own u; their last row bootstraps. So
     # they may be hundreds of steps long (NEUBAY, arXiv 2512.04341: 1.0, the largest u). None: they do not.
     truncate: float | None = None
@@ -70,6 +78,7 @@ class ImaginingConfig(RecipeConfig):
         check_agent(self.agent)
         check_penalty(self.penalty, self.agent, self.dynamics)
         check_horizon("horizon", self.horizon)
+        check_starts("starts", self.starts, self.STARTS)
         check_counts("recipe", self, "batch", "penalty_draws")
         check_shares("recipe", self, "real_share")
         if self.truncate is not None and not 0 < self.truncate <= 1:
@@ -100,6 +109,7 @@ class Imagining(Recipe):
     """The parts of a model-based method. They are called; the loops are on the methods' own pages."""
 
     imagined: ReplayBuffer
+    ends: Ends | None = None
 
     def make(self, run: Run) -> None:
         """Make the agent, the model, and the rules of imagined episodes."""
@@ -115,10 +125,18 @@ class Imagining(Recipe):
         self.termination = termination_rule(run, cfg.termination, self.needs_dataset)
         self.rollouts, self.looks = self._rollouts(run.engine.prepare), self._rollouts(lambda step: step)
 
-    def remember(self, run: Run, rows: int) -> None:
-        """Start an empty buffer for the latest `rows` imagined rows of each seed, or `imagined_rows`."""
+    def remember(self, run: Run, rows: int, branches: int, starts: Any) -> None:
+        """Start an empty buffer for the latest `rows` imagined rows of each seed, or `imagined_rows`.
+
+        starts: where the phase's rollouts, of so many branches, begin: their ends are kept if that needs it.
+        """
         self.imagined = ReplayBuffer(run.spec, min(rows, self.cfg.imagined_rows or rows))
         run.track(imagined=self.imagined)
+        if ENDS in shares(starts):
+            self.ends = Ends(run.spec, branches, run.dataset if self.needs_dataset else run.online)
+            run.track(ends=self.ends)
+        else:
+            self.ends = None
 
     def fit(self, run: Run, rows: Sequence[tuple[Numbered, float]], how: FitConfig) -> Metrics:
         """Fit the model, from its present weights on, to rows of each kind with their shares."""
@@ -129,14 +147,20 @@ class Imagining(Recipe):
         share = sum(p for kind, p in rows if kind is not run.online)
         return {**fitted, "share_offline": torch.full(run.spec.seeds, share)}
 
-    def imagine(self, run: Run, starts: Source, n: int, coef: float, horizon: int) -> Metrics:
+    def imagine(self, run: Run, starts: Source, n: int, coef: float | Tensor, horizon: int) -> Metrics:
         """Roll `n` branches of `horizon` steps out of the states of `starts` into the imagined buffer."""
-        how = {"horizon": horizon, "coef": coef, "limit": self.limit(run)}
+        how: dict[str, Any] = {"horizon": horizon, "coef": coef, "limit": self.limit(run), "ends": self.ends}
         result = self.rollouts.roll(starts.sample(n).obs, self.imagined, **how)
         run.imagined(result.pop("largest"))
         if len(self.imagined) == 0:  # a draw would not notice, because only the device knows
             raise ValueError("not one imagined transition of a seed is finite")
         return {f"{name}/imagined" if name != "penalty_share" else name: x for name, x in result.items()}
+
+    def begin(self, starts: Any, usual: Source, **kinds: Source | None) -> Source:
+        """The states that branches begin with; see `recipes.starts.begin`."""
+        if self.ends is not None:
+            self.ends.usual = usual
+        return begin(starts, usual, **kinds, **{ENDS: self.ends})
 
     def held_out(self, run: Run, n: int) -> Batch:
         """At most `n` rows that every fit holds out: from the dataset, or from experience without one."""
@@ -185,7 +209,11 @@ class Imagining(Recipe):
             self.model.save(run.directory / "dynamics" / run.phase, info)
 
     def _rollouts(self, prepare: Prepare) -> Rollouts:
-        rules = {"termination": self.termination, "penalty": self.penalty, "reward": self.reward}
+        rules: dict[str, Any] = {
+            "termination": self.termination,
+            "penalty": self.penalty,
+            "reward": self.reward,
+        }
         return Rollouts(self.model, self._explore, prepare=prepare, **rules)
 
     def _explore(self, obs: Tensor) -> Tensor:

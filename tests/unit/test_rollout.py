@@ -85,7 +85,7 @@ def constant_penalty(mean: Tensor, std: Tensor) -> Tensor:
 
 def roll(model, into, horizon=4, seeds=(), **changes):
     rules = {"termination": none, "penalty": constant_penalty, "coef": 2.0, **changes}
-    how = {"coef": rules.pop("coef"), "limit": rules.pop("limit", None)}
+    how = {"coef": rules.pop("coef"), "limit": rules.pop("limit", None), "ends": rules.pop("ends", None)}
     return Rollouts(model, policy, **rules).roll(starts(seeds), into, horizon=horizon, **how)
 
 
@@ -367,3 +367,14 @@ def test_a_coefficient_may_belong_to_a_seed():
     torch.testing.assert_close(log.kept("rew", (0,)), raw)
     torch.testing.assert_close(log.kept("rew", (1,)), raw - 2 * 0.25)
     assert m["penalty_share"][0] == 0 < m["penalty_share"][1]
+
+
+def test_the_ends_of_a_rollout_are_the_branches_that_the_horizon_alone_has_ended():
+    ends = Log()
+    roll(Counter(), Log(), horizon=2, ends=ends, termination=lambda o, a, n: n[..., 0] == 1)
+    assert len(ends.batches) == 1
+    assert sorted(ends.kept("next_obs")[:, 0].tolist()) == [0, 2, 3, 4, 5]
+    assert ends.kept("next_obs")[:, 1].eq(2).all()
+    cut = Log()
+    roll(Counter(), Log(), horizon=2, ends=cut, penalty=growing, limit=torch.tensor(12.5))
+    assert sorted(cut.kept("next_obs")[:, 0].tolist()) == [0, 1, 2]
