@@ -200,6 +200,102 @@ def test_what_branches_cannot_be_cut_by_is_one_line(change, said):
         MOPOConfig(agent=sac(), **SIZES, **OFFLINE, **change)
 
 
+# ---------------------------------------------------------------------- where branches begin
+
+
+def test_branches_go_on_where_the_latest_ones_ended(pendulum, tmp_path):
+    """With branches of one step, each rollout is the next step of the same branches."""
+    recipe = MOPOConfig(agent=sac(), **SIZES, **OFFLINE, horizon=1, starts="imagined-ends", retain=4)
+    train(small(recipe, tmp_path / "run", pendulum))
+    _, done = restore(tmp_path / "run")
+    rows = done.imagined.latest(40)
+    for k in range(2):
+        for i in (10, 20, 30):
+            before = {tuple(x) for x in rows.next_obs[k, i - 10 : i].tolist()}
+            assert {tuple(x) for x in rows.obs[k, i : i + 10].tolist()} <= before
+
+
+def test_moore_s_branches_begin_with_what_was_visited_lately(pendulum, tmp_path):
+    online = ONLINE | {"model_every": 30, "epoch": 30}
+    recipe = MOOReConfig(agent=sac(), **SIZES, **OFFLINE, **online, horizon=1, online_starts="visited")
+    train(small(recipe, tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    lately = run.online.latest(30).obs
+    rows = done.imagined.latest(10)
+    for k in range(2):
+        assert {tuple(x) for x in rows.obs[k].tolist()} <= {tuple(x) for x in lately[k].tolist()}
+
+
+def test_kinds_of_starts_are_mixed_and_survive_a_restart(pendulum, tmp_path):
+    starts = {"data": 0.25, "mixture": 0.25, "visited": 0.25, "imagined-ends": 0.25}
+    settings = {"agent": sac(), **SIZES, **OFFLINE, **ONLINE}
+    recipe = MOOReConfig(**settings, starts="imagined-ends", online_starts=starts)
+    cfg = small(recipe, tmp_path / "run", pendulum)
+    cfg.run.checkpoint_every = 30
+    train(cfg)
+    _, done = restore(tmp_path / "run")
+    assert done.cfg.online_starts == starts
+    assert done.ends.reached.all()  # Pendulum never ends
+
+
+# ---------------------------------------------------------------------- the penalty online
+
+
+@pytest.mark.parametrize("online_coef", ["fade", "error", 0.5])
+def test_the_coefficient_online_is_logged_and_does_what_it_is_called(online_coef, pendulum, tmp_path):
+    settings = {"agent": sac(), **SIZES, **OFFLINE, **ONLINE, "coef": 2.0, "alpha": 0.1}
+    train(small(MOOReConfig(**settings, online_coef=online_coef), tmp_path / "run", pendulum))
+    log = read_run(tmp_path / "run")
+    coef = log.series("uncertainty", "coef", "online").values  # at turns 0, 59 and 119
+    if online_coef == 0.5:
+        assert (coef == 0.5).all()
+    elif online_coef == "fade":
+        n = 600  # rows of the dataset
+        shares = [n * 0.1 / (n * 0.1 + 1), n * 0.1 / (n * 0.1 + 60), n * 0.01 / (n * 0.01 + 120)]
+        assert coef[:, 0].tolist() == pytest.approx([2 * x for x in shares], rel=1e-5)
+    else:
+        _, done = restore(tmp_path / "run")
+        errors = log.series("uncertainty", "error/online", "online").values
+        assert (coef[0] == 2).all()
+        expected = 2 * torch.as_tensor(errors[-2:]) / done.at_switch.error
+        torch.testing.assert_close(torch.as_tensor(coef[1:]), expected, rtol=1e-4, atol=0, check_dtype=False)
+        assert coef[1, 0] != coef[1, 1]  # each seed has its own
+
+
+@pytest.mark.parametrize("online_coef", ["fades", True, [1]])
+def test_a_coefficient_that_cannot_be_is_one_line(online_coef):
+    with pytest.raises(UserError, match=r"recipe\.online_coef=.* must be a number, null, fade or error"):
+        MOOReConfig(online_coef=online_coef)
+
+
+# ---------------------------------------------------------------------- large ensembles
+
+
+def test_an_ensemble_of_neubay_s_size_is_fitted_and_imagines(pendulum, tmp_path):
+    given = ["recipe=mopo", f"dataset={pendulum}", "recipe.dynamics.net.hidden=[8,8]"]
+    given += ["recipe.dynamics.net.layer_norm=true", "recipe.dynamics.members=128"]
+    dynamics = compose_config([*given, "recipe.dynamics.elites=100"]).recipe.dynamics
+    fit = FitConfig(min_updates=60, max_updates=60, epoch_updates=20)
+    sizes = SIZES | {"dynamics": dynamics, "fit": fit}
+    recipe = MOPOConfig(agent=sac(), **sizes, **OFFLINE, horizon=20, truncate=1.0, penalty="epistemic_std")
+    train(small(recipe, tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    model = done.model
+    assert model.elites.shape == (2, 100)
+    assert [x.shape for x in model.net.net.scales] == [(2, 128, 1, 8)] * 2
+    assert all((x != 1).any(-1).all() for x in model.net.net.scales)  # every member's LayerNorm has learned
+    log = read_run(tmp_path / "run")
+    assert (log.series("model", "holdout_mse").values < 1).all()  # better than the mean of the data
+    assert log.has("uncertainty", "length/imagined")
+    b = run.dataset.sample(50)
+    weights = model.elite_weights()
+    torch.manual_seed(0)
+    one = model.step(b.obs, b.act, weights=weights)[0]
+    mean, std = model.predict(b.obs, b.act)
+    away = ((one - b.obs).unsqueeze(-3) - mean[..., :-1]).abs() / std[..., :-1]
+    assert away.amin(-3).median() < 1  # each row is drawn from one of the members
+
+
 # ---------------------------------------------------------------------- agents
 
 
