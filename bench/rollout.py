@@ -45,7 +45,7 @@ def started(work: Rollout, cfg: EngineConfig, options: Options, folder: Path) ->
         )
     )
     recipe.make(run)
-    recipe.remember(run, STARTS * HORIZON)
+    recipe.remember(run, STARTS * HORIZON, STARTS, "data")
 
     def step() -> None:
         recipe.imagine(run, run.dataset, STARTS, work.coef, HORIZON)

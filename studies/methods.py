@@ -150,10 +150,11 @@ def _model_based(base: Config) -> dict[str, Config]:
     """
     most, epoch = base.recipe.offline_steps, max(50, base.recipe.online_steps // 10)
     moore: MOOReConfig = preset("experiment=hopper-small").recipe
+    own: Any = moore.agent
     sac = at_size("experiment=sac-paper", base, base.recipe.offline).recipe.agent
     moore = replace(
         moore,
-        agent=replace(sac, init_alpha=moore.agent.init_alpha),
+        agent=replace(sac, init_alpha=own.init_alpha),
         fit=replace(moore.fit, max_updates=min(moore.fit.max_updates, most)),
         refit=replace(moore.refit, max_updates=min(moore.refit.max_updates, most)),
         batch=base.recipe.batch,

@@ -59,6 +59,8 @@ class Agent(nn.Module, ABC):
 
     clones = False
     """Whether it learns from observations and actions alone, and can use rows without next observations."""
+    not_imagined = ""
+    """Why it makes no sense on rows that a model imagines, in half a sentence; "" if it does."""
     cycle = 1
     """Updates in a cycle: the delayed parts, which share one delay, learn in the last one (see `Step`)."""
     needs_scores = False

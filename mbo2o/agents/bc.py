@@ -34,6 +34,7 @@ class BC(Agent):
 
     cfg: BCConfig
     clones = True
+    not_imagined = "it imitates all actions of a batch, and would imitate itself"
 
     def __init__(self, spec: Spec, cfg: BCConfig):
         super().__init__(spec, cfg)

@@ -48,6 +48,7 @@ class CalQL(CQL):
     """
 
     cfg: CalQLConfig
+    not_imagined = "it bounds values by recorded returns, and no return follows an imagined row"
 
     def bound(self, q: Tensor, b: Batch) -> tuple[Tensor, Metrics]:
         """max(Q, G), with G the return that followed s; where G is greater, nothing pushes Q down."""

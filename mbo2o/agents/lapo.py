@@ -121,6 +121,7 @@ class LAPO(QEnsemble):
     """Q learns from V, V from Q at the policy's action, the CVAE from actions with an advantage."""
 
     cfg: LAPOConfig
+    not_imagined = "its actions are those that its autoencoder has seen, and they would be its own"
 
     def __init__(self, spec: Spec, cfg: LAPOConfig):
         super().__init__(spec, cfg)

@@ -35,6 +35,7 @@ class PEX(IQL):
     """
 
     cfg: PEXConfig
+    not_imagined = "it goes on from an offline IQL, beside which it learns in the environment"
 
     def __init__(self, spec: Spec, cfg: PEXConfig):
         super().__init__(spec, cfg)

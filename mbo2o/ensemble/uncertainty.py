@@ -16,6 +16,9 @@ from torch import Tensor
 from mbo2o.registry import REGISTERED
 from mbo2o.types import UserError
 
+FEW, ROWS = 16, 1024
+"""From so many members on, differences of all pairs at once would need gigabytes: rows are then processed in
+parts, of which only distances are kept, 64 MB for 128 members."""
 Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -34,6 +37,10 @@ def max_pairwise(mean: Tensor, std: Tensor) -> Tensor:
     """U3: the largest distance between two members' next states (MOReL's disagreement)."""
     mean = mean[..., :-1]
     members = mean.shape[-3]
+    if members > FEW:
+        parts = (x.transpose(-3, -2).contiguous() for x in mean.split(ROWS, -2))
+        exact = "donot_use_mm_for_euclid_dist"  # products of matrices cancel digits of near members
+        return torch.cat([torch.cdist(x, x, compute_mode=exact).amax((-2, -1)) for x in parts], -1)
     # a single member makes the pair (0, 0)
     i, j = torch.triu_indices(members, members, min(1, members - 1), device=mean.device)
     return (mean.index_select(-3, i) - mean.index_select(-3, j)).norm(dim=-1).amax(-2)
@@ -59,6 +66,10 @@ PENALTIES: dict[str, Penalty] = {
 }
 
 
+BELLMAN = "bellman"
+"""The name of the penalty that needs an agent's critics too, see `mbo2o.dynamics.bellman`."""
+
+
 def penalty(name: str) -> Callable[[Penalty], Penalty]:
     """Function decorator: register an uncertainty under `name`, as settings called `penalty` take it.
 
@@ -71,7 +82,7 @@ def penalty(name: str) -> Callable[[Penalty], Penalty]:
 
     def add(f: Penalty) -> Penalty:
         old = PENALTIES.get(name, f)
-        if (old.__module__, old.__qualname__) != (f.__module__, f.__qualname__):
+        if name == BELLMAN or (old.__module__, old.__qualname__) != (f.__module__, f.__qualname__):
             raise UserError(f"a penalty is called {name!r} already; rename the one of {f.__module__}")
         PENALTIES[name] = f
         REGISTERED.append(f)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.imagining import Imagining
 from mbo2o.recipes.refitting import RefittingConfig
+from mbo2o.recipes.starts import ENDS
 from mbo2o.registry import recipe
 from mbo2o.run.turns import Run
 from mbo2o.sources.base import check_steps
+from mbo2o.sources.mixtures import Youngest
 
 
 @dataclass
 class MBPOConfig(RefittingConfig):
     """Defaults: the authors' code on HalfCheetah and Walker2d, except that HalfCheetah has utd=40 there."""
+
+    STARTS: ClassVar[tuple[str, ...]] = ("data", "visited", ENDS)
 
     random_steps: int = 5000  # uniform random actions before the online phase
     coef: float = 0.0  # no penalty
@@ -40,7 +44,7 @@ class MBPO(Imagining):
         """Start from nothing: act at random."""
         cfg = self.cfg
         self.make(run)
-        self.remember(run, cfg.retained(longest(cfg.horizon)))
+        self.remember(run, cfg.retained(longest(cfg.horizon)), cfg.online_rollouts, cfg.starts)
         for _ in run.interact(None, cfg.random_steps):
             pass
 
@@ -58,7 +62,8 @@ class MBPO(Imagining):
                 fitted = bool(self.model.fitted)
                 before = self.probe(run, length, news=cfg.model_every) if fitted else {}
                 run.write("model", self.fit(run, [(real, 1.0)], cfg.refit if fitted else cfg.fit))
-                found = self.imagine(run, real, cfg.online_rollouts, cfg.coef, length)
+                starts = self.begin(cfg.starts, real, data=real, visited=Youngest(real, cfg.epoch))
+                found = self.imagine(run, starts, cfg.online_rollouts, cfg.coef, length)
                 run.write("uncertainty", before | found)
             if len(self.imagined):
                 batches = self.mix(real, cfg.retained(length))

@@ -17,8 +17,9 @@ class MOPOConfig(ImaginingConfig):
     """Defaults: the authors' code."""
 
     OFFLINE: ClassVar[tuple[str, ...]] = (
-        *("agent", "dynamics", "fit", "termination", "reward", "penalty", "coef", "horizon", "real_share"),
-        *("batch", "offline_steps", "rollouts", "rollout_every", "retain"),
+        *("agent", "dynamics", "fit", "termination", "reward", "penalty", "penalty_draws", "coef"),
+        *("horizon", "starts", "truncate", "imagined_rows", "real_share", "batch"),
+        *("offline_steps", "rollouts", "rollout_every", "retain"),
     )
 
     offline_steps: int = 1_000_000  # gradient steps
@@ -29,6 +30,7 @@ class MOPOConfig(ImaginingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts("recipe", self, "rollouts", "rollout_every", "retain")
+        self.check_fits("rollouts")
         check_steps("recipe", self, "offline_steps")
 
 
@@ -43,7 +45,7 @@ class MOPO(Imagining):
         """Fit the model once, then imagine and learn in turn."""
         cfg = self.cfg
         self.make(run)
-        self.remember(run, cfg.retain * longest(cfg.horizon) * cfg.rollouts)
+        self.remember(run, cfg.retain * longest(cfg.horizon) * cfg.rollouts, cfg.rollouts, cfg.starts)
         for _ in run.once("fit"):
             run.say(f"fitting the dynamics ensemble to {len(run.dataset)} transitions")
             fitted = self.fit(run, [(run.dataset, 1.0)], cfg.fit)
@@ -56,7 +58,8 @@ class MOPO(Imagining):
             length = branch_length(cfg.horizon, t // cfg.rollout_every)
             if t % cfg.rollout_every == 0:
                 before = self.probe(run, length)
-                found = self.imagine(run, run.dataset, cfg.rollouts, cfg.coef, length)
+                starts = self.begin(cfg.starts, run.dataset, data=run.dataset)
+                found = self.imagine(run, starts, cfg.rollouts, cfg.coef, length)
                 run.write("uncertainty", before | found)
             run.learn(self.agent, self.mix(run.dataset, cfg.retain * length * cfg.rollouts), cfg.batch)
         self.keep_model(run)

@@ -31,6 +31,7 @@ class RefittingConfig(ImaginingConfig):
         super().__post_init__()
         check_counts("recipe", self, "epoch", "model_every", "online_rollouts", "utd")
         check_steps("recipe", self, "online_steps")
+        self.check_fits("online_rollouts")
         if self.fit.holdout != self.refit.holdout:
             both = f"recipe.fit.holdout={self.fit.holdout} and recipe.refit.holdout={self.refit.holdout}"
             raise UserError(f"{both} must be the same: what was held out once is never trained on")

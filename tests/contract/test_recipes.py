@@ -20,6 +20,7 @@ from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.iql import IQLConfig
 from mbo2o.agents.obac import OBACConfig
 from mbo2o.agents.sac import SACConfig
+from mbo2o.agents.td3bc import TD3BCConfig
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.dynamics.fit import FitConfig, holdout
@@ -69,6 +70,14 @@ VARIANTS = {
     "wsrl": (
         "finetune",
         {"offline": CQLConfig(actor=NET, critic=NET, critics=3, samples=2), "online": WSRL, "utd": 2},
+    ),
+    "branches": (
+        "moore",
+        {
+            **{"agent": TD3BCConfig(actor=NET, critic=NET), "penalty": "bellman", "penalty_draws": 2},
+            **{"horizon": 6, "truncate": 0.9, "imagined_rows": 100, "starts": "imagined-ends"},
+            **{"online_starts": {"mixture": 1, "visited": 1, "imagined-ends": 1}, "online_coef": "error"},
+        },
     ),
     "obac": ("scratch", {"agent": OBACConfig(actor=NET, critic=NET, constraint_weight=0.1), "watcher": None}),
 }
@@ -182,7 +191,7 @@ def killed(config, when):
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "balanced"])
+@pytest.mark.parametrize("name", [*RECIPES, "balanced", "branches"])
 def test_killed_in_each_phase_ends_like_uninterrupted(name, finished, pendulum, tmp_path, promise):
     config = small(name, pendulum, tmp_path / "run")
     reference = outcome(finished(name))
@@ -262,7 +271,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(name, finished, pendulum, tm
     assert_same(outcome(tmp_path / "run"), outcome(finished(name)))
 
 
-@pytest.mark.parametrize("name", ["mopo", "moore", "finetune", "enoto", "balanced"])
+@pytest.mark.parametrize("name", ["mopo", "moore", "finetune", "enoto", "balanced", "branches"])
 def test_poisoned_seed_leaves_the_others_alone(name, finished, pendulum, tmp_path, monkeypatch):
     """Seed 0 sees absurd rewards, offline, imagined and online; seeds 1 and 2 end bit-identical."""
     clean = outcome(finished(name))[0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from mbo2o.ensemble import uncertainty
 from mbo2o.ensemble.gaussian import GaussianEnsemble, gaussian_nll, soft_clamp
 from mbo2o.ensemble.mlp import ACTIVATIONS, EnsembleLinear, EnsembleMLP, MLPConfig
 from mbo2o.ensemble.uncertainty import (
@@ -274,3 +275,14 @@ def test_aleatoric_penalty_saturates_far_from_data_and_disagreement_does_not():
     assert max(u1) <= ceiling * (1 + 2e-5)  # the soft clamp's leak
     assert u1[-1] > 0.99 * ceiling
     assert u3[2] > 50 * u3[1] > 50 * u3[0]
+
+
+@pytest.mark.parametrize("seeds", [(), (2,)])
+def test_the_largest_distance_of_many_members_is_that_of_the_pairs(seeds, monkeypatch):
+    mean = torch.randn(*seeds, 20, 7, 4)
+    mean[..., 3:, :, :] = mean[..., 3:, :, :] * 1e-4 + 100  # near members, far from 0
+    monkeypatch.setattr(uncertainty, "ROWS", 3)
+    many = max_pairwise(mean, mean)
+    monkeypatch.setattr(uncertainty, "FEW", 20)
+    assert many.shape == (*seeds, 7)
+    torch.testing.assert_close(many, max_pairwise(mean, mean))

@@ -2,7 +2,7 @@
 online.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -10,18 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbo2o import naming
-from mbo2o.agents.iql import IQLConfig
+from mbo2o.agents.cql import CQLConfig
 from mbo2o.agents.sac import SACConfig
 from mbo2o.cli.main import compose_config
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.dynamics.fit import FitConfig
 from mbo2o.dynamics.model import DynamicsConfig
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.ensemble.uncertainty import max_aleatoric
 from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.mbpo import MBPOConfig
 from mbo2o.recipes.moore import MOORe, MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
-from mbo2o.registry import RECIPES
+from mbo2o.registry import AGENTS, RECIPES
 from mbo2o.report.read import read_run
 from mbo2o.run.config import RunConfig
 from mbo2o.sources.mixtures import Youngest
@@ -155,29 +156,226 @@ def test_a_new_setting_at_its_default_names_no_directory():
     assert naming.name(cfg, "E") != naming.name(grown, "E")
 
 
+# ---------------------------------------------------------------------- branches that uncertainty ends
+
+
+def test_long_branches_end_where_the_model_is_less_sure_than_on_the_data(pendulum, tmp_path):
+    recipe = MOPOConfig(agent=sac(), **SIZES, **OFFLINE, horizon=300, truncate=0.5, imagined_rows=40)
+    train(small(recipe, tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    assert done.imagined.capacity == 40  # not 5 rollouts of 10 branches of 300 steps
+    assert done.imagined.latest(40).done.eq(0).all()  # Pendulum never ends
+    log = read_run(tmp_path / "run")
+    cut, length = (log.series("uncertainty", f"{x}/imagined").values for x in ("truncated", "length"))
+    assert (cut > 0.5).all()
+    assert ((length >= 1) & (length < 300)).all()
+    b = done.held_out(run, 10**9)
+    u = max_aleatoric(*done.model.predict(b.obs, b.act)).sort(-1).values
+    n = u.shape[-1]
+    below, above = u[:, (n - 1) // 2], u[:, n // 2]
+    torch.testing.assert_close(done.limit(run), ((below + above) / 2).detach())
+
+
+def test_mbpo_s_limit_is_of_its_experience(tmp_path):
+    recipe = MBPOConfig(agent=sac(), **SIZES, **ONLINE, random_steps=70, horizon=50, truncate=1.0)
+    train(small(recipe, tmp_path / "run"))
+    run, done = restore(tmp_path / "run")
+    b = done.held_out(run, 10**9)
+    torch.testing.assert_close(
+        done.limit(run), max_aleatoric(*done.model.predict(b.obs, b.act)).detach().amax(-1)
+    )
+    assert read_run(tmp_path / "run").has("uncertainty", "length/imagined")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"truncate": 0.0}, r"recipe\.truncate=0\.0 is a quantile: it must lie in \(0, 1\]"),
+        ({"truncate": 1.1}, r"recipe\.truncate=1\.1 is a quantile"),
+        ({"imagined_rows": 9}, r"imagined_rows=9 must be at least recipe\.rollouts=10, the rows of one step"),
+    ],
+)
+def test_what_branches_cannot_be_cut_by_is_one_line(change, said):
+    with pytest.raises(UserError, match=said):
+        MOPOConfig(agent=sac(), **SIZES, **OFFLINE, **change)
+
+
+# ---------------------------------------------------------------------- where branches begin
+
+
+def test_branches_go_on_where_the_latest_ones_ended(pendulum, tmp_path):
+    """With branches of one step, each rollout is the next step of the same branches."""
+    recipe = MOPOConfig(agent=sac(), **SIZES, **OFFLINE, horizon=1, starts="imagined-ends", retain=4)
+    train(small(recipe, tmp_path / "run", pendulum))
+    _, done = restore(tmp_path / "run")
+    rows = done.imagined.latest(40)
+    for k in range(2):
+        for i in (10, 20, 30):
+            before = {tuple(x) for x in rows.next_obs[k, i - 10 : i].tolist()}
+            assert {tuple(x) for x in rows.obs[k, i : i + 10].tolist()} <= before
+
+
+def test_moore_s_branches_begin_with_what_was_visited_lately(pendulum, tmp_path):
+    online = ONLINE | {"model_every": 30, "epoch": 30}
+    recipe = MOOReConfig(agent=sac(), **SIZES, **OFFLINE, **online, horizon=1, online_starts="visited")
+    train(small(recipe, tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    lately = run.online.latest(30).obs
+    rows = done.imagined.latest(10)
+    for k in range(2):
+        assert {tuple(x) for x in rows.obs[k].tolist()} <= {tuple(x) for x in lately[k].tolist()}
+
+
+def test_kinds_of_starts_are_mixed_and_survive_a_restart(pendulum, tmp_path):
+    starts = {"data": 0.25, "mixture": 0.25, "visited": 0.25, "imagined-ends": 0.25}
+    settings = {"agent": sac(), **SIZES, **OFFLINE, **ONLINE}
+    recipe = MOOReConfig(**settings, starts="imagined-ends", online_starts=starts)
+    cfg = small(recipe, tmp_path / "run", pendulum)
+    cfg.run.checkpoint_every = 30
+    train(cfg)
+    _, done = restore(tmp_path / "run")
+    assert done.cfg.online_starts == starts
+    assert done.ends.reached.all()  # Pendulum never ends
+
+
+# ---------------------------------------------------------------------- the penalty online
+
+
+@pytest.mark.parametrize("online_coef", ["fade", "error", 0.5])
+def test_the_coefficient_online_is_logged_and_does_what_it_is_called(online_coef, pendulum, tmp_path):
+    settings = {"agent": sac(), **SIZES, **OFFLINE, **ONLINE, "coef": 2.0, "alpha": 0.1}
+    train(small(MOOReConfig(**settings, online_coef=online_coef), tmp_path / "run", pendulum))
+    log = read_run(tmp_path / "run")
+    coef = log.series("uncertainty", "coef", "online").values  # at turns 0, 59 and 119
+    if online_coef == 0.5:
+        assert (coef == 0.5).all()
+    elif online_coef == "fade":
+        n = 600  # rows of the dataset
+        shares = [n * 0.1 / (n * 0.1 + 1), n * 0.1 / (n * 0.1 + 60), n * 0.01 / (n * 0.01 + 120)]
+        assert coef[:, 0].tolist() == pytest.approx([2 * x for x in shares], rel=1e-5)
+    else:
+        _, done = restore(tmp_path / "run")
+        errors = log.series("uncertainty", "error/online", "online").values
+        assert (coef[0] == 2).all()
+        expected = 2 * torch.as_tensor(errors[-2:]) / done.at_switch.error
+        torch.testing.assert_close(torch.as_tensor(coef[1:]), expected, rtol=1e-4, atol=0, check_dtype=False)
+        assert coef[1, 0] != coef[1, 1]  # each seed has its own
+
+
+@pytest.mark.parametrize("online_coef", ["fades", True, [1]])
+def test_a_coefficient_that_cannot_be_is_one_line(online_coef):
+    with pytest.raises(UserError, match=r"recipe\.online_coef=.* must be a number, null, fade or error"):
+        MOOReConfig(online_coef=online_coef)
+
+
+# ---------------------------------------------------------------------- large ensembles
+
+
+def test_an_ensemble_of_neubay_s_size_is_fitted_and_imagines(pendulum, tmp_path):
+    given = ["recipe=mopo", f"dataset={pendulum}", "recipe.dynamics.net.hidden=[8,8]"]
+    given += ["recipe.dynamics.net.layer_norm=true", "recipe.dynamics.members=128"]
+    dynamics = compose_config([*given, "recipe.dynamics.elites=100"]).recipe.dynamics
+    fit = FitConfig(min_updates=60, max_updates=60, epoch_updates=20)
+    sizes = SIZES | {"dynamics": dynamics, "fit": fit}
+    recipe = MOPOConfig(agent=sac(), **sizes, **OFFLINE, horizon=20, truncate=1.0, penalty="epistemic_std")
+    train(small(recipe, tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    model = done.model
+    assert model.elites.shape == (2, 100)
+    assert [x.shape for x in model.net.net.scales] == [(2, 128, 1, 8)] * 2
+    assert all((x != 1).any(-1).all() for x in model.net.net.scales)  # every member's LayerNorm has learned
+    log = read_run(tmp_path / "run")
+    assert (log.series("model", "holdout_mse").values < 1).all()  # better than the mean of the data
+    assert log.has("uncertainty", "length/imagined")
+    b = run.dataset.sample(50)
+    weights = model.elite_weights()
+    torch.manual_seed(0)
+    one = model.step(b.obs, b.act, weights=weights)[0]
+    mean, std = model.predict(b.obs, b.act)
+    away = ((one - b.obs).unsqueeze(-3) - mean[..., :-1]).abs() / std[..., :-1]
+    assert away.amin(-3).median() < 1  # each row is drawn from one of the members
+
+
 # ---------------------------------------------------------------------- agents
 
 
-@pytest.mark.parametrize("agent", ["redq", "sacn", "edac", "cql", "obac"])
-def test_any_variant_of_sac_learns_in_the_model(agent, pendulum, tmp_path):
+LEARNERS = {
+    **{"redq": "q", "sacn": "q", "edac": "alignment", "cql": "gap", "obac": "offline_v"},
+    **{"td3bc": "imitation", "iql": "value_loss", "awac": "weight", "adaptive_bc": "imitation"},
+}
+"""Agents that are not SAC, and a metric that only their kind of update has."""
+
+
+def few(agent):
+    """The default settings of an agent, but for its sizes."""
+    nets = {f.name: NET for f in fields(agent) if isinstance(getattr(agent, f.name), MLPConfig)}
+    return replace(agent, **nets | {"critics": 3} | ({"samples": 2} if hasattr(agent, "samples") else {}))
+
+
+@pytest.mark.parametrize("agent", LEARNERS)
+def test_any_agent_that_learns_values_learns_in_the_model(agent, pendulum, tmp_path):
     """Named on the command line, stored by name, and restored as what it was."""
     cfg = compose_config(["recipe=mopo", f"agent@recipe.agent={agent}", f"dataset={pendulum}"])
-    few = {"actor": NET, "critic": NET, "critics": 3} | ({"samples": 2} if agent == "cql" else {})
-    recipe = replace(cfg.recipe, agent=replace(cfg.recipe.agent, **few), **SIZES, **OFFLINE, horizon=2)
+    recipe = replace(cfg.recipe, agent=few(cfg.recipe.agent), **SIZES, **OFFLINE, horizon=2)
     train(small(recipe, tmp_path / "run", pendulum))
     _, done = restore(tmp_path / "run")
     assert type(done.agent.cfg) is type(cfg.recipe.agent)
     assert done.agent.updates == 40
-    assert read_run(tmp_path / "run").has(
-        "train", {"edac": "alignment", "cql": "gap", "obac": "offline_v"}.get(agent, "q")
-    )
+    assert read_run(tmp_path / "run").has("train", LEARNERS[agent])
 
 
-def test_an_agent_that_is_no_sac_is_refused(pendulum, tmp_path):
-    with pytest.raises(UserError, match="iql does not fit there: this recipe takes sac and its variants"):
-        compose_config(["recipe=mopo", "agent@recipe.agent=iql", f"dataset={pendulum}"])
-    with pytest.raises(UserError, match="IQLConfig is no SAC"):
-        train(small(MOPOConfig(agent=IQLConfig(), **SIZES, **OFFLINE), tmp_path / "run", pendulum))
+@pytest.mark.parametrize("agent", ["td3bc", "iql", "cql"])
+@pytest.mark.parametrize("recipe", [MOOReConfig, MBPOConfig])
+def test_other_agents_go_on_online(recipe, agent, pendulum, tmp_path):
+    settings = {"agent": few(AGENTS[agent].config()), **SIZES, **ONLINE}
+    settings |= OFFLINE if recipe is MOOReConfig else {"random_steps": 70}
+    data = pendulum if recipe is MOOReConfig else None
+    train(small(recipe(**settings), tmp_path / "run", data))
+    assert restore(tmp_path / "run")[1].agent.updates == (160 if recipe is MOOReConfig else 120)
+
+
+@pytest.mark.parametrize(("agent", "noise"), [("sac", 0.0), ("td3bc", 0.5), ("iql", 0.0)])
+def test_branches_take_the_actions_that_the_agent_takes_in_the_environment(agent, noise, pendulum, tmp_path):
+    """A deterministic policy adds its noise in the model, too."""
+    cfg = few(AGENTS[agent].config())
+    cfg = replace(cfg, exploration_noise=noise) if noise else cfg
+    train(small(MOPOConfig(agent=cfg, **SIZES, **OFFLINE), tmp_path / "run", pendulum))
+    run, done = restore(tmp_path / "run")
+    obs = run.dataset.sample(2000).obs
+    torch.manual_seed(0)
+    taken = done._explore(obs)
+    torch.manual_seed(0)
+    assert torch.equal(taken, done.agent.act(obs, explore=True))
+    spread = (taken - done.agent.act(obs)).std()
+    assert spread > 0.8 * noise > 0 if noise else spread > 0
+
+
+@pytest.mark.parametrize(
+    ("agent", "reason"),
+    [
+        ("bc", "bc cannot learn from imagined rows: it imitates all actions of a batch"),
+        ("lapo", "lapo cannot learn from imagined rows: its actions are those"),
+        ("pex", "pex cannot learn from imagined rows: it goes on from an offline IQL"),
+        ("calql", "calql cannot learn from imagined rows: it bounds values by recorded returns"),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["mopo", "moore", "mbpo"])
+def test_an_agent_to_which_imagined_rows_say_nothing_is_refused(recipe, agent, reason, pendulum):
+    with pytest.raises(UserError, match=reason):
+        compose_config([f"recipe={recipe}", f"agent@recipe.agent={agent}", f"dataset={pendulum}"])
+    with pytest.raises(UserError, match=reason):
+        RECIPES[recipe].config(agent=AGENTS[agent].config())
+
+
+def test_cloning_at_first_is_refused_in_a_model():
+    with pytest.raises(UserError, match=r"clone_steps=5 must be 0: most rows are imagined"):
+        MOPOConfig(agent=CQLConfig(clone_steps=5))
+
+
+def test_an_agent_s_place_takes_nothing_else():
+    with pytest.raises(UserError, match="MLPConfig is not the config of a registered agent"):
+        MOPOConfig(agent=NET)
+    assert MOPOConfig().agent == SACConfig()
 
 
 def test_observations_are_standardised_in_the_model_too(pendulum, tmp_path):

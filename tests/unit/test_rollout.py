@@ -85,8 +85,8 @@ def constant_penalty(mean: Tensor, std: Tensor) -> Tensor:
 
 def roll(model, into, horizon=4, seeds=(), **changes):
     rules = {"termination": none, "penalty": constant_penalty, "coef": 2.0, **changes}
-    coef = rules.pop("coef")
-    return Rollouts(model, policy, **rules).roll(starts(seeds), into, horizon=horizon, coef=coef)
+    how = {"coef": rules.pop("coef"), "limit": rules.pop("limit", None), "ends": rules.pop("ends", None)}
+    return Rollouts(model, policy, **rules).roll(starts(seeds), into, horizon=horizon, **how)
 
 
 @pytest.mark.parametrize("seeds", [(), (2,)])
@@ -310,3 +310,71 @@ def test_uncertainty_counts_the_rows_of_each_seed_that_were_imagined():
             torch.testing.assert_close(u[name][s], f(mean, std).mean(-1)[s])
     none_left = uncertainty(model, branches.rows, branches.keep & torch.tensor([[False], [True]]))
     assert all(x[0].isnan() and x[1].isfinite() for x in none_left.values())
+
+
+# ---------------------------------------------------------------------- branches that uncertainty ends
+
+
+def growing(mean: Tensor, std: Tensor) -> Tensor:
+    """u = 10 · step + branch: the first branch to pass a limit is the last one."""
+    return mean[..., 0, :, -1]
+
+
+@pytest.mark.parametrize("coef", [0.0, 2.0])
+def test_a_branch_ends_with_the_first_row_above_the_limit_and_bootstraps_there(coef):
+    log = Log()
+    m = roll(Counter(), log, horizon=1000, penalty=growing, coef=coef, limit=torch.tensor(14.0))
+    rows = sorted(map(tuple, log.kept("obs").tolist()))
+    assert rows == [(float(i), float(t)) for i in range(B) for t in range(2 if i == 5 else 3)]
+    assert log.kept("done").eq(0).all()  # the end is a truncation
+    u = 10 * log.kept("obs")[:, 1] + log.kept("obs")[:, 0]
+    torch.testing.assert_close(log.kept("rew"), u - coef * u)  # the reward is the same number
+    assert len(log.batches) == 3  # no step is made after the last branch's end
+    assert m["truncated"] == 1
+    assert m["ended"] == 0
+    assert m["length"].item() == pytest.approx((5 * 3 + 2) / B)
+    torch.testing.assert_close(m["penalty"], u.mean())
+
+
+def test_a_termination_above_the_limit_is_a_termination():
+    log = Log()
+    m = roll(Counter(), log, penalty=growing, termination=ends_at(1), limit=torch.tensor(-1.0))
+    assert log.kept("done").eq(1).all()
+    assert (m["ended"], m["truncated"], m["length"]) == (1, 0, 1)
+
+
+def test_each_seed_has_its_limit():
+    log = Log()
+    m = roll(Counter(), log, seeds=(2,), horizon=5, penalty=growing, limit=torch.tensor([9.0, 99.0]))
+    assert [len(log.kept("rew", (s,))) for s in range(2)] == [2 * B, 5 * B]
+    assert m["truncated"].tolist() == [1, 0]
+    assert m["length"].tolist() == [2, 5]
+
+
+def test_how_long_branches_are_does_not_move_the_global_stream():
+    after = []
+    for limit in (9.0, 99.0):
+        torch.manual_seed(3)
+        roll(Counter(), Log(), penalty=growing, limit=torch.tensor(limit))
+        after.append(torch.rand(3))
+    assert torch.equal(*after)
+
+
+def test_a_coefficient_may_belong_to_a_seed():
+    log = Log()
+    m = roll(Counter(), log, seeds=(2,), horizon=2, coef=torch.tensor([0.0, 2.0]))
+    raw = 10 * log.kept("obs", (0,))[:, 1] + log.kept("obs", (0,))[:, 0]
+    torch.testing.assert_close(log.kept("rew", (0,)), raw)
+    torch.testing.assert_close(log.kept("rew", (1,)), raw - 2 * 0.25)
+    assert m["penalty_share"][0] == 0 < m["penalty_share"][1]
+
+
+def test_the_ends_of_a_rollout_are_the_branches_that_the_horizon_alone_has_ended():
+    ends = Log()
+    roll(Counter(), Log(), horizon=2, ends=ends, termination=lambda o, a, n: n[..., 0] == 1)
+    assert len(ends.batches) == 1
+    assert sorted(ends.kept("next_obs")[:, 0].tolist()) == [0, 2, 3, 4, 5]
+    assert ends.kept("next_obs")[:, 1].eq(2).all()
+    cut = Log()
+    roll(Counter(), Log(), horizon=2, ends=cut, penalty=growing, limit=torch.tensor(12.5))
+    assert sorted(cut.kept("next_obs")[:, 0].tolist()) == [0, 1, 2]
