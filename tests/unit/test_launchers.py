@@ -9,7 +9,6 @@ from sweeps import TINY, run_dirs, sweep, table, turns
 
 from mbo2o.cli.main import main
 
-
 LAUNCHERS = [
     "basic",
     # a dozen processes each, every one of which imports torch
