@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mbo2o.agents.qensemble import QEnsemble
+from mbo2o.dynamics.rollout import row_errors
 from mbo2o.recipes.horizon import branch_length, check_horizon, longest
 from mbo2o.recipes.mopo import MOPO, MOPOConfig
 from mbo2o.recipes.refitting import RefittingConfig
 from mbo2o.registry import recipe
 from mbo2o.run.turns import Run
-from mbo2o.sources.aged import Aged, AgedConfig, check_sampling
+from mbo2o.sources.aged import Aged, AgedConfig, check_sampling, check_weighing
 
 
 @dataclass
@@ -22,12 +24,17 @@ class MOOReConfig(RefittingConfig, MOPOConfig):
 
     sampling: str = "geometric"  # how offline data fade; uniform, half, online: the ablation's baselines
     alpha: float = 0.9  # pace of the offline data's fading, per epoch (ours)
+    # g(d) of an offline row's priority g(d) f(t): none (1), td_error, model_error, density_ratio
+    weigh: str = "none"
+    exponent: float = 1.0  # of priorities, as in prioritised replay: 0 makes all rows alike
+    refresh: int = 1  # epochs between renewals of all offline rows' g(d), each a pass over the dataset
     online_coef: float | None = None  # λ online; None: what it was offline, as the paper has it
     online_horizon: Any = None  # as horizon, in epochs online; None: as long as the offline phase's last
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sampling("recipe", self.sampling, self.alpha)
+        check_weighing("recipe", self.weigh, self.exponent, self.refresh)
         if self.online_horizon is not None:
             check_horizon("online_horizon", self.online_horizon)
 
@@ -50,11 +57,22 @@ class MOORe(MOPO):
         """Policy, critics, model and its statistics stay; what was imagined offline is forgotten."""
         self.remember(run, self.cfg.retained(longest(self.online_horizon)))
 
+    def aged(self, run: Run) -> Aged:
+        """Real rows as they fade; their priorities are saved with the run."""
+        cfg, agent, model = self.cfg, self.agent, self.model
+        how = AgedConfig(cfg.sampling, cfg.alpha, cfg.epoch, cfg.weigh, cfg.exponent, cfg.refresh)
+        real = Aged(how, run.spec, run.dataset, run.online)
+        real.scores["model_error"] = lambda b: row_errors(model, b)
+        if isinstance(agent, QEnsemble):
+            real.scores["td_error"] = lambda b: agent.td_residuals(b).abs().mean(-2)
+        run.track(priorities=real)
+        return real
+
     def online(self, run: Run) -> None:
         """Act; refit as offline data fade; imagine, from the first turn on; learn from both kinds of data."""
         cfg = self.cfg
         coef = cfg.coef if cfg.online_coef is None else cfg.online_coef
-        aged = Aged(AgedConfig(cfg.sampling, cfg.alpha, cfg.epoch), run.spec, run.dataset, run.online)
+        aged = self.aged(run)
         for t in run.interact(self.agent, cfg.online_steps):
             aged.advance(t)  # offline rows lose priority with the epoch
             real = aged.blend
@@ -63,7 +81,7 @@ class MOORe(MOPO):
             before = {}
             if refit_due:
                 before = self.probe(run, length, news=cfg.model_every)
-                run.write("model", self.fit(run, real.weighted_rows, cfg.refit))
+                run.write("model", self.fit(run, real.weighted_rows, cfg.refit) | aged.spread())
             if refit_due or t == 0:
                 found = self.imagine(run, real, cfg.online_rollouts, coef, length)
                 run.write("uncertainty", before | found)
