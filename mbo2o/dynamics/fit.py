@@ -219,6 +219,12 @@ def holdout(index: Tensor, cfg: FitConfig) -> Tensor:
     return _some(index[row_hash(index, 0) < cfg.holdout], cfg.max_holdout)
 
 
+def held_and_seen(index: Tensor, cfg: FitConfig, held: int, seen: int) -> tuple[Tensor, Tensor]:
+    """At most `held` rows among `index` that no fit trains on, and at most `seen` of the others."""
+    out = row_hash(index, 0) < cfg.holdout
+    return _some(index[out], held), _some(index[~out], seen)
+
+
 def _some(index: Tensor, n: int) -> Tensor:
     """At most `n` rows from all over the data; the first ones of a replay would be of its worst policy."""
     return index if len(index) <= n else index[row_hash(index, 0).argsort(stable=True)[:n]]

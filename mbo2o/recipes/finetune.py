@@ -16,7 +16,7 @@ from torch import nn
 
 from mbo2o.agents import Agent, AgentConfig, make_agent
 from mbo2o.agents.base import Change
-from mbo2o.agents.qensemble import QEnsemble
+from mbo2o.agents.qensemble import QEnsemble, td_residuals
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.registry import recipe
 from mbo2o.run.turns import Run
@@ -148,7 +148,7 @@ def open_source(run: Run, cfg: SourceConfig | None, agent: Agent, warmup: int) -
     """The source of online batches; one with a state of its own is saved and restored with the run."""
     source = make_source(cfg or OnlineConfig(), run.spec, run.dataset, run.online, warmup)
     if isinstance(agent, QEnsemble):
-        source.scores["td_error"] = lambda b: agent.td_residuals(b).abs().mean(-2)
+        source.scores["td_error"] = lambda b: td_residuals(agent, b).abs().mean(-2)
     source.prepare(run.engine.prepare)
     if isinstance(source, nn.Module):
         run.track(replay=source)

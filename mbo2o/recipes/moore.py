@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mbo2o.agents.qensemble import QEnsemble
+from mbo2o.agents.qensemble import QEnsemble, td_residuals
 from mbo2o.dynamics.rollout import row_errors
 from mbo2o.recipes.horizon import branch_length, check_horizon, longest
 from mbo2o.recipes.mopo import MOPO, MOPOConfig
@@ -26,7 +26,7 @@ class MOOReConfig(RefittingConfig, MOPOConfig):
     alpha: float = 0.9  # pace of the offline data's fading, per epoch (ours)
     # g(d) of an offline row's priority g(d) f(t): none (1), td_error, model_error, density_ratio
     weigh: str = "none"
-    exponent: float = 1.0  # of priorities, as in prioritised replay: 0 makes all rows alike
+    exponent: float = 1.0  # power of priorities, as in prioritised replay; 0 makes all rows alike
     refresh: int = 1  # epochs between renewals of all offline rows' g(d), each a pass over the dataset
     online_coef: float | None = None  # λ online; None: what it was offline, as the paper has it
     online_horizon: Any = None  # as horizon, in epochs online; None: as long as the offline phase's last
@@ -64,7 +64,7 @@ class MOORe(MOPO):
         real = Aged(how, run.spec, run.dataset, run.online)
         real.scores["model_error"] = lambda b: row_errors(model, b)
         if isinstance(agent, QEnsemble):
-            real.scores["td_error"] = lambda b: agent.td_residuals(b).abs().mean(-2)
+            real.scores["td_error"] = lambda b: td_residuals(agent, b).abs().mean(-2)
         run.track(priorities=real)
         return real
 

@@ -96,7 +96,7 @@ class AgedConfig(SourceConfig):
     alpha: float = 0.9  # pace at which the offline data fade, per epoch
     epoch: int = 1000  # environment steps
     weigh: str = "none"  # g(d) of an offline row's priority g(d) f(t): none (1), td_error, density_ratio
-    exponent: float = 1.0  # of priorities, as in prioritised replay: 0 makes all rows alike
+    exponent: float = 1.0  # power of priorities, as in prioritised replay; 0 makes all rows alike
     refresh: int = 1  # epochs between renewals of all offline rows' g(d), each a pass over the dataset
 
     def __post_init__(self) -> None:
