@@ -152,9 +152,7 @@ class QEnsemble(Agent):
 
     def td_error(self, batch: Batch) -> Tensor:
         """Mean over critics and a raw batch of (Q_i - y)², `(*S,)`."""
-        with torch.no_grad():
-            b = self.scaled(batch)
-            return (self.q(b.obs, b.act) - self.backup(b)[0].unsqueeze(-2)).square().mean((-2, -1))
+        return td_residuals(self, batch).square().mean((-2, -1))
 
     def td_loss(self, b: Batch, q: Tensor, y: Tensor, next_q: Tensor) -> Tensor:
         """Σ_i mean_b w_b m_ib (Q_i - y)², `(*S,)`: SUNRISE's weight w by the spread of `next_q`, mask m."""
@@ -164,3 +162,10 @@ class QEnsemble(Agent):
         if self.cfg.mask < 1:
             return masked_mean(loss, bootstrap_mask(b, self.salt, self.cfg.mask)).sum(-1)
         return loss.mean(-1).sum(-1)
+
+
+@torch.no_grad()
+def td_residuals(agent: QEnsemble, batch: Batch) -> Tensor:
+    """Q_i - y of each row of a raw batch, `(*S, N, B)`."""
+    b = agent.scaled(batch)
+    return agent.q(b.obs, b.act) - agent.backup(b)[0].unsqueeze(-2)

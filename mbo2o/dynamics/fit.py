@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mbo2o.data.priorities import Prioritised, search
 from mbo2o.dynamics.model import GaussianDynamics
 from mbo2o.ensemble.gaussian import gaussian_nll
 from mbo2o.ensemble.hash import row_hash
@@ -79,7 +80,8 @@ def fit(
 ) -> Metrics:
     """Train from the current weights on rows drawn from `parts`, until the holdout error stops falling.
 
-    parts: rows with their shares, such as the `parts` of a `Weighted` source.
+    parts: rows with their shares, such as the `parts` of a `Weighted` source. Training rows of a
+        `Prioritised` part are drawn by priority; its held-out rows count alike, as they do in every fit.
     learner: made once for many fits of `model` with these settings; None: one is made for this fit.
 
     A hash of its number decides whether a row is held out, and which members never see it. So the split is
@@ -179,14 +181,22 @@ class _Split:
 
 
 class _Pool:
-    """The rows of one part: held out, seen by some member, and seen by each member."""
+    """The rows of one part: held out, seen by some member, and seen by each member.
 
-    def __init__(self, held_out: Tensor, seen: Tensor, members: Tensor, sizes: Tensor):
+    sums: of the priorities of each member's rows `(*S, M, n)`, where rows have priorities.
+    """
+
+    def __init__(
+        self, held_out: Tensor, seen: Tensor, members: Tensor, sizes: Tensor, sums: Tensor | None = None
+    ):
         self.held_out, self.seen, self._members, self._sizes = held_out, seen, members, sizes
+        self._sums = sums
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
         """`n` rows for each member out of those it sees, `(*S, M, n)`."""
         u = torch.rand(*self._sizes.shape, n, generator=rng, device=self._sizes.device, dtype=torch.float64)
+        if self._sums is not None:
+            return self._members.gather(-1, search(self._sums, u))
         return self._members.gather(-1, (u * self._sizes.unsqueeze(-1)).long())
 
 
@@ -197,12 +207,22 @@ def _pool(model: GaussianDynamics, rows: Numbered, cfg: FitConfig) -> _Pool:
     mine = row_hash(seen, model.bootstrap.unsqueeze(-1)) < cfg.bootstrap  # (*S, M, n)
     # each member's rows first, in order; the tail behind its size is never drawn
     order = mine.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    return _Pool(holdout(index, cfg), seen, seen[order], mine.sum(-1))
+    sums = None
+    if isinstance(rows, Prioritised):
+        weights = rows.weights[..., ~out].unsqueeze(-2)
+        sums = torch.where(mine, weights, 0.0).gather(-1, order).cumsum(-1)
+    return _Pool(holdout(index, cfg), seen, seen[order], mine.sum(-1), sums)
 
 
 def holdout(index: Tensor, cfg: FitConfig) -> Tensor:
     """The rows among `index` `(n,)` that no fit trains on: at most `max_holdout`, from all over the data."""
     return _some(index[row_hash(index, 0) < cfg.holdout], cfg.max_holdout)
+
+
+def held_and_seen(index: Tensor, cfg: FitConfig, held: int, seen: int) -> tuple[Tensor, Tensor]:
+    """At most `held` rows among `index` that no fit trains on, and at most `seen` of the others."""
+    out = row_hash(index, 0) < cfg.holdout
+    return _some(index[out], held), _some(index[~out], seen)
 
 
 def _some(index: Tensor, n: int) -> Tensor:

@@ -219,6 +219,12 @@ def uncertainty(
 @torch.no_grad()
 def one_step_error(model: GaussianDynamics, batch: Batch) -> Tensor:
     """The error of the elites' mean next state: root mean square over dimensions, batch mean, `(*S,)`."""
+    return row_errors(model, batch).mean(-1)
+
+
+@torch.no_grad()
+def row_errors(model: GaussianDynamics, batch: Batch) -> Tensor:
+    """The same error of each row, `(*S, B)`."""
     mean, _ = model.predict(batch.obs, batch.act)
     error = model.elite_mean(mean)[..., :-1] - (batch.next_obs - batch.obs)
-    return error.square().mean(-1).sqrt().mean(-1)
+    return error.square().mean(-1).sqrt()

@@ -16,7 +16,7 @@ from torch import nn
 
 from mbo2o.agents import Agent, AgentConfig, make_agent
 from mbo2o.agents.base import Change
-from mbo2o.agents.qensemble import QEnsemble
+from mbo2o.agents.qensemble import QEnsemble, td_residuals
 from mbo2o.recipes.base import Recipe, RecipeConfig
 from mbo2o.registry import recipe
 from mbo2o.run.turns import Run
@@ -104,7 +104,7 @@ class Finetune(Recipe):
         only = self.agent.inner(cfg.inherit) - (set() if cfg.carry_temperature else {"log_alpha"})
         table = self.agent.adopt(before, moments=cfg.carry_moments, only=only)
         run.track(agent=self.agent)
-        self.source = open_source(run, cfg.source, cfg.warmup)
+        self.source = open_source(run, cfg.source, self.agent, cfg.warmup)
         for _ in run.once("switch"):
             run.say(describe(table))
             warn_of_warmup(run, cfg.warmup, cfg.online_steps)
@@ -131,6 +131,8 @@ def check_ahead(run: Run, after: AgentConfig, source: SourceConfig | None, onlin
         later = make_agent(after, run.spec)
     if online_steps:
         run.check_scores(later)
+    if getattr(source, "weigh", "none") == "td_error" and not isinstance(later, QEnsemble):
+        raise UserError(f"recipe.source.weigh=td_error needs critics, and {type(later).__name__} has none")
     if source is not None:
         source_class(source).check(source, len(run.dataset), run.online.capacity)
 
@@ -142,9 +144,11 @@ def warn_of_warmup(run: Run, warmup: int, online_steps: int) -> None:
         run.say(f"warning: {text}: the agent acts and never learns online; give less warm-up or more steps")
 
 
-def open_source(run: Run, cfg: SourceConfig | None, warmup: int) -> BaseSource:
+def open_source(run: Run, cfg: SourceConfig | None, agent: Agent, warmup: int) -> BaseSource:
     """The source of online batches; one with a state of its own is saved and restored with the run."""
     source = make_source(cfg or OnlineConfig(), run.spec, run.dataset, run.online, warmup)
+    if isinstance(agent, QEnsemble):
+        source.scores["td_error"] = lambda b: td_residuals(agent, b).abs().mean(-2)
     source.prepare(run.engine.prepare)
     if isinstance(source, nn.Module):
         run.track(replay=source)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbo2o.dynamics.rollout import one_step_error
+from mbo2o.agents.qensemble import QEnsemble, td_residuals
+from mbo2o.dynamics.rollout import one_step_error, row_errors
 from mbo2o.recipes.horizon import branch_length, check_horizon, longest
 from mbo2o.recipes.imagining import PROBE
 from mbo2o.recipes.mopo import MOPO, MOPOConfig
@@ -19,7 +20,7 @@ from mbo2o.recipes.refitting import RefittingConfig
 from mbo2o.recipes.starts import KINDS, check_starts
 from mbo2o.registry import recipe
 from mbo2o.run.turns import Run
-from mbo2o.sources.aged import Aged, AgedConfig, check_sampling
+from mbo2o.sources.aged import Aged, AgedConfig, check_sampling, check_weighing
 from mbo2o.sources.mixtures import Youngest
 from mbo2o.types import Metrics, Source, Spec, UserError
 
@@ -30,6 +31,10 @@ class MOOReConfig(RefittingConfig, MOPOConfig):
 
     sampling: str = "geometric"  # how offline data fade; uniform, half, online: the ablation's baselines
     alpha: float = 0.9  # pace of the offline data's fading, per epoch (ours)
+    # g(d) of an offline row's priority g(d) f(t): none (1), td_error, model_error, density_ratio
+    weigh: str = "none"
+    exponent: float = 1.0  # power of priorities, as in prioritised replay; 0 makes all rows alike
+    refresh: int = 1  # epochs between renewals of all offline rows' g(d), each a pass over the dataset
     # λ online: a number; None: what it was offline, as the paper has it; fade: that times the present share
     # of offline rows; error: that times the model's error in one step on the newest experience, which no fit
     # has seen, over its error on held-out rows of the dataset at the switch (both ours)
@@ -41,6 +46,7 @@ class MOOReConfig(RefittingConfig, MOPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sampling("recipe", self.sampling, self.alpha)
+        check_weighing("recipe", self.weigh, self.exponent, self.refresh)
         number = type(self.online_coef) in (int, float)
         if not number and self.online_coef not in (None, "fade", "error"):
             raise UserError(f"recipe.online_coef={self.online_coef} must be a number, null, fade or error")
@@ -93,10 +99,21 @@ class MOORe(MOPO):
             return cfg.coef * before["error/online"] / self.at_switch.error
         return float(cfg.coef if cfg.online_coef is None else cfg.online_coef)
 
+    def aged(self, run: Run) -> Aged:
+        """Real rows as they fade; their priorities are saved with the run."""
+        cfg, agent, model = self.cfg, self.agent, self.model
+        how = AgedConfig(cfg.sampling, cfg.alpha, cfg.epoch, cfg.weigh, cfg.exponent, cfg.refresh)
+        real = Aged(how, run.spec, run.dataset, run.online)
+        real.scores["model_error"] = lambda b: row_errors(model, b)
+        if isinstance(agent, QEnsemble):
+            real.scores["td_error"] = lambda b: td_residuals(agent, b).abs().mean(-2)
+        run.track(priorities=real)
+        return real
+
     def online(self, run: Run) -> None:
         """Act; refit as offline data fade; imagine, from the first turn on; learn from both kinds of data."""
         cfg = self.cfg
-        aged = Aged(AgedConfig(cfg.sampling, cfg.alpha, cfg.epoch), run.spec, run.dataset, run.online)
+        aged = self.aged(run)
         for t in run.interact(self.agent, cfg.online_steps):
             aged.advance(t)  # offline rows lose priority with the epoch
             real = aged.blend
@@ -107,7 +124,7 @@ class MOORe(MOPO):
                 self.at_switch.error.copy_(one_step_error(self.model, self.held_out(run, PROBE)))
             if refit_due:
                 before = self.probe(run, length, news=cfg.model_every)
-                run.write("model", self.fit(run, real.weighted_rows, cfg.refit))
+                run.write("model", self.fit(run, real.weighted_rows, cfg.refit) | aged.spread())
             if refit_due or t == 0:
                 recent = Youngest(run.online, cfg.epoch) if t else None  # one state is there at first
                 kinds: dict[str, Source | None] = {"data": run.dataset, "mixture": real, "visited": recent}

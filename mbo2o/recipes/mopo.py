@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mbo2o.recipes.coverage import Coverage
 from mbo2o.recipes.horizon import branch_length, longest
 from mbo2o.recipes.imagining import Imagining, ImaginingConfig
 from mbo2o.registry import recipe
@@ -26,12 +27,15 @@ class MOPOConfig(ImaginingConfig):
     rollouts: int = 50_000  # branches each time
     rollout_every: int = 1000  # gradient steps
     retain: int = 5  # imagined data of this many times stay
+    # evaluations between looks at how far visited and imagined states lie from the data, see coverage.py; 0:
+    # no looks. A look costs about a second per seed, and changes nothing that the run computes.
+    coverage: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts("recipe", self, "rollouts", "rollout_every", "retain")
         self.check_fits("rollouts")
-        check_steps("recipe", self, "offline_steps")
+        check_steps("recipe", self, "offline_steps", "coverage")
 
 
 @recipe("mopo", MOPOConfig)
@@ -45,6 +49,9 @@ class MOPO(Imagining):
         """Fit the model once, then imagine and learn in turn."""
         cfg = self.cfg
         self.make(run)
+        if cfg.coverage:
+            seen = Coverage(run, self.model, self.looks, cfg.fit, self.penalty, cfg.coef, self.gamma)
+            run.look(seen, cfg.coverage)
         self.remember(run, cfg.retain * longest(cfg.horizon) * cfg.rollouts, cfg.rollouts, cfg.starts)
         for _ in run.once("fit"):
             run.say(f"fitting the dynamics ensemble to {len(run.dataset)} transitions")

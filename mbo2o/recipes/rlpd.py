@@ -52,7 +52,7 @@ class RLPD(Recipe):
         self.agent = make_agent(cfg.agent, run.spec)
         self.agent.prepare(run.dataset)
         run.track(agent=self.agent)
-        self.source = open_source(run, cfg.source, cfg.warmup)
+        self.source = open_source(run, cfg.source, self.agent, cfg.warmup)
         for _ in run.once("source"):
             self.source.begin()
             warn_of_warmup(run, cfg.warmup, cfg.online_steps)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from mbo2o.report import plots
+from mbo2o.report.coverage import coverage as draw_coverage
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import FEWEST, KIND, Array, interval, late_evaluations, summarise
 from mbo2o.types import duration
@@ -51,6 +52,25 @@ SECTIONS = [
         ("uncertainty", "epistemic_std/offline"),
         "The epistemic uncertainty on online states should fall towards that on offline states, and the true "
         "error with it. Where the error stays high while the uncertainty falls, the model is overconfident.",
+    ),
+    Section(
+        "coverage",
+        "Where the policy goes",
+        draw_coverage,
+        ("coverage", "visited/distance"),
+        "Follow a curve from left to right. Below the dashed 90 % line the policy meets states like those of "
+        "the data; in the shaded part hardly anything like them was recorded. If states leave the data and "
+        "the true error rises there, while imagined states stay near the data, then the policy is trained "
+        "where it does not go: longer branches, other starts or other data are needed, not more updates.",
+    ),
+    Section(
+        "uncertainty_value",
+        "Uncertainty value error",
+        plots.uncertainty_value,
+        ("coverage", "uncertainty_value_error"),
+        "Both values belong to the same imagined branches of the policy, 100 steps long; λ is that of the "
+        "offline phase throughout. Where the difference falls online, conservatism fades by itself, though "
+        "λ stays. A jump at the switch would mean that the penalty, and not the task, moves the values.",
     ),
     Section(
         "offline_share",

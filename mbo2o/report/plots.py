@@ -51,6 +51,19 @@ def uncertainty(log: RunLog) -> Figure:
     return figure
 
 
+def uncertainty_value(log: RunLog) -> Figure:
+    """What imagined branches are worth with and without the penalty, and the difference."""
+    labels = ["discounted reward\nof a branch", "uncertainty\nvalue error"]
+    figure, rows = _timeline(log, "Values with and without the penalty", labels)
+    _draw(log, rows[0], "coverage", "value", INK, "without the penalty", ls="--")
+    _draw(log, rows[0], "coverage", "value_penalised", PURPLE, "with the penalty")
+    _draw(log, rows[1], "coverage", "uncertainty_value_error", ORANGE, "difference")
+    _legend(rows[0])
+    for axes in rows[1].values():
+        axes.set_ylim(bottom=0)
+    return figure
+
+
 def offline_share(log: RunLog) -> Figure:
     """The share of offline rows in the batches that the model is fitted to."""
     figure, (row,) = _timeline(log, "Share of offline data in the model's batches", ["share of offline rows"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,20 @@ Policy = Callable[[Tensor], Tensor]
 """Observations `(*S, B, D)` → actions `(*S, B, A)`."""
 Value = Callable[[Tensor, Tensor], Tensor]
 """(obs, act) → estimated discounted return `(*S, B)`."""
+
+
+@dataclass(frozen=True)
+class Visited:
+    """The first episode of each seed in an evaluation, step by step."""
+
+    obs: Tensor
+    """`(*S, T, D)`, T being the longest one's length."""
+    act: Tensor
+    """`(*S, T, A)`."""
+    next_obs: Tensor
+    """`(*S, T, D)`."""
+    played: Tensor
+    """`(*S, T)` bool: the steps before an episode's end."""
 
 
 class Evaluator:
@@ -48,6 +63,7 @@ class Evaluator:
         self._seeds, self._gamma, self._faults = seeds, gamma, faults or Faults()
         self._n = int(np.prod(seeds, dtype=int))
         first = 10_000_019 + seed  # far from the seeds of the training lanes
+        self._path: list[tuple[np.ndarray, ...]] = []
         self._starts = [first + 1000 * k + e for k in range(self._n) for e in range(episodes)]
         world = disturb and disturb.world()
         with streams.private():
@@ -101,6 +117,7 @@ class Evaluator:
             lane.start(start)
         alive = np.ones(len(lanes), bool)
         qs, rews, was_alive = [], [], []
+        self._path = []
         while alive.any():
             obs = torch.from_numpy(np.stack([x.obs for x in lanes])).reshape(
                 *self._seeds, -1, lanes[0].obs_dim
@@ -110,12 +127,22 @@ class Evaluator:
                 qs.append(value(obs, act).reshape(-1))
             rews.append(np.full(len(lanes), np.nan))
             was_alive.append(alive.copy())
+            first = slice(None, None, len(lanes) // self._n)
+            before = np.stack([x.obs for x in lanes[first]])
             for i, a in enumerate(act.reshape(len(lanes), -1).cpu().numpy()):
                 if alive[i]:
                     rews[-1][i], _, terminated, truncated = lanes[i].step(a)
                     alive[i] = not (terminated or truncated)
+            after = np.stack([x.obs for x in lanes[first]])
+            acts = act.reshape(len(lanes), -1)[first].cpu().numpy()
+            self._path.append((before, acts, after, was_alive[-1][first]))
         q = torch.stack(qs).cpu().numpy()  # values wait on their device: one copy for an evaluation
         return np.where(np.array(was_alive), q, np.nan), np.array(rews)
+
+    def visited(self) -> Visited:
+        """The first episodes of the last evaluation."""
+        parts = [torch.from_numpy(np.stack(x, 1)) for x in zip(*self._path, strict=True)]
+        return Visited(*(x.reshape(*self._seeds, *x.shape[1:]) for x in parts))
 
     def _means(self, x: np.ndarray) -> Tensor:
         """Means over each seed's episodes, `(L,)` → `(*S,)`."""

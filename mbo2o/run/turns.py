@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.faults import EnvironmentFault
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import Engine
-from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.evaluate import Evaluator, Visited
 from mbo2o.run.log import Progress, describe, tell
 from mbo2o.run.memory import Memory, Stateful
 from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
@@ -71,6 +71,8 @@ class Run:
         self._owed = False  # an evaluation that was due before the last save, and interrupted
         self._evaluated = ("", -1)  # phase and turn of the last evaluation
         self._may_leave = False
+        self._look: Callable[[Visited], Metrics] | None = None
+        self._look_every = 1
         self._look_only = look_only
         self._lot = 1  # turns whose updates are made together
         self._waiting: tuple[
@@ -176,6 +178,12 @@ class Run:
         values = self.memory.write(self._place(kind), metrics)
         if kind == "model" and self._bar is not None:
             self._bar.say("model refitted: " + describe(values, ("holdout_mse",)))
+
+    def look(self, take: Callable[[Visited], Metrics], every: int) -> None:
+        """Write what `take` finds in an agent's evaluation episodes, with each `every`-th evaluation
+        and with those that begin a phase or end a loop.
+        """
+        self._look, self._look_every = take, every
 
     def say(self, text: str) -> None:
         """Show a line to the user."""
@@ -301,6 +309,9 @@ class Run:
             values = self.memory.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
             if self._bar is not None and name == "agent":
                 self._bar.say(describe(values, ("return", self.reference.metric, "success", "length")))
+        begins = self.turn == 0
+        if self._look and (begins or last or self.turn % (self._look_every * self.cfg.eval_every) == 0):
+            self.memory.write(self._place("coverage"), self._look(self.world.visited()))
 
     def _go_live(self) -> None:
         """Restore clock, random streams and episodes before the first turn that is new."""

@@ -22,7 +22,7 @@ from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.scores import reference_for
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
-from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.evaluate import Evaluator, Visited
 from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView, Spec, UserError
 
@@ -148,6 +148,10 @@ class World:
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """An evaluator that plays this task, `episodes` per seed, from starts that follow from `seed`."""
         return Evaluator(self.env, self.spec.seeds, episodes, seed, gamma, self._disturb, self.faults)
+
+    def visited(self) -> Visited:
+        """The first episodes of the last evaluation on the run's own evaluator."""
+        return self._evaluator.visited()
 
     def evaluate(
         self, agent: Agent, policy: Callable[[Tensor], Tensor], evaluator: Evaluator | None = None

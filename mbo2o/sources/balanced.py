@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.sumtree import SumTree
-from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
-from mbo2o.nn.init import per_seed
-from mbo2o.nn.optim import Adam
+from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.registry import source
 from mbo2o.sources.base import BaseSource, SourceConfig, check_steps
+from mbo2o.sources.ratio import Ratio
 from mbo2o.types import Batch, Metrics, Prepare, Spec, UserError, combine
 
 FLOOR, CEILING = 1e-3, 1e3
@@ -40,7 +39,7 @@ class BalancedConfig(SourceConfig):
 
 
 @source("balanced", BalancedConfig)
-class Balanced(BaseSource, nn.Module):
+class Balanced(BaseSource, Ratio):
     """Offline and online rows by priority, with the network that the priorities come from.
 
     w(s, a) estimates how much likelier a pair is online than offline. A row's priority is renewed when it
@@ -57,18 +56,12 @@ class Balanced(BaseSource, nn.Module):
         online: ReplayBuffer,
         warmup: int = 0,
     ):
-        nn.Module.__init__(self)
+        Ratio.__init__(self, spec, cfg.ratio, cfg.lr)
         BaseSource.__init__(self, cfg, spec, offline, online, warmup)
         n = len(offline)
         seeds = int(np.prod(spec.seeds, dtype=int))
         self.tree = SumTree(seeds, n + online.capacity)
         self.tree.set(np.tile(np.arange(n), (seeds, 1)), np.ones((seeds, n)))
-        with torch.device(spec.device):
-            self.ratio_net = per_seed(
-                lambda s: EnsembleMLP(s.seeds, s.obs_dim + s.act_dim, 1, cfg.ratio), spec
-            )
-            nn.init.ones_(self.ratio_net.layers[-1].bias)  # type: ignore[arg-type]
-            self.optim = Adam(self.ratio_net.parameters(), cfg.lr)
         # The buffer shares its memory with the tree, so that a checkpoint holds the priorities.
         self.register_buffer("nodes", torch.from_numpy(self.tree.nodes))
         first = n * cfg.first_share / ((1 - cfg.first_share) * max(1, warmup))
@@ -128,26 +121,12 @@ class Balanced(BaseSource, nn.Module):
 
     def _step(self, old: Batch, young: Batch, drawn: Batch) -> tuple[Tensor, Metrics]:
         """One step of the ratio on rows of both kinds; then the priorities of drawn rows, and metrics."""
-        w_old, w_young = self.ratio(old), self.ratio(young)
-        self.optim.step(ratio_loss(w_old, w_young))
+        w_old, w_young = self.tell_apart(old, young)
         with torch.no_grad():
             power = 1 / self.cfg.temperature
             scale = self.ratio(old).pow(power).mean(-1, keepdim=True)
             priority = (self.ratio(drawn).pow(power) / scale.clamp(min=1e-8)).clamp(FLOOR, CEILING)
         return priority, {
-            "ratio_offline": w_old.detach().mean(-1),
-            "ratio_online": w_young.detach().mean(-1),
+            "ratio_offline": w_old.mean(-1),
+            "ratio_online": w_young.mean(-1),
         }
-
-    def ratio(self, b: Batch) -> Tensor:
-        """w(s, a) ≥ 0 of a batch's pairs, `(*S, B)`."""
-        return self.ratio_net(b.obs, b.act).squeeze(-1).relu()
-
-
-def ratio_loss(w_offline: Tensor, w_online: Tensor) -> Tensor:
-    """Minus a bound on the Jensen-Shannon divergence, `(*S,)`: tight at w = p_online / p_offline, 0 at w = 1.
-
-    It is E_off log((w + 1) / 2) - E_on log(2w / (w + 1)), from ratios `(*S, B)` of rows of each kind.
-    """
-    offline = ((w_offline + 1) / 2 + 1e-10).log().mean(-1)
-    return offline - (2 * w_online / (w_online + 1) + 1e-10).log().mean(-1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
@@ -40,6 +43,8 @@ class BaseSource:
         self.warmup = warmup
         self.share = 1.0
         """The offline share of a batch, for sources that have one; `advance` sets it."""
+        self.scores: dict[str, Callable[[Batch], Tensor]] = {}
+        """Scores of rows, `(*S, B)`, that the recipe knows; a source that weighs rows names one of them."""
 
     @classmethod
     def check(cls, cfg: Any, rows: int, capacity: int) -> None:

@@ -12,6 +12,7 @@ from mbo2o.data import dataset
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.layout import Packed
+from mbo2o.data.priorities import Prioritised
 from mbo2o.types import Batch, Source, cat, combine, form
 
 
@@ -82,11 +83,13 @@ class Blend:
     """Offline and online rows, each offline with probability `share` and then uniform among its kind.
 
     With two levels of priority this is exactly prioritised sampling, at a cost that does not depend on the
-    number of rows. The share is 1 while nothing is online.
+    number of rows. Offline rows that are `Prioritised` are drawn by their priorities among each other. The
+    share is 1 while nothing is online.
     """
 
-    def __init__(self, offline: TransitionDataset, online: ReplayBuffer, share: float):
+    def __init__(self, offline: TransitionDataset | Prioritised, online: ReplayBuffer, share: float):
         self.offline = offline
+        self._data = offline.data if isinstance(offline, Prioritised) else offline
         self.online = online
         # on the device, and written in place: what has captured `sample` follows the share
         self._chance = torch.zeros((), device=offline.index.device)
@@ -98,12 +101,12 @@ class Blend:
         self._chance.fill_(self.share)
 
     @property
-    def weighted_rows(self) -> Sequence[tuple[TransitionDataset | ReplayBuffer, float]]:
+    def weighted_rows(self) -> Sequence[tuple[TransitionDataset | Prioritised | ReplayBuffer, float]]:
         """Both kinds with their probabilities, as `fit` takes them."""
         return [(self.offline, self.share), (self.online, 1 - self.share)]
 
     def __len__(self) -> int:
-        return len(self.offline) + len(self.online)
+        return len(self._data) + len(self.online)
 
     def form(self, n: int) -> Hashable:
         """The rows, and whether they are of one kind; a share of both is a tensor."""
@@ -116,14 +119,14 @@ class Blend:
     def draw(self, n: int) -> Packed | Batch:
         """The same, packed if both kinds keep the same columns."""
         if self.share == 1:
-            return _draw(self.offline, n)
+            return dataset.gather(self._data, self._old(n))
         if self.share == 0:
             return _draw(self.online, n)
-        old, new = dataset.draw(self.offline, n), self.online.draw(n)
+        old, new = self._old(n), self.online.draw(n)
         is_old = torch.rand(old.shape, device=old.device) < self._chance
         # a row that is not taken is read at the first place, which stays in the cache
         kinds: list[Packed | Batch] = [
-            dataset.gather(self.offline, torch.where(is_old, old, self.offline.index[0])),
+            dataset.gather(self._data, torch.where(is_old, old, self._data.index[0])),
             self.online.gather(torch.where(is_old, 0, new)),
         ]
         if packed := _alike(kinds):
@@ -134,6 +137,11 @@ class Blend:
             return torch.where(is_old.unsqueeze(-1) if a.dim() > is_old.dim() else is_old, a, b)
 
         return combine(pick, [fields(x) for x in kinds])
+
+    def _old(self, n: int) -> Tensor:
+        """Numbers of `n` offline rows, `(*S, n)`."""
+        rows = self.offline
+        return rows.draw(n) if isinstance(rows, Prioritised) else dataset.draw(rows, n)
 
 
 def fields(drawn: Packed | Batch) -> Batch:

@@ -11,7 +11,8 @@ from mbo2o.data.dataset import TransitionDataset
 from mbo2o.data.sumtree import SumTree
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.run.engine import Engine, EngineConfig
-from mbo2o.sources.balanced import CEILING, FLOOR, Balanced, BalancedConfig, ratio_loss
+from mbo2o.sources.balanced import CEILING, FLOOR, Balanced, BalancedConfig
+from mbo2o.sources.ratio import ratio_loss
 from mbo2o.types import Batch, Spec, UserError
 
 
