@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -283,6 +287,7 @@ def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
     # torch itself sets the variable to the usual folder, as soon as its compiler is imported
     if " " not in folder and os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # torch's commands break at a space
+    _remove_halves(Path(folder))
     translated = torch.compile(step, fullgraph=True, dynamic=False)
 
     @functools.wraps(step)
@@ -292,12 +297,41 @@ def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
             torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=64),
             torch._inductor.config.patch(fallback_random=True),
         ):
-            try:
-                return translated(*args)
-            except (TorchDynamoException, InductorError) as e:
-                reason = str(e).strip().splitlines()[0]
-                raise UserError(
-                    f"engine=compiled: torch could not translate a step ({reason}); give engine=eager"
-                ) from e
+            for again in (True, False):
+                try:
+                    return translated(*args)
+                except (TorchDynamoException, InductorError) as e:
+                    if again and _removed(str(e)):
+                        continue
+                    reason = " ".join(str(e).split("\n\n")[0].split())
+                    text = f"engine=compiled: torch could not translate a step ({reason}); give engine=eager"
+                    raise UserError(text) from e
 
     return run
+
+
+def _remove_halves(folder: Path) -> None:
+    """Remove programs that end too early: a process that was killed while it wrote them left them.
+
+    A file of the last minute may still be written by another process, and stays (see `_removed`).
+    """
+    for path in folder.glob("**/*.so"):
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            with open(path, "rb") as f:
+                head = f.read(64).ljust(64, b"\0")
+            # an ELF file ends with the table of its sections: where it begins, the size of a row, rows
+            begin = int.from_bytes(head[40:48], "little")
+            row, rows = (int.from_bytes(head[k : k + 2], "little") for k in (58, 60))
+            if (not begin or about.st_size < begin + row * rows) and time.time() - about.st_mtime > 60:
+                path.unlink()
+
+
+def _removed(reason: str) -> bool:
+    """Whether a kept program could not be read, and is gone now, so that it is translated again."""
+    broken = re.search(r"ImportError: (/.*\.so): (file too short|invalid ELF header|cannot read)", reason)
+    if broken is None:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(broken[1])
+    return True

@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import nets
 import pytest
@@ -214,6 +215,24 @@ def test_another_engine_goes_on_with_a_run_and_says_so(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(text.replace("engine: eager", "engine: compiled"))
     train(cfg)
     assert "engine=eager goes on where engine=compiled stopped" in capsys.readouterr().err
+
+
+def test_a_kept_program_that_was_cut_short_is_removed(tmp_path):
+    from mbo2o.run.engine import _remove_halves, _removed
+
+    whole = next(Path(torch.__path__[0], "lib").glob("libshm*.so*"), None) or Path(torch._C.__file__)
+    kept, cut, fresh = (tmp_path / "a" / name for name in ("kept.so", "cut.so", "fresh.so"))
+    kept.parent.mkdir()
+    kept.write_bytes(whole.read_bytes())
+    for path in (cut, fresh):
+        path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for path in (kept, cut):
+        os.utime(path, (1e9, 1e9))
+    _remove_halves(tmp_path)
+    assert sorted(x.name for x in kept.parent.iterdir()) == ["fresh.so", "kept.so"]
+    assert _removed(f"backend='inductor' raised:\nImportError: {fresh}: file too short\n\nmore")
+    assert not fresh.exists()
+    assert not _removed("CppCompileError: C++ compile error")
 
 
 def test_auto_goes_on_as_the_run_began(tmp_path):
