@@ -100,9 +100,9 @@ def check_agent(cfg: AgentConfig) -> None:
     if reason := entry.cls.not_imagined:  # type: ignore[attr-defined]
         text = f"recipe.agent: {entry.name} cannot learn from imagined rows: {reason}"
         raise UserError(f"{text}; take sac, sacn, edac, redq, cql, td3bc, iql, awac or obac")
-    if getattr(cfg, "clone_steps", 0):
+    if steps := getattr(cfg, "clone_steps", 0):
         text = "most rows are imagined, so the actor would clone itself"
-        raise UserError(f"recipe.agent.clone_steps={cfg.clone_steps} must be 0: {text}")  # type: ignore[attr-defined]
+        raise UserError(f"recipe.agent.clone_steps={steps} must be 0: {text}")
 
 
 class Imagining(Recipe):
