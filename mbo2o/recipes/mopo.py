@@ -49,7 +49,7 @@ class MOPO(Imagining):
         self.make(run)
         if cfg.coverage:
             seen = Coverage(run, self.model, self.looks, cfg.fit, self.penalty, cfg.coef, self.gamma)
-            run.look(seen, cfg.coverage)
+            run.look = (seen, cfg.coverage)
         self.remember(run, cfg.retain * longest(cfg.horizon) * cfg.rollouts)
         for _ in run.once("fit"):
             run.say(f"fitting the dynamics ensemble to {len(run.dataset)} transitions")

@@ -71,8 +71,9 @@ class Run:
         self._owed = False  # an evaluation that was due before the last save, and interrupted
         self._evaluated = ("", -1)  # phase and turn of the last evaluation
         self._may_leave = False
-        self._look: Callable[[Visited], Metrics] | None = None
-        self._look_every = 1
+        self.look: tuple[Callable[[Visited], Metrics], int] | None = None
+        """What a recipe has looked at in evaluation episodes, and every how many evaluations; besides, it is
+        done with those that begin a phase or end a loop."""
         self._look_only = look_only
         self._lot = 1  # turns whose updates are made together
         self._waiting: tuple[
@@ -178,12 +179,6 @@ class Run:
         values = self.memory.write(self._place(kind), metrics)
         if kind == "model" and self._bar is not None:
             self._bar.say("model refitted: " + describe(values, ("holdout_mse",)))
-
-    def look(self, take: Callable[[Visited], Metrics], every: int) -> None:
-        """Write what `take` finds in an agent's evaluation episodes, with each `every`-th evaluation
-        and with those that begin a phase or end a loop.
-        """
-        self._look, self._look_every = take, every
 
     def say(self, text: str) -> None:
         """Show a line to the user."""
@@ -309,9 +304,10 @@ class Run:
             values = self.memory.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
             if self._bar is not None and name == "agent":
                 self._bar.say(describe(values, ("return", self.reference.metric, "success", "length")))
-        begins = self.turn == 0
-        if self._look and (begins or last or self.turn % (self._look_every * self.cfg.eval_every) == 0):
-            self.memory.write(self._place("coverage"), self._look(self.world.visited()))
+        if self.look is not None:
+            take, every = self.look
+            if last or self.turn % (every * self.cfg.eval_every) == 0:  # turn 0 begins a phase
+                self.memory.write(self._place("coverage"), take(self.world.visited()))
 
     def _go_live(self) -> None:
         """Restore clock, random streams and episodes before the first turn that is new."""
