@@ -36,8 +36,10 @@ JUSTIFIED = {
 }
 """Settings that differ from the record, by study and run."""
 ABSENT = "absent"
-UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume", "engine", "precision")
+UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume", "engine", "precision", "recipe.coverage")
 """Settings that decide no number; and how steps are run, which came later and is left at its default."""
+LATER = {"recipe.weigh": '"none"', "recipe.exponent": "1.0", "recipe.refresh": "1"}
+"""Settings of recipes that came after the record, with the defaults at which they change nothing."""
 
 
 def flat(value, path=""):
@@ -74,7 +76,7 @@ def decisive(cfg):
         settings |= {OLDER.get(k, k): v for k, v in shared.items()}
         for name, agent in agents.items():
             settings |= dict(flat(agent, f"recipe.{name}")) if agent else {}
-    return {k: v for k, v in settings.items() if k not in UNCOMPARED}
+    return {k: v for k, v in settings.items() if k not in UNCOMPARED and LATER.get(k) != v}
 
 
 OLDER = {
