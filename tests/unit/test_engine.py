@@ -1,6 +1,7 @@
 """The engine: how updates are counted, and what an agent is told."""
 
 import copy
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
