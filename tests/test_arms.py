@@ -38,7 +38,16 @@ JUSTIFIED = {
 ABSENT = "absent"
 UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume", "engine", "precision", "recipe.coverage")
 """Settings that decide no number; and how steps are run, which came later and is left at its default."""
-LATER = {"recipe.weigh": '"none"', "recipe.exponent": "1.0", "recipe.refresh": "1"}
+LATER = {
+    "recipe.weigh": '"none"',
+    "recipe.exponent": "1.0",
+    "recipe.refresh": "1",
+    "recipe.starts": '"data"',
+    "recipe.online_starts": '"mixture"',
+    "recipe.imagined_rows": "null",
+    "recipe.truncate": "null",
+    "recipe.penalty_draws": "10",
+}
 """Settings of recipes that came after the record, with the defaults at which they change nothing."""
 
 
