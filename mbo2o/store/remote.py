@@ -9,6 +9,7 @@ checked. Only `fetch` makes requests, and none with `MBO2O_OFFLINE=1`; training 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import shutil
@@ -179,7 +180,9 @@ def lookup_remote(name: str) -> Remote | None:
         return known[name]
     if "/" not in name or name.startswith("minari:"):
         return None
-    if hint := did_you_mean(name, known, 0.9):
+    # capitals count: Minari's D4RL/antmaze/umaze-v1 is no misspelt d4rl/antmaze-umaze-v2
+    if near := difflib.get_close_matches(name, known, 1, 0.9):
+        hint = f"did you mean {near[0]!r}? "
         raise UserError(f"no dataset is called {name!r}; {hint}(a Minari set: minari:{name})")
     return None
 
