@@ -27,13 +27,11 @@ MODES = ("eager", "compiled", "graph", "auto")
 PRECISIONS = ("fp32", "tf32", "bf16", "auto")
 LEVEL = {"cpu": "fp32", "cuda": "fp32"}
 """What `auto` rounds to: the lowest precision that was shown to learn as well, see studies/parity.py."""
-Update = Callable[[Agent, Batch], Metrics]
 REPAID = 20_000
-"""Updates after which a compiled step has repaid its translation, in every measured work."""
-
-
+"""Updates from which `auto` takes a run to repay its translation: an estimate from measured rates."""
 LARGEST = 32
 """The most turns whose updates one graph holds."""
+Update = Callable[[Agent, Batch], Metrics]
 
 
 @dataclass(frozen=True)

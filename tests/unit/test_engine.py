@@ -75,6 +75,8 @@ def test_the_count_is_read_from_the_device_once(monkeypatch):
         monkeypatch.setattr(torch.Tensor, method, lambda *args: pytest.fail("read back"))
     for _ in range(3):
         engine.update(agent, b)
+    monkeypatch.undo()
+    assert agent.updates == 4
 
 
 def test_checkpoints_of_earlier_versions_hold_the_count_elsewhere():
