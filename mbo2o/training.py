@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import math
 from collections.abc import Collection
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from mbo2o import naming
+from mbo2o import naming, policy
 from mbo2o.agents import Agent
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
@@ -33,7 +34,7 @@ from mbo2o.store.datasets import Named, units_for
 from mbo2o.store.hdf5 import imports_module
 from mbo2o.types import UserError
 
-__all__ = ["Config", "load", "read_config", "restore", "train"]
+__all__ = ["Config", "load_agent", "read_config", "restore", "train"]
 
 
 def train(cfg: Config) -> Path:
@@ -77,6 +78,7 @@ def _train(cfg: Config) -> Path:
         text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
         whole.write_whole(directory / "config.yaml", text)
         run = _open(directory, cfg, recipe, env_id, dataset)
+        write_io(run, dataset)
         for line in [moved, *said, why, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
@@ -297,17 +299,25 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
     return run, recipe
 
 
-def load(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
+def load_agent(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
     """The agent of a run as its last checkpoint has it; `trust` and the errors are those of `restore`.
 
     `agent.act(obs)` takes observations `(S, B, D)` in raw units, with S seeds, and returns actions
-    `(S, B, A)` in [-1, 1].
+    `(S, B, A)` in [-1, 1]. It also has critics and optimisers, for research; `mbo2o.load` gives a policy that
+    acts in the environment's own units.
     """
     _, recipe = restore(Path(directory), trust)
     agent: Agent | None = getattr(recipe, "agent", None)
     if agent is None:
         raise UserError(f"{directory}: its recipe keeps no agent; `restore` gives the recipe itself")
     return agent
+
+
+def write_io(run: Run, dataset: TransitionDataset | None) -> None:
+    """Write the run's io.json: what a policy takes and gives, so that it needs no environment to act."""
+    said = None if dataset is None else dataset.attrs
+    facts = policy.facts_of(run.env_id, run.spec.obs_dim, run.world.lanes.box, said, run.env.layout)
+    whole.write_whole(run.directory / policy.FILE, json.dumps(facts, indent=1))
 
 
 def _open(
