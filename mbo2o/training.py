@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import math
+import warnings
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +30,10 @@ from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
 from mbo2o.settings import Config, flat, kept, parts, plain, read_config, stored, stored_plugins, values_of
-from mbo2o.store import datasets, whole
+from mbo2o.store import datasets, remembered, whole
 from mbo2o.store.datasets import Named, units_for
 from mbo2o.store.hdf5 import imports_module
+from mbo2o.store.remembered import Remembered
 from mbo2o.types import UserError
 
 __all__ = ["Config", "load_agent", "read_config", "restore", "train"]
@@ -78,7 +80,7 @@ def _train(cfg: Config) -> Path:
         text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
         whole.write_whole(directory / "config.yaml", text)
         run = _open(directory, cfg, recipe, env_id, dataset)
-        write_io(run, dataset)
+        _write_facts(run, dataset)
         for line in [moved, *said, why, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
@@ -274,7 +276,8 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
 
     Raises:
         UserError: It is no run, has no checkpoint, names code that is not trusted, or its dataset has
-            changed since.
+            changed since. Where the dataset is gone, an old run (see `Remembered`), and later a call that
+            asks for its rows.
     """
     with trusting(trust):
         load_entry_points()
@@ -284,19 +287,34 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
             check_trust("env", env_id)
         cfg.device, cfg.engine, cfg.precision = "cpu", "eager", "fp32"  # no step is learned
         recipe = make_recipe(cfg.recipe)
-        dataset = None
-        if recipe.needs_dataset:
-            found = datasets.find(cfg.dataset)
-            # without a box: the units that were trained on are no longer in doubt
-            how = Actions(cfg.dataset_actions)
-            if how.maps:
-                how = units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
-            dataset, content = found.read_with_sha256(cfg.storage, how)
-            naming.check_content(directory, cfg.dataset, stored(directory).get(naming.SUM), content)
+        dataset = _dataset_of(directory, cfg, env_id) if recipe.needs_dataset else None
         run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
-        with contextlib.suppress(Restored):
+        with contextlib.ExitStack() as inside:
+            if isinstance(dataset, Remembered):
+                run.say(f"{dataset.why}: restored by what the run kept of it")
+                inside.enter_context(dataset.while_restoring())
+                inside.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")  # rules that are compared with its rows
+            inside.enter_context(contextlib.suppress(Restored))
             recipe(run)
     return run, recipe
+
+
+def _dataset_of(directory: Path, cfg: Config, env_id: str) -> TransitionDataset:
+    """The dataset that a run learned from; what the run remembers of it, if it is not there any more."""
+    try:
+        found = datasets.find(cfg.dataset)
+        if not found.source.exists():
+            raise UserError(f"{found.where}: no such file")
+    except UserError as e:
+        return Remembered.read(directory, str(e))
+    # without a box: the units that were trained on are no longer in doubt
+    how = Actions(cfg.dataset_actions)
+    if how.maps:
+        how = units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
+    dataset, content = found.read_with_sha256(cfg.storage, how)
+    naming.check_content(directory, cfg.dataset, stored(directory).get(naming.SUM), content)
+    return dataset
 
 
 def load_agent(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
@@ -313,11 +331,16 @@ def load_agent(directory: str | Path, trust: bool | Collection[str] = ()) -> Age
     return agent
 
 
-def write_io(run: Run, dataset: TransitionDataset | None) -> None:
-    """Write the run's io.json: what a policy takes and gives, so that it needs no environment to act."""
+def _write_facts(run: Run, dataset: TransitionDataset | None) -> None:
+    """Write what the run needs without its environment and its dataset: io.json and data.json.
+
+    The first says what a policy takes and gives.
+    """
     said = None if dataset is None else dataset.attrs
     facts = policy.facts_of(run.env_id, run.spec.obs_dim, run.world.lanes.box, said, run.env.layout)
     whole.write_whole(run.directory / policy.FILE, json.dumps(facts, indent=1))
+    if dataset is not None:
+        remembered.write(dataset, run.directory)
 
 
 def _open(
