@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from mbo2o import naming, policy
+from mbo2o import naming, policy, pretraining
 from mbo2o.agents import Agent
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
@@ -64,6 +64,7 @@ def _train(cfg: Config) -> Path:
     _check(cfg)
     torch.set_num_threads(cfg.threads)
     keep_memory()
+    cfg, taken = pretraining.take(cfg) if cfg.pretrain_from else (cfg, [])
     recipe = make_recipe(cfg.recipe)
     asked, (cfg, why) = cfg.engine, _engine(cfg)
     found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
@@ -81,6 +82,9 @@ def _train(cfg: Config) -> Path:
         whole.write_whole(directory / "config.yaml", text)
         run = _open(directory, cfg, recipe, env_id, dataset)
         _write_facts(run, dataset)
+        if taken and not before:
+            pretraining.record(cfg, taken, directory)
+            said += taken
         for line in [moved, *said, why, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
@@ -356,5 +360,6 @@ def _open(
         *(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine),
         returns=bool(_readers(cfg)),
     )
-    start_from = Path(cfg.start_from) if cfg.start_from else None
+    phase = cfg.start_from or cfg.pretrain_from
+    start_from = Path(phase) if phase else None
     return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)

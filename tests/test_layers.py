@@ -29,8 +29,9 @@ BELOW = {  # what a package may import of this project
     "settings": {"recipes", "run", "dynamics", "registry", "types"},
     "naming": {"settings", "registry", "types"},
     "policy": {"settings", "recipes", "envs", "store", "agents", "registry", "types"},
+    "pretraining": {"naming", "policy", "settings", "recipes", "agents", "nn", "store", "types"},
     "training": {
-        *("policy", "naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
+        *("pretraining", "policy", "naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
         *("envs", "store", "report", "registry", "types"),
     },
     "cli": {
