@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from mbo2o.dynamics.termination import termination as termination
     from mbo2o.ensemble.uncertainty import penalty as penalty
     from mbo2o.errors import UserError as UserError
+    from mbo2o.policy.load import load as load
+    from mbo2o.policy.policy import Policy as Policy
     from mbo2o.registry import agent as agent
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
     from mbo2o.store.datasets import read as read_dataset  # noqa: F401
-    from mbo2o.policy.load import load as load
-    from mbo2o.policy.policy import Policy as Policy
     from mbo2o.training import load_agent as load_agent
     from mbo2o.training import restore as restore
     from mbo2o.training import train as train

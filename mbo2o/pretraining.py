@@ -97,8 +97,12 @@ def _with_phase(cfg: Config, there: Config) -> Any:
     if hasattr(ours, "dynamics"):
         if not hasattr(theirs, "dynamics"):
             cure = "pre-train with recipe=mopo"
-            raise UserError(f"{where}: dynamics are missing: {mine} needs a model, and {other} learns none; {cure}")
-        return replace(ours, **{name: getattr(theirs, name) for name in theirs.OFFLINE if hasattr(ours, name)})
+            raise UserError(
+                f"{where}: dynamics are missing: {mine} needs a model, and {other} learns none; {cure}"
+            )
+        return replace(
+            ours, **{name: getattr(theirs, name) for name in theirs.OFFLINE if hasattr(ours, name)}
+        )
     before = make_recipe(theirs)
     agent = before.configs()[0] if hasattr(before, "configs") else theirs.agent
     phase = {"offline": agent, "offline_steps": theirs.offline_steps}
@@ -163,7 +167,9 @@ def _said(x: Change, new: Agent, wanted: bool) -> Change:
         return Change(x.part, TAKEN, note)
     if not wanted:
         return Change(x.part, "left", f"{note}: the run's settings start it from its initial state")
-    why = "it is not there" if x.what == "new" else f"another size there: {x.note}" if "→" in x.note else x.note
+    why = (
+        "it is not there" if x.what == "new" else f"another size there: {x.note}" if "→" in x.note else x.note
+    )
     return Change(x.part, MISSING, f"{note}: {why}")
 
 

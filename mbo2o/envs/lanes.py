@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mbo2o.envs import streams
+from mbo2o.envs.box import ActionBox
 from mbo2o.envs.disturb import DisturbConfig, Disturbed
 from mbo2o.envs.faults import EnvironmentFault, Faults, describe, flag, observation, reward
-from mbo2o.envs.box import ActionBox
 from mbo2o.envs.make import EnvChoice, make_env, time_limited
 from mbo2o.types import Batch, UserError
 

@@ -50,7 +50,9 @@ class Acting(nn.Module):
 def export(policy: Policy, path: Path) -> Path:
     """See `Policy.export`."""
     if path.suffix not in WRITERS:
-        raise UserError(f"{path}: a policy is exported to {', '.join(WRITERS)}; end the name with one of them")
+        raise UserError(
+            f"{path}: a policy is exported to {', '.join(WRITERS)}; end the name with one of them"
+        )
     program = _program(policy)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

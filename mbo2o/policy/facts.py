@@ -103,11 +103,15 @@ def make_described(about: dict[str, Any], facts: Facts, trust: Any) -> Agent:
             if name not in AGENTS:
                 load_plugins([module])
     if name not in AGENTS:
-        raise UserError(f"the policy is of agent {name!r}, which {module} does not register; import its module")
+        raise UserError(
+            f"the policy is of agent {name!r}, which {module} does not register; import its module"
+        )
     try:
         cfg = _typed(AGENTS[name].config, about["config"])
     except TypeError as e:
-        raise UserError(f"the policy is of agent {name!r}, with settings that do not fit this version ({e})") from e
+        raise UserError(
+            f"the policy is of agent {name!r}, with settings that do not fit this version ({e})"
+        ) from e
     return make_with(cfg, facts)
 
 

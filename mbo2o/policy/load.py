@@ -144,5 +144,7 @@ def _older(folder: Path, key: str) -> Any:
         return configs()[0 if key.startswith("offline.") else 1]
     found = getattr(cfg.recipe, "agent", None)
     if not dataclasses.is_dataclass(found):
-        raise UserError(f"{folder}: an older version did not store its agent; `mbo2o.restore` gives the recipe")
+        raise UserError(
+            f"{folder}: an older version did not store its agent; `mbo2o.restore` gives the recipe"
+        )
     return found

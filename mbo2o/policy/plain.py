@@ -29,8 +29,8 @@ def predict(observation):
     given = np.asarray(observation, np.float32)
     obs = np.atleast_2d(given)
 '''
-TAIL = '''    return {out} if given.ndim == 2 else {out}[0]
-'''
+TAIL = """    return {out} if given.ndim == 2 else {out}[0]
+"""
 
 
 def _norm(x: str, shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, *rest: Any) -> str:
@@ -74,7 +74,9 @@ OPERATIONS: dict[str, Callable[..., str]] = {
     "amax": lambda x, axis, keep=False: f"{x}.max({_axes(axis)}, keepdims={keep})",
     "mean": lambda x, axis, keep=False: f"{x}.mean({_axes(axis)}, keepdims={keep})",
     "sum": lambda x, axis, keep=False: f"{x}.sum({_axes(axis)}, keepdims={keep})",
-    "std": lambda x, axis, correction=1, keep=False: f"{x}.std({_axes(axis)}, ddof={correction}, keepdims={keep})",
+    "std": lambda x, axis, correction=1, keep=False: (
+        f"{x}.std({_axes(axis)}, ddof={correction}, keepdims={keep})"
+    ),
     "split": lambda x, size, axis=0: f"np.split({x}, range({size}, {x}.shape[{axis}], {size}), {axis})",
     "expand": lambda x, shape: f"np.broadcast_to({x}, ({', '.join(map(str, shape))},))",
     "view": lambda x, shape: f"{x}.reshape({', '.join(map(str, shape))})",

@@ -71,7 +71,9 @@ class Policy:
         if not np.isfinite(obs).all():
             raise UserError("observation: it holds a number that is not finite (NaN or infinite)")
         with torch.no_grad():
-            unit = self.agent.act(torch.from_numpy(np.atleast_2d(obs)).unsqueeze(0), explore=not deterministic)
+            unit = self.agent.act(
+                torch.from_numpy(np.atleast_2d(obs)).unsqueeze(0), explore=not deterministic
+            )
         act = self.box(unit[0].numpy())
         act = act if obs.ndim == 2 else act[0]
         return (act if given is None else torch.from_numpy(act).to(given.device)), state

@@ -73,9 +73,7 @@ def latest(
     return None
 
 
-def _read(
-    path: Path, device: str, wanted: Callable[[str], bool]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, device: str, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest = json.loads((path / "manifest.json").read_text())
     if manifest["schema"] > SCHEMA:
         raise UserError(
