@@ -1,8 +1,8 @@
 """One offline phase for every method that can take it: what is there, what is taken, and what is missing.
 
-`start_from` goes on with a phase that was learned with this run's own settings, so that both together are one
-run. `pretrain_from` takes the networks of a phase as they are, whatever method this run is of: the settings of
-the phase are then those that it was learned with.
+`start_from` goes on with a phase that was learned with this run's own settings, so that both together are
+one run. `pretrain_from` takes the networks of a phase as they are, whatever method this run is of: the
+settings of the phase are then those that it was learned with.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _check_task(cfg: Config, there: Config, env_id: str) -> None:
 
 
 def _with_phase(cfg: Config, there: Config) -> Any:
-    """This run's recipe with the offline phase of `there`."""
+    """The recipe of `cfg` with the offline phase of `there`."""
     ours, theirs, where = cfg.recipe, there.recipe, f"pretrain_from={cfg.pretrain_from}"
     mine, other = naming.method(cfg), naming.method(there)
     if not hasattr(theirs, "offline_steps"):

@@ -32,7 +32,7 @@ RECIPES |= {"enoto": (ENOTOConfig, FINETUNE | {"critics": 3}), "moore": (MOOReCo
 def tiny(name, dataset, directory, recipe=None, **settings):
     """The config of a tiny run on Pendulum; `recipe` holds settings of the recipe, `settings` the others."""
     cls, usual = RECIPES[name]
-    often = RunConfig(log_every=10, eval_every=10, eval_episodes=5, checkpoint_every=15, online_capacity=200)
+    often = RunConfig(log_every=10, eval_every=20, eval_episodes=1, checkpoint_every=15, online_capacity=200)
     values = {"dataset": str(dataset), "dir": str(directory), "run": often, "report": False}
     return Config(recipe=cls(**usual | (recipe or {})), **values | settings)
 

@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
         "export",
         _export,
         "Write a run's policy for other programs: ONNX, torch's .pt2, or NumPy arrays with a script.",
-        "mbo2o export runs/moore-... --to onnx\n  mbo2o export runs/moore-... --to npz --out robot/policy.npz",
+        "mbo2o export runs/moore-... --to onnx\n  mbo2o export runs/moore-... --out robot/policy.npz",
         "Its input `obs` and its output `action` are in the environment's own units. io.json beside it says "
         "names, units and bounds. The default is RUN/export/policy_seedK.KIND.",
     )

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def _onnx(program: ExportedProgram, path: Path) -> None:
         import onnxscript  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError as e:
         raise UserError(NEEDS) from e
-    names = {"input_names": ["obs"], "output_names": ["action"]}
+    names: dict[str, Any] = {"input_names": ["obs"], "output_names": ["action"]}
     chatter = logging.getLogger("torch.onnx")
     before = chatter.level
     chatter.setLevel(logging.ERROR)  # it warns of packages that a policy has no use for
@@ -104,7 +105,8 @@ def _pt2(program: ExportedProgram, path: Path) -> None:
 def _npz(program: ExportedProgram, path: Path) -> None:
     script, arrays = script_of(program, path.name)
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    save: Any = np.savez  # its annotations take one array for another argument
+    save(file, **arrays)
     _write(path, file.getvalue())
     write_whole(path.with_suffix(".py"), script)
 

@@ -60,7 +60,7 @@ def facts_of(
 
 
 def _names(attrs: Mapping[str, Any] | None, kind: str, n: int) -> list[str]:
-    """The names that a dataset has for its `n` numbers, as a JSON list in an attribute; else numbered ones."""
+    """The names that a dataset has for its `n` numbers, a JSON list in an attribute; else numbered ones."""
     with contextlib.suppress(ValueError):
         given = json.loads(str((attrs or {}).get(f"{kind}_names", "null")))
         if isinstance(given, list) and len(given) == n:
@@ -68,13 +68,15 @@ def _names(attrs: Mapping[str, Any] | None, kind: str, n: int) -> list[str]:
     return [f"{kind}_{i}" for i in range(n)]
 
 
-def read_facts(path: Path) -> Facts:
-    """The content of an io.json. Raises `UserError` for a file that is damaged or of a newer version."""
+def check_facts(path: Path, text: str) -> Facts:
+    """The content of an io.json, stored at `path`. Raises `UserError` if it is damaged or of a newer version."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(text)
         version, _, _ = found["format"], found["observation"]["size"], found["action"]["low"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())}); export the run again") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(
+            f"{path}: does not describe a policy ({' '.join(str(e).split())}); save it again"
+        ) from e
     if version > FORMAT:
         raise UserError(f"{path}: written by a newer mbo2o (format {version}, this one reads {FORMAT})")
     facts: Facts = found

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mbo2o.agents import Agent
-from mbo2o.policy.facts import FILE, Facts, facts_of, make_described, make_with, read_facts
+from mbo2o.policy.facts import FILE, Facts, check_facts, facts_of, make_described, make_with
 from mbo2o.policy.policy import WEIGHTS, Policy
 from mbo2o.store import checkpoint
-from mbo2o.store.whole import file_sha256
+from mbo2o.store.whole import one_line
 from mbo2o.types import UserError
 
 ACTS = re.compile(r"(\w+\.agent)/.")
@@ -36,11 +35,12 @@ def load(
         run_or_folder: A directory that `mbo2o train` wrote, or a saved policy.
         seed: Which of the run's seeds, counted from 0.
         env: An environment, or its id: its bounds of actions are taken, and the policy has to fit it. None:
-            what the run stored. A run of an older version stored nothing, and then makes its environment once.
+            what the run stored. A run of an older version stored nothing; it makes its environment once.
         trust: The modules that may be imported because they registered the agent; True: any.
 
     Raises:
-        UserError: There is neither, the run has no checkpoint or no such seed, or the policy does not fit `env`.
+        UserError: There is neither, the run has no checkpoint or no such seed, or the policy does not fit
+            `env`.
     """
     folder = Path(run_or_folder)
     if (folder / WEIGHTS).is_file():
@@ -60,7 +60,8 @@ def load(
     mine = {name[len(keys[-1]) + 1 :]: x for name, x in tensors.items() if name.startswith(f"{keys[-1]}/")}
     facts = _of_env(env)
     if facts is None:
-        facts = read_facts(folder / FILE) if (folder / FILE).is_file() else _facts_of_older(folder)
+        path = folder / FILE
+        facts = check_facts(path, path.read_text()) if path.is_file() else _facts_of_older(folder)
     about = state.get("agents", {}).get(keys[-1])
     agent = make_described(about, facts, trust) if about else make_with(_older(folder, keys[-1]), facts)
     _fill(agent, mine, seed, folder)
@@ -68,15 +69,16 @@ def load(
 
 
 def _saved(folder: Path, of_env: Facts | None, trust: bool | Collection[str]) -> Policy:
-    facts = read_facts(folder / FILE)
-    if facts.get("sha256") != file_sha256(folder / WEIGHTS):
-        raise UserError(f"{folder}: {WEIGHTS} is not the one that {FILE} belongs to; save the policy again")
+    path = folder / WEIGHTS
     try:
-        tensors = load_file(folder / WEIGHTS)
+        with safe_open(path, "pt") as file:
+            facts = check_facts(path, (file.metadata() or {}).get("io", ""))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     except (OSError, SafetensorError) as e:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read ({e}); save the policy again") from e
-    about = facts.pop("agent")
-    facts.pop("sha256")
+        raise UserError(f"{path}: cannot be read ({one_line(e)}); save the policy again") from e
+    about = facts.pop("agent", None)
+    if about is None:
+        raise UserError(f"{path}: does not say whose policy it is; save the policy again")
     agent = make_described(about, of_env or facts, trust)
     _fill(agent, tensors, 0, folder)
     return Policy(agent, of_env or facts)

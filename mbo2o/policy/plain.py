@@ -55,7 +55,7 @@ OPERATIONS: dict[str, Callable[..., str]] = {
     "sigmoid": lambda x: f"1 / (1 + np.exp(-{x}))",
     "relu": lambda x: f"np.maximum({x}, 0)",
     "silu": lambda x: f"{x} / (1 + np.exp(-{x}))",
-    "elu": lambda x: f"np.where({x} > 0, {x}, np.expm1(np.minimum({x}, 0)))",
+    "elu": lambda x, a=1.0: f"np.where({x} > 0, {x}, {a} * np.expm1(np.minimum({x}, 0)))",
     "addmm": lambda b, x, w: f"{x} @ {w} + {b}",
     "baddbmm": lambda b, x, w: f"{x} @ {w} + {b}",
     "layer_norm": _norm,

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from mbo2o.agents import Agent
 from mbo2o.policy.facts import FILE, Facts, box_of, make_with, rule_of
-from mbo2o.store.whole import file_sha256, whole_file, write_whole, writing
+from mbo2o.store.whole import whole_file, write_whole, writing
 from mbo2o.types import UserError
 
 WEIGHTS = "policy.safetensors"
@@ -52,13 +52,14 @@ class Policy:
         Args:
             observation: `(D,)`, or `(n, D)` for n of them, in the environment's units; an array, a list or a
                 tensor.
-            state, episode_start: They are there because Stable-Baselines3 passes them.
+            state: It is there because Stable-Baselines3 passes it.
+            episode_start: See `state`.
             deterministic: Whether to take the policy's best action (`facts["deterministic"]` says which that
                 is); otherwise it explores as in training, and draws from torch's random stream.
 
         Returns:
-            Actions in the environment's units and inside its bounds: of the action's shape for one observation,
-            with n in front for n of them. An array; for a tensor a tensor on the same device.
+            Actions in the environment's units and inside its bounds: of the action's shape for one
+            observation, with n in front for n of them. An array; for a tensor a tensor on the same device.
 
         Raises:
             UserError: The observation has another size, or holds numbers that are not finite.
@@ -79,19 +80,22 @@ class Policy:
         return (act if given is None else torch.from_numpy(act).to(given.device)), state
 
     def save(self, folder: str | Path) -> Path:
-        """Write `policy.safetensors` and `io.json` into `folder`, for `mbo2o.load(folder)`; returns `folder`."""
+        """Write `policy.safetensors` and `io.json` into `folder`, which `mbo2o.load` reads; returns it."""
         folder = Path(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             state = self.agent.state_dict()
+            # the weights hold all that loading needs: io.json is for others, and an export there writes it too
+            about = json.dumps(self.facts | {"agent": self.agent.described()}, default=str)
             with whole_file(folder / WEIGHTS) as temporary:
-                save_file({key: state[key].contiguous().clone() for key in self.kept}, temporary)
-            about = {"agent": self.agent.described(), "sha256": file_sha256(folder / WEIGHTS)}
-            write_whole(folder / FILE, json.dumps(self.facts | about, indent=1))
+                save_file(
+                    {key: state[key].contiguous().clone() for key in self.kept}, temporary, {"io": about}
+                )
+            write_whole(folder / FILE, json.dumps(self.facts, indent=1))
         return folder
 
     def export(self, path: str | Path) -> Path:
-        """Write the deterministic policy as `.onnx`, `.pt2` or `.npz`, and `io.json` beside it; returns `path`.
+        """Write the deterministic policy as `.onnx`, `.pt2` or `.npz`, and io.json beside it; returns `path`.
 
         Its one input `obs` is `(n, D)` and its one output `action` is `(n, *shape)`, for any n, both in the
         environment's units. `.npz` comes with a script of the same name, which needs NumPy alone.
@@ -140,7 +144,7 @@ def _strip(agent: Agent, explore: bool) -> list[str]:
 
 
 def _normaliser(agent: Agent) -> dict[str, list[float]] | None:
-    """The mean and the deviation by which the policy scales observations; None if it takes them as they are."""
+    """The mean and the deviation by which observations are scaled; None if they are taken as they are."""
     mean, std = (x.detach().flatten().tolist() for x in (agent.observe.mean, agent.observe.std))
     usual = mean == [0.0] * len(mean) and std == [1.0] * len(std)
     return None if usual else {"mean": mean, "std": std}

@@ -55,8 +55,8 @@ def read_table(
     """
     fields = _table_fields(Path(path), columns, Actions.given(bounds, clip))
     names = _names(columns, Path(path))
-    said = {f"{key[:-1]}_names": json.dumps(names[key]) for key in ("observations", "actions")}
-    return build_dataset(fields, said | dict(attrs or {}), os.fspath(path))
+    said: Attrs = {f"{key[:-1]}_names": json.dumps(names[key]) for key in ("observations", "actions")}
+    return build_dataset(fields, said | (attrs or {}), os.fspath(path))
 
 
 def _table_fields(path: Path, columns: Columns, units: Actions) -> Fields:

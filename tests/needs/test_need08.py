@@ -1,12 +1,13 @@
 """Need 8: self-contained, safe checkpoints, with normaliser, action bounds and config inside, and no pickle.
 
-Load in a process where `pickle.load` and `torch.load` raise; the evaluation return of the loaded policy equals
-the in-memory policy's exactly on 5 episodes; a file of the version before this one still loads; and what was
-trained is worth something without its dataset.
+Load in a process where `pickle.load` and `torch.load` raise; the evaluation return of the loaded policy
+equals the in-memory policy's exactly on 5 episodes; a file of the version before this one still loads; and
+what was trained is worth something without its dataset.
 """
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -29,9 +30,9 @@ def run(pendulum, tmp_path_factory):
     data = folder / "mine.hdf5"
     data.write_bytes(pendulum.read_bytes())
     cfg = tiny("finetune", data, folder / "run")
-    cfg.recipe.offline.normalize = True
+    cfg.recipe.offline = replace(cfg.recipe.offline, normalize=True)
+    cfg.run.eval_episodes = 5
     train(cfg)
-    cfg.recipe.offline.normalize = False
     data.unlink()
     return folder / "run"
 

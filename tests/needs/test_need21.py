@@ -1,7 +1,7 @@
 """Need 21: export a policy, with normaliser and action scaling in the graph, and a dynamic batch.
 
-`mbo2o export RUN --to onnx|pt2|npz` writes io.json beside it. onnxruntime and torch differ by less than 1e-5 on
-256 observations, also in batches of 1 and 7; the numpy export runs where torch cannot be imported.
+`mbo2o export RUN --to onnx|pt2|npz` writes io.json beside it. onnxruntime and torch differ by less than 1e-5
+on 256 observations, also in batches of 1 and 7; the numpy export runs where torch cannot be imported.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Need 23: a predictable `predict`: rank in = rank out, arrays in = arrays out, always inside the bounds.
 
-`action, state = policy.predict(obs, state=None, episode_start=None, deterministic=True)`. It works unchanged in
-`stable_baselines3.common.evaluation.evaluate_policy`, and with shapes (d,), (1, d), (n, d).
+`action, state = policy.predict(obs, state=None, episode_start=None, deterministic=True)`. It works unchanged
+in `stable_baselines3.common.evaluation.evaluate_policy`, and with shapes (d,), (1, d), (n, d).
 """
 
 import subprocess

@@ -1,7 +1,7 @@
-"""Need 25: pre-trained artefacts: one offline phase for several methods, and precise words for what is missing.
+"""Need 25: pre-trained artefacts: one offline phase for several methods, and precise words for what lacks.
 
-Two fine-tuning algorithms start from one artefact with an identical evaluation at step 0, its hash is recorded,
-and a missing piece, such as an ensemble for ENOTO, gives a precise message.
+Two fine-tuning algorithms start from one artefact with an identical evaluation at step 0, its hash is
+recorded, and a missing piece, such as an ensemble for ENOTO, gives a precise message.
 """
 
 import json
@@ -61,8 +61,8 @@ MISSING = {
     ),
     "wsrl": (
         {"online": SACConfig(actor=NET, critic=NET, critics=5)},
-        "critic is missing (critics: another size there: 98 numbers → 245 numbers); recipe.online=null goes on "
-        "with the agent",
+        "critic is missing (critics: another size there: 98 numbers → 245 numbers); recipe.online=null goes "
+        "on with the agent",
     ),
 }
 

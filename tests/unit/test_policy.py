@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from nets import DEMANDING, make
+from safetensors.torch import load_file, save_file
 from tiny import tiny
 
 import mbo2o
 from mbo2o.cli.main import main
+from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.errors import UserError
 from mbo2o.policy import Policy, facts_of, load
 from mbo2o.policy.export import Acting
@@ -30,6 +32,9 @@ RULES = {
     "sac": "The tanh of the Gaussian's mean",
     "bc": "The Gaussian's mean, or a sample of it, clamped",
 }
+
+OF_THEIR_OWN = ("awac", "bc", "iql", "lapo", "pex", "sac", "td3bc")
+"""Agents whose acting rules differ; the others have one of these."""
 
 
 def policy_of(name, box=None, seed=0, **change):
@@ -58,8 +63,9 @@ def test_every_agent_acts_is_saved_and_runs_in_numpy_alone(name, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(again.predict(OBS)[0], act)
     assert again.facts == policy.facts
-    policy.export(tmp_path / "p.npz")
-    np.testing.assert_allclose(runpy.run_path(tmp_path / "p.py")["predict"](OBS), act, atol=1e-5)
+    if name in OF_THEIR_OWN:
+        policy.export(tmp_path / "p.npz")
+        np.testing.assert_allclose(runpy.run_path(tmp_path / "p.py")["predict"](OBS), act, atol=1e-5)
     explored = policy.predict(OBS, deterministic=False)[0]
     assert explored.shape == act.shape
     assert not np.array_equal(explored, act)
@@ -70,9 +76,9 @@ def test_what_deterministic_means_is_said_in_a_line():
         assert policy_of(name).facts["deterministic"] == text
 
 
-@pytest.mark.parametrize("name", ["lapo", "pex", "td3bc"])
+@pytest.mark.parametrize("name", ["pex", "td3bc"])
 def test_onnx_and_pt2_act_alike(name, tmp_path):
-    """A latent policy, one that chooses among two actors by its critics, a deterministic actor."""
+    """A policy that chooses among two actors by its critics, and a deterministic actor."""
     runtime = pytest.importorskip("onnxruntime")
     policy = policy_of(name)
     act = policy.predict(OBS)[0]
@@ -88,13 +94,11 @@ def test_onnx_and_pt2_act_alike(name, tmp_path):
     assert json.loads((tmp_path / "io.json").read_text())["action"]["names"] == ["left", "right"]
 
 
-@pytest.mark.parametrize("change", [
-    {"layer_norm": True}, {"activation": "silu"}, {"activation": "elu"}, {"activation": "tanh"},
-    {"hidden": [8, 8], "dropout": 0.3},
-])  # fmt: skip
-def test_all_networks_can_be_written_for_numpy(tmp_path, change):
-    from mbo2o.ensemble.mlp import MLPConfig
+NETS = ({"layer_norm": True, "dropout": 0.3}, {"activation": "silu"}, {"activation": "elu"})
 
+
+@pytest.mark.parametrize("change", NETS)
+def test_all_networks_can_be_written_for_numpy(tmp_path, change):
     policy = policy_of("sac", actor=MLPConfig(**{"hidden": [8], **change}))
     policy.export(tmp_path / "p.npz")
     found = runpy.run_path(tmp_path / "p.py")["predict"](OBS)
@@ -132,8 +136,6 @@ def test_observations_that_do_not_fit_are_refused(obs, said):
 def test_what_cannot_be_exported_is_refused_in_a_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"exported to \.onnx, \.pt2, \.npz; end the name"):
         policy_of("sac").export(tmp_path / "p.txt")
-    from mbo2o.ensemble.mlp import MLPConfig
-
     gelu = policy_of("sac", actor=MLPConfig(hidden=[8], activation="gelu"))
     with pytest.raises(UserError, match=r"for NumPy, because it uses aten\.gelu.*\.onnx or \.pt2 instead"):
         gelu.export(tmp_path / "p.npz")
@@ -147,16 +149,27 @@ def test_a_damaged_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a run nor a saved policy"):
         load(tmp_path)
     folder = policy_of("sac").save(tmp_path / "a")
-    about = json.loads((folder / "io.json").read_text())
-    (folder / "io.json").write_text(json.dumps(about | {"format": 99}))
-    with pytest.raises(UserError, match=r"written by a newer mbo2o \(format 99"):
-        load(folder)
-    (folder / "io.json").write_text(json.dumps(about | {"sha256": "0"}))
-    with pytest.raises(UserError, match=r"is not the one that io\.json belongs to"):
-        load(folder)
-    (folder / "io.json").write_text("{")
+    (folder / "io.json").unlink()  # it is for others
+    load(folder)
+    path = folder / "policy.safetensors"
+    tensors, whole = load_file(path), path.read_bytes()
+    for text, said in (
+        ('{"format": 99, "observation": {"size": 3}, "action": {"low": 0}}', r"a newer mbo2o \(format 99"),
+        ("{", "does not describe a policy"),
+        ('{"format": 1, "observation": {"size": 3}, "action": {"low": 0}}', "does not say whose policy"),
+    ):
+        save_file(tensors, path, {"io": text})
+        with pytest.raises(UserError, match=said):
+            load(folder)
+    path.write_bytes(whole[:100])
     with pytest.raises(UserError, match="cannot be read"):
         load(folder)
+
+
+def test_a_saved_policy_survives_an_export_into_its_folder(tmp_path):
+    policy = policy_of("sac")
+    policy.export(policy.save(tmp_path) / "p.npz")
+    np.testing.assert_array_equal(load(tmp_path).predict(OBS)[0], policy.predict(OBS)[0])
 
 
 @pytest.fixture(scope="module")
