@@ -69,7 +69,7 @@ def _names(attrs: Mapping[str, Any] | None, kind: str, n: int) -> list[str]:
 
 
 def check_facts(path: Path, text: str) -> Facts:
-    """The content of an io.json, stored at `path`. Raises `UserError` if it is damaged or of a newer version."""
+    """The content of an io.json, stored at `path`; `UserError` if it is damaged or of a newer version."""
     try:
         found = json.loads(text)
         version, _, _ = found["format"], found["observation"]["size"], found["action"]["low"]
