@@ -39,6 +39,7 @@ ABSENT = "absent"
 UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume", "engine", "precision", "recipe.coverage")
 """Settings that decide no number; and how steps are run, which came later and is left at its default."""
 LATER = {
+    "pretrain_from": "null",
     "recipe.weigh": '"none"',
     "recipe.exponent": "1.0",
     "recipe.refresh": "1",
