@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mbo2o.errors import UserError as UserError
     from mbo2o.model.dynamics import Dynamics as Dynamics
     from mbo2o.model.dynamics import load_dynamics as load_dynamics
+    from mbo2o.model.fitting import fit_dynamics as fit_dynamics
     from mbo2o.registry import agent as agent
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
@@ -50,6 +51,7 @@ _HOMES = {
     "UserError": "mbo2o.errors:UserError",
     "agent": "mbo2o.registry:agent",
     "config": "mbo2o.cli.train:config",
+    "fit_dynamics": "mbo2o.model.fitting:fit_dynamics",
     "load": "mbo2o.training:load",
     "load_dynamics": "mbo2o.model.dynamics:load_dynamics",
     "penalty": "mbo2o.ensemble.uncertainty:penalty",

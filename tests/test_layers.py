@@ -23,7 +23,7 @@ BELOW = {  # what a package may import of this project
     "run": {"agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
-    "model": {"dynamics", "ensemble", "data", "doctor", "envs", "store", "registry", "errors", "types"},
+    "model": {"dynamics", "ensemble", "nn", "data", "doctor", "envs", "store", "registry", "errors", "types"},
     "planning": {"model", "dynamics", "ensemble", "types"},
     "doctor": {"store", "envs", "dynamics", "data", "types"},
     "collect": {"run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},

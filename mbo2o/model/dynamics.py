@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,11 @@ from torch import Tensor
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.ensemble.uncertainty import PENALTIES
 from mbo2o.model.about import About
+from mbo2o.model.trust import PlanUncertainty, Trust, read_trust, save_trust
 from mbo2o.types import RewardFn, Spec, TerminationFn, UserError
+
+if TYPE_CHECKING:
+    from mbo2o.model.env import ModelEnv, ModelVectorEnv
 
 Array = Any
 """A NumPy array or a tensor; what comes back is of the kind that was given."""
@@ -30,8 +34,6 @@ DRAWS = 64
 """Next states per elite out of which `predict` takes the probability of an end."""
 AT_ONCE = 4_000_000
 """At most so many numbers of these draws are held at a time."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,18 @@ class Dynamics:
     held-out rows, predict.
     """
 
-    def __init__(self, net: GaussianDynamics, about: About, penalty: str = "mixture_std"):
+    def __init__(
+        self,
+        net: GaussianDynamics,
+        about: About,
+        trust: Trust | None = None,
+        penalty: str = "mixture_std",
+    ):
         """`net` without a seed axis; penalty: a name of `PENALTIES`, the measure called uncertainty."""
         if penalty not in PENALTIES:
             raise UserError(f"penalty={penalty}: no such penalty; choose one of {', '.join(PENALTIES)}")
         device = net.spec.device
-        self.net, self.about, self.penalty = net, about, penalty
+        self.net, self.about, self.trust, self.penalty = net, about, trust, penalty
         self.obs_dim, self.act_dim, self.device = net.spec.obs_dim, net.spec.act_dim, torch.device(device)
         self.low, self.high = about.low.numpy(), about.high.numpy()
         self._elites = _elites_alone(net)
@@ -129,7 +137,7 @@ class Dynamics:
             UserError: The sizes are wrong, a number is not finite, or an action lies outside the box.
         """
         flat, unit, lead = self._rows(obs, act)
-        mean, std = self._both(flat, unit)
+        mean, std = self.distribution(flat, unit)
         elites = flat + mean[..., :-1]
         centre = elites.mean(0)
         reward = mean[..., -1].mean(0) if self.about.reward is None else self._pay(flat, unit, centre)
@@ -165,7 +173,7 @@ class Dynamics:
 
     @torch.no_grad()
     def model_step(
-        self, obs: Tensor, act: Tensor, generator: torch.Generator | None = None
+        self, obs: Tensor, act: Tensor, generator: torch.Generator | None = None, measure: bool = True
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The step that planners call: nothing is checked, and actions are in [-1, 1].
 
@@ -173,12 +181,18 @@ class Dynamics:
             obs: `(B, D)` on the model's device.
             act: `(B, A)` in [-1, 1].
             generator: Where randomness comes from; None: torch's own.
+            measure: Whether to measure the uncertainty. Without it each row is computed by one elite instead
+                of all, the draws are others, and 0 stands in its place.
 
         Returns the next observations `(B, D)`, rewards `(B,)`, whether the episode ended `(B,)` bool, and the
         uncertainty `(B,)`. A row whose prediction is not finite stays where it was, ends, and has the reward
         `BROKEN`.
         """
-        return self.advance(obs, act, self.noise(len(obs), generator))
+        if measure:
+            return self.advance(obs, act, self.noise(len(obs), generator))
+        next_obs, reward = self._elites.step(obs, act, generator)
+        own = (reward - self.about.rewards.shift) / self.about.rewards.scale
+        return (*self._settle(obs, act, next_obs, own), torch.zeros_like(own))
 
     def noise(self, rows: int, generator: torch.Generator | None = None) -> Noise:
         """The randomness of a step of so many rows, for `advance`."""
@@ -190,24 +204,27 @@ class Dynamics:
 
         Without `noise` the next observation and the reward are the mean over elites.
         """
-        mean, std = self._both(obs, act)
+        mean, std = self.distribution(obs, act)
         if noise is None:
             y = mean.mean(0)
         else:
             pick, z = noise
             index = pick[None, :, None].expand(1, -1, mean.shape[-1])
             y = (mean.gather(0, index) + std.gather(0, index) * z).squeeze(0)
-        next_obs = obs + y[:, :-1]
-        reward = y[:, -1] if self.about.reward is None else self._pay(obs, act, next_obs)
+        uncertainty = PENALTIES[self.penalty](mean, std)
+        most = torch.finfo(uncertainty.dtype).max
+        unsure = torch.where(uncertainty.isfinite(), uncertainty, most)
+        return (*self._settle(obs, act, obs + y[:, :-1], y[:, -1]), unsure)
+
+    def _settle(
+        self, obs: Tensor, act: Tensor, next_obs: Tensor, reward: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Next observations, rewards and ends of a predicted step; see `model_step` for broken rows."""
+        if self.about.reward is not None:
+            reward = self._pay(obs, act, next_obs)
         fine = next_obs.isfinite().all(-1) & reward.isfinite()
         ended = self.about.ends(obs, act, next_obs) | ~fine
-        uncertainty = PENALTIES[self.penalty](mean, std)
-        return (
-            torch.where(fine.unsqueeze(-1), next_obs, obs),
-            torch.where(fine, reward, BROKEN),
-            ended,
-            torch.where(uncertainty.isfinite(), uncertainty, torch.finfo(uncertainty.dtype).max),
-        )
+        return torch.where(fine.unsqueeze(-1), next_obs, obs), torch.where(fine, reward, BROKEN), ended
 
     # ------------------------------------------------------------------------------------------ many steps
 
@@ -236,16 +253,16 @@ class Dynamics:
             UserError: As `predict`; or there are fewer actions than steps, or no horizon.
         """
         policy = _policy(policy_or_actions)
-        actions = None if policy else self._tensor(policy_or_actions)
+        actions = None if policy else as_tensor(self, policy_or_actions)
         if actions is not None and actions.dim() < 2:
             raise UserError(f"actions have the shape {tuple(actions.shape)}, expected (..., H, A)")
         given = None if actions is None else actions.shape[-2]
         steps = given if horizon is None else horizon
         if steps is None or steps < 1 or (given is not None and steps > given):
             raise UserError(f"horizon={horizon} must be at least 1, and at most the actions' number, {given}")
-        start = self._tensor(obs)
+        start = as_tensor(self, obs)
         lead = start.shape[:-1] if actions is None else _lead(start.shape[:-1], actions.shape[:-2])
-        start = self._states(start.expand(*lead, start.shape[-1]))
+        start = states_of(self, start.expand(*lead, start.shape[-1]))
         generator = torch.Generator(self.device).manual_seed(seed)
         alive = torch.ones(len(start), dtype=torch.bool, device=self.device)
         states, columns = [start], []
@@ -254,8 +271,8 @@ class Dynamics:
                 act = actions[..., t, :].expand(*lead, actions.shape[-1])
             else:
                 assert policy is not None
-                act = self._tensor(policy(_as(obs, states[-1].reshape(*lead, -1))))
-            unit = self._unit(act.reshape(len(start), -1))
+                act = as_tensor(self, policy(_as(obs, states[-1].reshape(*lead, -1))))
+            unit = self.to_unit(act.reshape(len(start), -1))
             noise = self.noise(len(start), generator) if sample else None
             next_obs, reward, ended, uncertainty = self.advance(states[-1], unit, noise)
             states.append(torch.where(alive.unsqueeze(-1), next_obs, states[-1]))
@@ -266,6 +283,119 @@ class Dynamics:
         parts = [torch.stack(states, 1).unflatten(0, lead or (1,)), act, *rest]
         return Rollout(*(_as(obs, x if lead else x[0]) for x in parts))
 
+    # -------------------------------------------------------------------------------------- as environments
+
+    def as_vector_env(
+        self,
+        num_envs: int,
+        starts: Array | None = None,
+        horizon: int | None = None,
+        penalty: float = 0.0,
+        autoreset: Any = "NextStep",
+    ) -> ModelVectorEnv:
+        """The model as a `gymnasium.vector.VectorEnv` of `num_envs` branches; it needs gymnasium.
+
+        Args:
+            num_envs: The number of branches.
+            starts: `(n, D)`, where episodes begin; None: where the data's episodes begin.
+            horizon: Steps after which an episode is truncated; None: the task's time limit. `trusted_depth`
+                gives one up to which the model is to be trusted.
+            penalty: The reward is r - penalty·u(s, a), with the uncertainty u.
+            autoreset: One of gymnasium's modes: NextStep, SameStep or Disabled.
+
+        Raises:
+            UserError: The folder holds no starts or no time limit, or there is no such mode.
+        """
+        from mbo2o.model.env import ModelVectorEnv
+
+        return ModelVectorEnv(self, num_envs, starts, self._horizon(horizon), penalty, autoreset)
+
+    def as_env(
+        self, starts: Array | None = None, horizon: int | None = None, penalty: float = 0.0
+    ) -> ModelEnv:
+        """The model as a single `gymnasium.Env`; the arguments are those of `as_vector_env`."""
+        from mbo2o.model.env import ModelEnv
+
+        return ModelEnv(self, starts, self._horizon(horizon), penalty)
+
+    def _horizon(self, horizon: int | None) -> int:
+        found = self.about.time_limit if horizon is None else horizon
+        if found is None or found < 1:
+            why = "the model's folder names no time limit" if horizon is None else f"horizon={horizon}"
+            raise UserError(f"{why}; give horizon=, the steps of an episode, at least 1")
+        return found
+
+    # ---------------------------------------------------------------------------------------- what to trust
+
+    def expected_error(self, depth: int | None = None) -> Any:
+        """How far the mean of rollouts is off after `depth` steps, in standard deviations of the data.
+
+        It was measured on recorded episodes, with their actions: the root mean square over branches and
+        dimensions, where a deviation beyond 10 counts as 10. None: the errors of all depths from 1 on, as an
+        array `(H,)`. A depth that was not measured has the error infinity.
+
+        Raises:
+            UserError: The folder holds no measurement.
+        """
+        errors = self._measured().error
+        if depth is None:
+            return errors.numpy().copy()
+        if depth < 1:
+            return 0.0
+        return float(errors[depth - 1]) if depth <= len(errors) else math.inf
+
+    def trusted_depth(self, error: float = 0.5, coverage: float = 0.8) -> int:
+        """The last depth up to which the model is to be trusted, 0 if it is no step.
+
+        Up to there the expected error stays at most `error`, and the intervals that should hold 90 % of what
+        happens hold at least the share `coverage`. Raises `UserError` if the folder holds no measurement.
+        """
+        return self._measured().depth(error, coverage)
+
+    def uncertainty_of_plan(
+        self, obs: Array, actions: Array, particles: int = 20, seed: int = 0
+    ) -> PlanUncertainty:
+        """How sure the model is of what whole plans lead to: `particles` rollouts of each.
+
+        Args:
+            obs: `(..., D)`, where the plans begin; or `(D,)` for all of them.
+            actions: `(..., H, A)` in the environment's units.
+            particles: Rollouts of each plan, at least 2.
+            seed: The draws follow from it.
+        """
+        from mbo2o.model.trust import plan_uncertainty
+
+        return plan_uncertainty(self, obs, actions, particles, seed)
+
+    def _measured(self) -> Trust:
+        if self.trust is None:
+            text = "the model's folder holds no errors by depth; `mbo2o model fit` measures them"
+            raise UserError(f"{text}, or give it what mbo2o.model.trust.measure(dynamics, dataset) returns")
+        return self.trust
+
+    # ------------------------------------------------------------------------------------------ units, sizes
+
+    def to_unit(self, act: Array) -> Tensor:
+        """Actions `(..., A)` in the environment's units → [-1, 1]; `UserError` for one outside the box."""
+        act = as_tensor(self, act)
+        if not act.dim() or act.shape[-1] != self.act_dim:
+            raise UserError(f"actions have the shape {tuple(act.shape)}, expected (..., {self.act_dim})")
+        room = TOLERANCE * self._divisor
+        # a comparison with NaN is false, so in this form NaN is refused
+        fine = (act >= self._low - room) & (act <= self._high + room)
+        if not bool(fine.all()):
+            i, j = (int(x) for x in (~fine.reshape(-1, self.act_dim)).nonzero()[0])
+            box = f"[{float(self._low[j]):g}, {float(self._high[j]):g}]"
+            of = f"the box of {self.about.env_id}" if self.about.env_id else "the model's box"
+            old = "" if self.about.bounded else " (its folder names no box, so actions are in [-1, 1])"
+            found = float(act.reshape(-1, self.act_dim)[i, j])
+            raise UserError(f"row {i}: action[{j}] = {found:g} lies outside {box}, {of}{old}")
+        return ((act - self._middle) / self._divisor).clamp(-1, 1)
+
+    def from_unit(self, act: Tensor) -> Tensor:
+        """Actions `(..., A)` in [-1, 1] → the environment's units."""
+        return self._middle + self._half * act
+
     # --------------------------------------------------------------------------------------------- on disk
 
     def save(self, folder: str | Path) -> None:
@@ -273,11 +403,13 @@ class Dynamics:
         folder = Path(folder)
         self.net.save(folder, {**self.net.info, "env_id": self.about.env_id, "termination": self.about.rule})
         self.about.save(folder)
+        if self.trust is not None:
+            save_trust(folder, [self.trust])
 
     # ---------------------------------------------------------------------------------------------- inside
 
-    def _both(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of (Δobs, reward) of each elite, `(K, B, D+1)`, in the task's units."""
+    def distribution(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
+        """Each elite's mean and standard deviation of (Δobs, reward), `(K, B, D+1)`, in the task's units."""
         mean, std = self._elites.predict(obs, act)
         view = self.about.rewards
         if (view.scale, view.shift) != (1, 0):
@@ -303,44 +435,32 @@ class Dynamics:
             total += ended.float().sum((0, 1))
         return total / (DRAWS * len(elites))
 
-    def _tensor(self, x: Array) -> Tensor:
-        return torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x).to(
-            self.device, torch.float32
-        )
-
     def _rows(self, obs: Array, act: Array) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """Checked rows `(B, D)`, their actions `(B, A)` in [-1, 1], and the shape of the batch."""
-        obs, act = self._tensor(obs), self._tensor(act)
+        obs, act = as_tensor(self, obs), as_tensor(self, act)
         if not obs.dim() or not act.dim():
             raise UserError(f"expected observations (..., {self.obs_dim}) and actions (..., {self.act_dim})")
         lead = _lead(obs.shape[:-1], act.shape[:-1])
-        flat = self._states(obs.expand(*lead, obs.shape[-1]))
-        return flat, self._unit(act.expand(*lead, act.shape[-1]).reshape(len(flat), -1)), lead
+        flat = states_of(self, obs.expand(*lead, obs.shape[-1]))
+        return flat, self.to_unit(act.expand(*lead, act.shape[-1]).reshape(len(flat), -1)), lead
 
-    def _states(self, obs: Tensor) -> Tensor:
-        """`(..., D)` as rows `(B, D)`; `UserError` for another size and for numbers that are not finite."""
-        if obs.shape[-1] != self.obs_dim:
-            raise UserError(f"observations have {obs.shape[-1]} numbers, the model's have {self.obs_dim}")
-        flat = obs.reshape(-1, self.obs_dim)
-        if not bool(flat.isfinite().all()):
-            i, j = (int(x) for x in (~flat.isfinite()).nonzero()[0])
-            raise UserError(f"row {i}: observation[{j}] is {float(flat[i, j])}, expected a finite number")
-        return flat
 
-    def _unit(self, act: Tensor) -> Tensor:
-        """Actions `(B, A)` in the environment's units → [-1, 1]; `UserError` if one lies outside the box."""
-        if act.shape[-1] != self.act_dim:
-            raise UserError(f"actions have {act.shape[-1]} numbers, the model's have {self.act_dim}")
-        room = TOLERANCE * self._divisor
-        # a comparison with NaN is false, so in this form NaN is refused
-        fine = (act >= self._low - room) & (act <= self._high + room)
-        if not bool(fine.all()):
-            i, j = (int(x) for x in (~fine).nonzero()[0])
-            box = f"[{float(self._low[j]):g}, {float(self._high[j]):g}]"
-            of = f"the box of {self.about.env_id}" if self.about.env_id else "the model's box"
-            old = "" if self.about.bounded else " (its folder names no box, so actions are in [-1, 1])"
-            raise UserError(f"row {i}: action[{j}] = {float(act[i, j]):g} lies outside {box}, {of}{old}")
-        return ((act - self._middle) / self._divisor).clamp(-1, 1)
+def as_tensor(dynamics: Dynamics, x: Array) -> Tensor:
+    """`x` as float32 on the model's device."""
+    x = x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+    return x.to(dynamics.device, torch.float32)
+
+
+def states_of(dynamics: Dynamics, obs: Array) -> Tensor:
+    """`(..., D)` as rows `(B, D)`; `UserError` for another size and for numbers that are not finite."""
+    obs, width = as_tensor(dynamics, obs), dynamics.obs_dim
+    if not obs.dim() or obs.shape[-1] != width:
+        raise UserError(f"observations have the shape {tuple(obs.shape)}, expected (..., {width})")
+    flat = obs.reshape(-1, width)
+    if not bool(flat.isfinite().all()):
+        i, j = (int(x) for x in (~flat.isfinite()).nonzero()[0])
+        raise UserError(f"row {i}: observation[{j}] is {float(flat[i, j])}, expected a finite number")
+    return flat
 
 
 def load_dynamics(
@@ -381,7 +501,7 @@ def load_dynamics(
     usual = net.inputs.std.flatten()[: net.spec.obs_dim].detach().cpu()
     sizes = (net.spec.obs_dim, net.spec.act_dim)
     about = About.read(folder, net.info, sizes, usual, termination, reward)
-    return Dynamics(net.eval().requires_grad_(False), about, penalty)
+    return Dynamics(net.eval().requires_grad_(False), about, read_trust(folder, seed), penalty)
 
 
 def model_folder(path: str | Path) -> Path:
