@@ -152,9 +152,9 @@ class Dynamics:
         )
         shaped = {
             "members": lambda x: x.unflatten(1, lead) if lead else x.squeeze(1),
-            "mean": lambda x: x.reshape(*lead, -1),
-            "aleatoric": lambda x: x.reshape(*lead, -1),
-            "epistemic": lambda x: x.reshape(*lead, -1),
+            "mean": lambda x: x.reshape(*lead, self.obs_dim),
+            "aleatoric": lambda x: x.reshape(*lead, self.obs_dim),
+            "epistemic": lambda x: x.reshape(*lead, self.obs_dim),
         }
         like = obs if isinstance(obs, Tensor) else act
         values = {f.name: shaped.get(f.name, lambda x: x.reshape(lead)) for f in fields(found)}
@@ -169,7 +169,7 @@ class Dynamics:
         next_obs, reward, ended, uncertainty = self.model_step(flat, unit, generator)
         like = obs if isinstance(obs, Tensor) else act
         rest = (_as(like, x.reshape(lead)) for x in (reward, ended, uncertainty))
-        return Outcome(_as(like, next_obs.reshape(*lead, -1)), *rest)
+        return Outcome(_as(like, next_obs.reshape(*lead, self.obs_dim)), *rest)
 
     @torch.no_grad()
     def model_step(
@@ -271,13 +271,13 @@ class Dynamics:
                 act = actions[..., t, :].expand(*lead, actions.shape[-1])
             else:
                 assert policy is not None
-                act = as_tensor(self, policy(_as(obs, states[-1].reshape(*lead, -1))))
-            unit = self.to_unit(act.reshape(len(start), -1))
+                act = as_tensor(self, policy(_as(obs, states[-1].reshape(*lead, self.obs_dim))))
+            unit = self.to_unit(act).reshape(len(start), self.act_dim)
             noise = self.noise(len(start), generator) if sample else None
             next_obs, reward, ended, uncertainty = self.advance(states[-1], unit, noise)
             states.append(torch.where(alive.unsqueeze(-1), next_obs, states[-1]))
             pays, unsure = (torch.where(alive, x, 0.0) for x in (reward, uncertainty))
-            columns.append((act.reshape(len(start), -1), pays, ended & alive, alive, unsure))
+            columns.append((act.reshape(len(start), self.act_dim), pays, ended & alive, alive, unsure))
             alive = alive & ~ended
         act, *rest = (torch.stack(x, 1).unflatten(0, lead or (1,)) for x in zip(*columns, strict=True))
         parts = [torch.stack(states, 1).unflatten(0, lead or (1,)), act, *rest]
@@ -442,7 +442,7 @@ class Dynamics:
             raise UserError(f"expected observations (..., {self.obs_dim}) and actions (..., {self.act_dim})")
         lead = _lead(obs.shape[:-1], act.shape[:-1])
         flat = states_of(self, obs.expand(*lead, obs.shape[-1]))
-        return flat, self.to_unit(act.expand(*lead, act.shape[-1]).reshape(len(flat), -1)), lead
+        return flat, self.to_unit(act.expand(*lead, act.shape[-1])).reshape(-1, self.act_dim), lead
 
 
 def as_tensor(dynamics: Dynamics, x: Array) -> Tensor:

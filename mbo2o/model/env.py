@@ -47,8 +47,8 @@ class ModelVectorEnv(VectorEnv[Floats, Floats, Any]):
 
     Each episode begins in a state that is drawn from `starts`. It is terminated where the model's rule says
     so, and truncated after `horizon` steps. The reward is r - penalty·u(s, a); `info["uncertainty"]` has the
-    u of each step. `reset(seed=...)` takes one number for all branches; the same seed and actions give the same
-    episodes. Actions outside the box raise `UserError`.
+    u of each step. `reset(seed=...)` takes one number for all branches: the same seed and actions give the
+    same episodes. Actions outside the box raise `UserError`.
     """
 
     def __init__(

@@ -18,7 +18,8 @@ def page(dynamics: Dynamics, report: Report | None) -> str:
         f"# Model of {about.env_id or 'a task without a name'}",
         "",
         f"- data: {net.info.get('dataset', 'not named')}",
-        f"- network: {net.cfg.members} members, {net.cfg.elites} of which predict; layers {net.cfg.net.hidden}",
+        f"- network: {net.cfg.members} members, {net.cfg.elites} of them predict",
+        f"- hidden layers: {', '.join(map(str, net.cfg.net.hidden))}",
         f"- sizes: {dynamics.obs_dim} observations, {dynamics.act_dim} actions",
         f"- actions: from [{low}] to [{high}]" + ("" if about.bounded else " (no environment names its box)"),
         f"- episodes end by the rule `{about.rule}`"
@@ -71,8 +72,7 @@ def _rows_text(trust: Trust) -> str:
     where = "of held-out episodes" if trust.held_out else "that the fit may have seen"
     return (
         f"On {trust.rows} rows {where}. The variance left is the share of the variance of the change, or of "
-        "the reward, that the mean prediction does not explain. Intervals of a calibrated model hold 50 % and "
-        "90 %."
+        "the reward, that the mean does not explain. Intervals of a calibrated model hold 50 % and 90 %."
     )
 
 

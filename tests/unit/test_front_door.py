@@ -17,7 +17,8 @@ from mbo2o.run.config import RunConfig
 from mbo2o.types import Spec, UserError
 
 NAMES = {
-    *("train", "load", "load_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec", "Batch", "Source"),
+    *("train", "load", "load_dynamics", "fit_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec"),
+    *("Batch", "Source"),
     *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
 }
 
