@@ -340,6 +340,6 @@ def test_a_run_leaves_models_that_know_their_task(pendulum, tmp_path):
         assert (model.about.rewards.scale, model.about.rewards.shift) == (0.5, 1)
         assert len(model.about.starts) == 3
         assert not model.trust.held_out
-        assert len(model.expected_error()) == 200
+        assert len(model.expected_error()) > 100
         # Pendulum pays at most 0, and random actions earn some -6 a step
         assert -12 < float(model.predict(model.about.starts.numpy(), np.zeros((3, 1))).reward.mean()) < 0
