@@ -156,6 +156,8 @@ def read(results: Path) -> list[dict[str, Any]]:
 def table(results: Path) -> str:
     """Returns in the real task, as Markdown: a row for each task and arm, a column for each evaluation."""
     rows = read(results)
+    if not rows:
+        return "Not measured yet: `python -m studies.sb3_in_model Pendulum-v1 --out runs/sb3`."
     steps = sorted({int(r["step"]) for r in rows})
     heads = ["task", "SAC learns", "seeds", "steps of an episode", *(f"after {s}".strip() for s in steps)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

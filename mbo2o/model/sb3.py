@@ -16,7 +16,7 @@ except ImportError as e:
     raise UserError("stable-baselines3 is not installed: pip install stable-baselines3") from e
 
 
-class SB3VecEnv(VecEnv):
+class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not typed here
     """A `ModelVectorEnv` with `autoreset="SameStep"`, for `SAC("MlpPolicy", SB3VecEnv(env))`.
 
     At the end of an episode the observation is the next start; the last one is in the info of that step, as
