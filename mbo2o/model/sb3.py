@@ -13,7 +13,7 @@ from mbo2o.types import UserError
 try:
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as e:
-    raise UserError("stable-baselines3 is not installed: pip install stable-baselines3") from e
+    raise UserError("stable-baselines3 is not installed: pip install 'mbo2o[sb3]'") from e
 
 
 class SB3VecEnv(VecEnv):  # type: ignore[misc]  # the package is not typed here

@@ -1,5 +1,7 @@
 """The model as an environment: Gymnasium's own checks, all autoreset modes, and Stable-Baselines3."""
 
+import importlib
+import sys
 import warnings
 
 import gymnasium
@@ -157,6 +159,13 @@ def test_the_environments_are_gymnasium_s():
 
 
 # ---- Stable-Baselines3
+
+
+def test_without_stable_baselines3_a_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "stable_baselines3.common.vec_env", None)
+    monkeypatch.delitem(sys.modules, "mbo2o.model.sb3", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'mbo2o\[sb3\]'"):
+        importlib.import_module("mbo2o.model.sb3")
 
 
 def test_stable_baselines3_sees_ends_and_their_last_observations(sure):
