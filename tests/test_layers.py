@@ -23,7 +23,8 @@ BELOW = {  # what a package may import of this project
     "run": {"agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
-    "planning": {"dynamics", "ensemble", "types"},
+    "model": {"dynamics", "ensemble", "nn", "data", "doctor", "envs", "store", "registry", "errors", "types"},
+    "planning": {"model", "dynamics", "ensemble", "types"},
     "doctor": {"store", "envs", "dynamics", "data", "types"},
     "collect": {"run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},
     "settings": {"recipes", "run", "dynamics", "registry", "types"},
@@ -32,10 +33,11 @@ BELOW = {  # what a package may import of this project
     "pretraining": {"naming", "policy", "settings", "recipes", "agents", "nn", "store", "types"},
     "training": {
         *("pretraining", "policy", "naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
-        *("envs", "store", "report", "registry", "types"),
+        *("envs", "store", "report", "model", "registry", "types"),
     },
     "cli": {
         *("training", "policy", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
+        "model",
         *("registry", "errors", "types"),
     },
 }
