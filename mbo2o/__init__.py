@@ -5,7 +5,7 @@
     cfg = mbo2o.config("experiment=hopper-small", "seeds=3")
     directory = mbo2o.train(cfg)
     agent = mbo2o.load(directory)                # acts: agent.act(obs)
-    model = mbo2o.load_dynamics(directory)       # predicts: model.step(obs, act)
+    model = mbo2o.load_dynamics(directory)       # predicts: model.predict(obs, act)
 
 `read_dataset` reads a dataset by its path or name, and `Dataset.from_arrays` makes one. `agent`, `recipe`,
 `source`, `penalty` and `termination` register methods of your own. `UserError` is the exception for a mistake
@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mbo2o.cli.train import config as config
     from mbo2o.data import dataset as _dataset
-    from mbo2o.dynamics import model as _model
-    from mbo2o.dynamics.model import load_dynamics as load_dynamics
     from mbo2o.dynamics.termination import termination as termination
     from mbo2o.ensemble.uncertainty import penalty as penalty
     from mbo2o.errors import UserError as UserError
+    from mbo2o.model.dynamics import Dynamics as Dynamics
+    from mbo2o.model.dynamics import load_dynamics as load_dynamics
+    from mbo2o.model.fitting import fit_dynamics as fit_dynamics
     from mbo2o.registry import agent as agent
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from mbo2o.types import Spec as Spec
 
     Dataset = _dataset.TransitionDataset
-    Dynamics = _model.GaussianDynamics
 
 __version__ = "0.1.0"
 
@@ -45,14 +45,15 @@ _HOMES = {
     "Batch": "mbo2o.types:Batch",
     "Config": "mbo2o.settings:Config",
     "Dataset": "mbo2o.data.dataset:TransitionDataset",
-    "Dynamics": "mbo2o.dynamics.model:GaussianDynamics",
+    "Dynamics": "mbo2o.model.dynamics:Dynamics",
     "Source": "mbo2o.types:Source",
     "Spec": "mbo2o.types:Spec",
     "UserError": "mbo2o.errors:UserError",
     "agent": "mbo2o.registry:agent",
     "config": "mbo2o.cli.train:config",
+    "fit_dynamics": "mbo2o.model.fitting:fit_dynamics",
     "load": "mbo2o.training:load",
-    "load_dynamics": "mbo2o.dynamics.model:load_dynamics",
+    "load_dynamics": "mbo2o.model.dynamics:load_dynamics",
     "penalty": "mbo2o.ensemble.uncertainty:penalty",
     "read_dataset": "mbo2o.store.datasets:read",
     "recipe": "mbo2o.registry:recipe",

@@ -23,17 +23,18 @@ BELOW = {  # what a package may import of this project
     "run": {"agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
-    "planning": {"dynamics", "ensemble", "types"},
+    "model": {"dynamics", "ensemble", "nn", "data", "doctor", "envs", "store", "registry", "errors", "types"},
+    "planning": {"model", "dynamics", "ensemble", "types"},
     "doctor": {"store", "envs", "dynamics", "data", "types"},
     "collect": {"run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},
     "settings": {"recipes", "run", "dynamics", "registry", "types"},
     "naming": {"settings", "registry", "types"},
     "training": {
         *("naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
-        *("envs", "store", "report", "registry", "types"),
+        *("envs", "store", "report", "model", "registry", "types"),
     },
     "cli": {
-        *("training", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
+        *("training", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report", "model"),
         *("registry", "errors", "types"),
     },
 }

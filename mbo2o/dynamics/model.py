@@ -184,25 +184,6 @@ class GaussianDynamics(nn.Module):
         return model
 
 
-def load_dynamics(path: str | Path, device: str = "cpu") -> GaussianDynamics:
-    """The dynamics model of a run, or of a folder that `GaussianDynamics.save` wrote.
-
-    A run gives the model of the last phase that kept one. The model's `info` names its environment, its rule
-    of termination and its phase.
-
-    Raises:
-        UserError: There is no model, or it cannot be read.
-    """
-    path = Path(path)
-    phases = [path / "dynamics" / phase for phase in ("online", "offline")]
-    for folder in (path, *phases):
-        if (folder / "model.json").is_file():
-            return GaussianDynamics.load(folder, device)
-    raise UserError(
-        f"{path}: holds no dynamics model; give a run of mopo, moore or mbpo, or a folder of `save`"
-    )
-
-
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows `(*S, B', F)` of `(*S, B, F)` at `(*S, B')`."""
     return x.gather(-2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
