@@ -51,6 +51,7 @@ SLOW = {
     "unit/test_mbrl.py::test_the_planning_notebook_runs",
     "unit/test_modelbased.py",
     "unit/test_overrides.py",
+    "unit/test_planning.py",
     "unit/test_plugins.py",
     "unit/test_reading.py",
     "unit/test_remote.py",

@@ -9,16 +9,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbo2o.agents import Agent
 from mbo2o.envs import streams
 from mbo2o.envs.lanes import Lane
 from mbo2o.envs.make import EnvChoice
 from mbo2o.planning.horizon import DEPTHS, Trust, compare, smooth_plans
-from mbo2o.planning.objective import Policy
+from mbo2o.planning.objective import Policy, Value
 from mbo2o.planning.planner import Planner
 from mbo2o.types import RewardView
 
 FIRST = 10_000_019
 """The seed of the first start; `mbo2o eval` begins at the same ones."""
+
+
+def of_agent(agent: Agent, k: int) -> tuple[Policy, Value | None]:
+    """The deterministic policy of seed k of an agent, and V(s) = Q(s, π(s)); None if it only clones."""
+    agent.eval()
+    (seeds,) = agent.spec.seeds
+
+    def policy(obs: Tensor) -> Tensor:
+        return agent.act(obs.expand(seeds, *obs.shape))[k]
+
+    def value(obs: Tensor) -> Tensor:
+        every = obs.expand(seeds, *obs.shape)
+        return agent.value(every, agent.act(every))[k]
+
+    return policy, None if agent.clones else value
 
 
 @dataclass(frozen=True)
@@ -40,28 +56,45 @@ def play_policy(env: EnvChoice, policy: Policy, starts: Sequence[int], steps: in
     return _play(env, starts, steps, policy, lambda rows: None)
 
 
-def play_planner(env: EnvChoice, planner: Planner, starts: Sequence[int], steps: int | None = None) -> Played:
-    """The same with a planner, which begins without a plan."""
+def play_planner(
+    env: EnvChoice,
+    planner: Planner,
+    starts: Sequence[int],
+    steps: int | None = None,
+    *,
+    drop: bool = True,
+) -> Played:
+    """The same with a planner, which begins without a plan.
+
+    drop: plan no longer for episodes that are over. A compiled rating is translated for each number of
+    states, so that it is better to go on with all of them.
+    """
     planner.reset()
-    return _play(env, starts, steps, lambda obs: planner.plan(obs)[:, 0], planner.search.take)
+    take = planner.search.take if drop else None
+    return _play(env, starts, steps, lambda obs: planner.plan(obs.to(planner.device))[:, 0], take)
 
 
 def _play(
-    env: EnvChoice, starts: Sequence[int], steps: int | None, act: Policy, take: Callable[[Tensor], None]
+    env: EnvChoice,
+    starts: Sequence[int],
+    steps: int | None,
+    act: Policy,
+    take: Callable[[Tensor], None] | None,
 ) -> Played:
     with streams.private():
         lanes = [_begun(env, start) for start in starts]
-        alive = list(lanes)
-        while alive:
+        rows, over = list(lanes), [False] * len(lanes)
+        while not all(over):
             with torch.no_grad():
-                acts = act(torch.from_numpy(np.stack([x.obs for x in alive]))).cpu().numpy()
-            over = []
-            for lane, a in zip(alive, acts, strict=True):
-                _, _, terminated, truncated = lane.step(a)
-                over.append(terminated or truncated or lane.length == steps)
-            if any(over):
-                take(torch.tensor([i for i, x in enumerate(over) if not x], dtype=torch.int64))
-                alive = [lane for lane, x in zip(alive, over, strict=True) if not x]
+                acts = act(torch.from_numpy(np.stack([x.obs for x in rows]))).cpu().numpy()
+            for i, lane in enumerate(rows):
+                if not over[i]:
+                    _, _, terminated, truncated = lane.step(acts[i])
+                    over[i] = terminated or truncated or lane.length == steps
+            if take is not None and any(over):
+                left = [i for i, x in enumerate(over) if not x]
+                take(torch.tensor(left, dtype=torch.int64))
+                rows, over = [rows[i] for i in left], [False] * len(left)
         for lane in lanes:
             lane.env.close()
     return Played([x.episode_return for x in lanes], [x.length for x in lanes])

@@ -78,10 +78,13 @@ class Planner:
             prepare: Turns the rating of plans in a learned model into the one that is run, such as a
                 compiled one.
             **settings: Fields of `PlanConfig` and of the search's config, such as `horizon=12`.
+                `horizon="auto"` is the depth to which the model's folder says that it is to be trusted.
 
         Raises:
             UserError: A setting is unknown or has a wrong value, or `box` is missing.
         """
+        if settings.get("horizon") == "auto":
+            settings["horizon"] = _trusted(model)
         self.plan_cfg, cfg = configs(search, settings)
         if isinstance(model, Dynamics):
             device, box = model.device, (model.low.tolist(), model.high.tolist())
@@ -120,6 +123,11 @@ class Planner:
         return Objective(step, particles=particles, prepare=self._prepare, **how)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.generator.device
+
+    @property
     def horizon(self) -> int:
         """Steps of a plan."""
         return self.search.cfg.horizon
@@ -128,6 +136,9 @@ class Planner:
     def plan(self, obs: Tensor) -> Tensor:
         """The best plans found from `obs` `(B, D)`: actions `(B, H, A)` in [-1, 1]."""
         cfg, proposals = self.plan_cfg, None
+        if isinstance(self._model, Dynamics) and obs.shape[1] != self._model.obs_dim:
+            own = self._model.obs_dim
+            raise UserError(f"plan: observations have {obs.shape[1]} numbers, the model's have {own}")
         if self._policy is not None and cfg.proposals:
             how = (cfg.proposals, self.horizon, cfg.spread, self.generator)
             proposals = self.objective.follow(obs, self._policy, *how)
@@ -157,6 +168,13 @@ class Planner:
     def reset(self, rows: np.ndarray | None = None) -> None:
         """Forget the plans of the states `rows` `(B,)` bool, whose episodes begin again; None: of all."""
         self.search.reset(None if rows is None else torch.as_tensor(rows, device=self._low.device))
+
+
+def _trusted(model: Dynamics | Step) -> int:
+    """The depth to which a model is to be trusted, at least 1."""
+    if not isinstance(model, Dynamics):
+        raise UserError("plan: horizon=auto needs a learned model's errors by depth; give a number")
+    return max(1, model.trusted_depth())
 
 
 def configs(search: str, settings: dict[str, Any]) -> tuple[PlanConfig, SearchConfig]:
