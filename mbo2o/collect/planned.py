@@ -18,6 +18,8 @@ from mbo2o.planning.objective import Policy, Value
 from mbo2o.planning.planner import Planner
 from mbo2o.types import RewardView
 
+STARTS, PLANS, APART = 8, 32, 20
+"""Of the rank-correlation test: states, plans from each, and steps between the states."""
 FIRST = 10_000_019
 """The seed of the first start; `mbo2o eval` begins at the same ones."""
 
@@ -49,6 +51,12 @@ class Played:
 def starts_of(episodes: int, seed: int = 0, k: int = 0) -> list[int]:
     """Seeds of the episodes' starts: those from which `mbo2o eval --seed SEED` plays seed k of a run."""
     return [FIRST + seed + 1000 * k + e for e in range(episodes)]
+
+
+def first_states(env: EnvChoice, episodes: int, seed: int = 0) -> np.ndarray:
+    """The observations `(episodes, D)` with which the episodes of `starts_of` begin."""
+    with streams.private():
+        return np.stack([_begun(env, start).obs for start in starts_of(episodes, seed)])
 
 
 def play_policy(env: EnvChoice, policy: Policy, starts: Sequence[int], steps: int | None = None) -> Played:
@@ -110,8 +118,6 @@ def _begun(env: EnvChoice, start: int) -> Lane:
 
 # ------------------------------------------------------------------------------------------- how far to plan
 
-STARTS, PLANS, APART = 8, 32, 20
-
 
 def trust_of(
     env: EnvChoice,
@@ -121,29 +127,33 @@ def trust_of(
     *,
     most: int = DEPTHS[-1],
     seed: int = 0,
+    starts: int = STARTS,
+    plans: int = PLANS,
 ) -> Trust:
-    """The rank-correlation test of a planner's objective: 32 smooth random plans from each of 8 states.
+    """The rank-correlation test of a planner's objective: smooth random plans from each of some states.
 
     The states lie on the way of the policy, or of smooth random actions without one: one at the start of an
-    episode, the next ones up to 7 · 20 steps later, as long as the episode lasts. To try a plan, the
-    environment is led to its state once more from the same seed, so that it needs no way to set a state.
-    rewards: how those of the network differ from the task's.
+    episode, each next one 20 steps later in an episode of its own, as long as the episode lasts. To try a
+    plan, the environment is led to its state once more from the same seed, so that it needs no way to set a
+    state.
+
+    rewards: how those of the network differ from the task's. most: the deepest plans.
     """
     generator = torch.Generator().manual_seed(seed)
     with streams.private():
         lane = Lane(env, FIRST, resumes=False)
         act_dim = lane.act_dim
-        obs, plans, paid = [], [], []
-        for k in range(STARTS):
+        obs, tried, paid = [], [], []
+        for k in range(starts):
             way = _way(lane, FIRST + 500 + k, k * APART, policy, generator)
             obs.append(torch.from_numpy(lane.obs.copy()))
-            plans.append(smooth_plans(PLANS, most, act_dim, generator))
-            paid.append([_try(lane, FIRST + 500 + k, way, plan.numpy(), rewards) for plan in plans[-1]])
+            tried.append(smooth_plans(plans, most, act_dim, generator))
+            paid.append([_try(lane, FIRST + 500 + k, way, plan.numpy(), rewards) for plan in tried[-1]])
         lane.env.close()
     true = torch.tensor(np.array(paid), dtype=torch.float32)
     device = planner.generator.device
     return compare(
-        planner.objective, torch.stack(obs).to(device), torch.stack(plans).to(device), true, planner.generator
+        planner.objective, torch.stack(obs).to(device), torch.stack(tried).to(device), true, planner.generator
     )
 
 

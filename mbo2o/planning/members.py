@@ -97,7 +97,7 @@ class Members:
         mean, log_var = functional_call(model.net, self._elites, (x,))
         return model.targets.inverse(mean), torch.exp(0.5 * log_var) * model.targets.std
 
-    def _one_each(self, obs: Tensor, act: Tensor, elite: Tensor, noise: Tensor | None) -> Tensor:
+    def _one_each(self, obs: Tensor, act: Tensor, elite: Tensor, noise: Tensor) -> Tensor:
         """Draws of (Δobs, reward) `(P, N, D+1)`; each particle is computed by its own elite only."""
         model, (p, n), k = self._dynamics, obs.shape[:2], self._dynamics.elites.shape[-1]
         x = model.inputs(torch.cat([obs, act], -1))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from models import linear, linear_net
 
 import mbo2o
 from mbo2o.cli.main import main
+from mbo2o.dynamics.fit import FitConfig
 from mbo2o.planning.cem import truncated_normal
 from mbo2o.planning.horizon import compare, rank_correlation, smooth_plans
 from mbo2o.planning.icem import coloured
@@ -529,8 +533,6 @@ def test_a_script_with_numpy_alone_plans_in_seconds_of_cpu_time(tmp_path):
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_page_for_each_planner(search):
-    from pathlib import Path
-
     path = Path(mbo2o.__file__).parent / "planning" / f"{search}.py"
     assert len(path.read_text().splitlines()) <= 150
     assert "arXiv" in path.read_text()
@@ -574,8 +576,12 @@ def test_the_command_plays_and_reports(pendulum, tmp_path, capsys):
 
 
 def test_the_command_chooses_the_horizon(pendulum, capsys, monkeypatch):
-    monkeypatch.setattr("mbo2o.collect.planned.STARTS", 2)
-    monkeypatch.setattr("mbo2o.collect.planned.PLANS", 6)
+    from mbo2o.collect import planned
+
+    whole = planned.trust_of
+    monkeypatch.setattr(
+        planned, "trust_of", lambda *xs, **more: whole(*xs, **more, starts=2, plans=6, most=9)
+    )
     small = ("population=8", "elites=2", "iterations=1", "--episodes", "1", "--steps", "2")
     code, out, err = command(capsys, pendulum, "horizon=auto", "--planner", "icem", *small)
     assert code == 0, err
@@ -643,3 +649,84 @@ def test_a_compiled_rating_gives_the_same_plans():
         prepare=Engine(EngineConfig("compiled")).prepare,
     )  # fmt: skip
     np.testing.assert_allclose(compiled.act(obs), eager.act(obs), atol=1e-4)
+
+
+# ---- the page
+
+PAGE = Path(mbo2o.__file__).parents[1] / "docs" / "planning.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.S | re.M)
+COMMANDS = re.findall(r"^    (mbo2o plan .*)", PAGE.read_text(), re.M)
+
+
+@pytest.mark.parametrize("i", range(len(SNIPPETS)))
+def test_what_the_page_says_in_python_runs(i, pendulum, tmp_path, monkeypatch):
+    shutil.copytree(pendulum, tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    try:
+        exec(compile(SNIPPETS[i], f"snippet {i}", "exec"), names)
+        if "planner" in names:
+            assert np.isfinite(
+                names["planner"].act(np.zeros(len(names["obs"].reshape(-1)) if "obs" in names else 2))
+            ).all()
+        if "Shooting" in names:
+            assert np.isfinite(Planner(linear(), "shooting").act(np.zeros(2))).all()
+    finally:
+        PLANNERS.pop("shooting", None)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_what_the_page_says_on_the_command_line_is_understood(line):
+    from mbo2o.cli.main import parser
+    from mbo2o.planning.planner import configs
+
+    options, left = parser().parse_known_args(line.split()[1:])
+    settings = dict(x.split("=") for x in [*options.settings, *left])
+    settings.pop("horizon")
+    configs(options.planner, settings)
+
+
+def test_the_bench_s_tables_read_what_it_writes(tmp_path, monkeypatch):
+    from bench import plan
+    from bench.measure import Options, read
+
+    monkeypatch.setattr(plan, "SEARCHES", ("mppi",))
+    monkeypatch.setattr(plan, "_fit", lambda n: FitConfig(min_updates=50, max_updates=50))
+    monkeypatch.setattr(plan, "STARTS", 5)
+    monkeypatch.setattr(plan, "PENDULUM", {"horizon": 2, "population": 8, "iterations": 1, "elites": 4})
+    monkeypatch.setattr(plan, "EPISODE", 3)
+    monkeypatch.setattr(plan, "DATA", 300)
+    plan.main(Options(only=("point", "pendulum"), json=tmp_path / "f.json"))
+    found = read(tmp_path / "f.json")
+    table = plan.bars(found)
+    assert "| point mass: the goal is reached | mppi |" in table
+    assert table.count("Pendulum: return") == len(found["pendulum"]["rows"]) == 4
+
+
+def test_the_bench_of_a_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, mopo_run, capsys):
+    from bench import plan
+    from bench.measure import Options, read
+    from mbo2o.collect import planned
+
+    whole = planned.trust_of
+    monkeypatch.setattr(
+        planned, "trust_of", lambda *xs, **more: whole(*xs, **more, starts=2, plans=4, most=3)
+    )
+    monkeypatch.setattr(plan, "BUDGET", {"population": 8, "iterations": 1, "elites": 4})
+    monkeypatch.setattr(plan, "EPISODE", 3)
+    options = Options(runs=(mopo_run,), episodes=1, json=tmp_path / "f.json")
+    plan.main(options)
+    first = read(tmp_path / "f.json")
+    (work,) = first.values()
+    assert [len(row["values"]) for row in work["rows"]] == [2] * 4
+    assert "| planning |" in plan.runs(first)
+    for row in work["rows"]:
+        row["values"].pop()
+    work["horizons"].pop()
+    (tmp_path / "f.json").write_text(json.dumps(first))
+    capsys.readouterr()
+    plan.main(options)
+    assert "seed 1" in (out := capsys.readouterr().out)
+    assert "seed 0" not in out
+    (again,) = read(tmp_path / "f.json").values()
+    assert [len(row["values"]) for row in again["rows"]] == [2] * 4
