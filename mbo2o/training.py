@@ -18,8 +18,10 @@ from mbo2o import naming
 from mbo2o.agents import Agent
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.dynamics import termination
 from mbo2o.envs.layouts import ANT, find_layout
 from mbo2o.envs.make import EnvChoice
+from mbo2o.model.runs import complete
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, check_trust, entry_of, load_entry_points, load_plugins, trusting
 from mbo2o.report.page import write_report
@@ -87,9 +89,19 @@ def _train(cfg: Config) -> Path:
                 run.finish()
         finally:
             run.close()
+        _complete_models(run, cfg, recipe, dataset)
         if cfg.report:
             run.say(f"report: {write_report(directory)}")
     return directory
+
+
+def _complete_models(run: Run, cfg: Config, recipe: Recipe, dataset: TransitionDataset | None) -> None:
+    """Make the models that the run has kept usable on their own, and measure the latest."""
+    ends: Any = getattr(recipe, "termination", None)
+    if ends is not None and (run.directory / "dynamics").is_dir():
+        rule, reward = (getattr(cfg.recipe, x, None) for x in ("termination", "reward"))
+        path = termination.name_of(reward, "reward") if reward else None
+        complete(run.directory, cfg.seeds, dataset, run.env, (rule, ends), run.world.rewards, path)
 
 
 def _engine(cfg: Config) -> tuple[Config, str]:

@@ -115,6 +115,7 @@ class Dynamics:
         self.obs_dim, self.act_dim, self.device = net.spec.obs_dim, net.spec.act_dim, torch.device(device)
         self.low, self.high = about.low.numpy(), about.high.numpy()
         self._elites = _elites_alone(net)
+        self._weights = self._elites.elite_weights()
         self._low, self._high = about.low.to(device), about.high.to(device)
         self._middle, self._half = (self._low + self._high) / 2, (self._high - self._low) / 2
         # a dimension of the box without width has only one action, which counts as 0
@@ -190,7 +191,7 @@ class Dynamics:
         """
         if measure:
             return self.advance(obs, act, self.noise(len(obs), generator))
-        next_obs, reward = self._elites.step(obs, act, generator)
+        next_obs, reward = self._elites.step(obs, act, generator, self._weights)
         own = (reward - self.about.rewards.shift) / self.about.rewards.scale
         return (*self._settle(obs, act, next_obs, own), torch.zeros_like(own))
 

@@ -21,19 +21,16 @@ from mbo2o.dynamics.fit import FitConfig, fit
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.envs.layouts import ANT, find_layout
-from mbo2o.envs.make import EnvChoice, make_env
-from mbo2o.model.about import About
+from mbo2o.envs.make import EnvChoice
 from mbo2o.model.dynamics import Dynamics
 from mbo2o.model.page import page
+from mbo2o.model.task import about_of, environment
 from mbo2o.model.trust import measure
-from mbo2o.nn.normalizer import statistics
 from mbo2o.registry import did_you_mean
 from mbo2o.store import datasets, whole
 from mbo2o.store.hdf5 import imports_module
-from mbo2o.types import RewardFn, RewardView, Spec, TerminationFn, UserError
+from mbo2o.types import Spec, TerminationFn, UserError
 
-STARTS = 256
-"""At most so many start states are kept with a model."""
 PARTS = 20
 """An episode that is longer than this part of the data is cut, so that some of it can be held out."""
 
@@ -135,56 +132,6 @@ def hold_out(dataset: TransitionDataset, share: float, seed: int) -> tuple[Tenso
     return index[held], index[~held]
 
 
-def about_of(
-    dataset: TransitionDataset | None,
-    choice: EnvChoice | None,
-    rule: str,
-    ends: TerminationFn,
-    rewards: RewardView | None = None,
-    reward: tuple[RewardFn, str] | None = None,
-) -> About:
-    """What a model of this dataset and of this environment has to know of its task.
-
-    Start states are the data's; without a dataset they come from resets of the environment. Without an
-    environment the box is [-1, 1], in which datasets have their actions.
-    """
-    env = None if choice is None else _made(choice)
-    if dataset is not None:
-        obs = dataset.obs.cpu()
-        episode = dataset.episode.cpu()
-        begins = torch.cat([torch.ones(1, dtype=torch.bool), episode.diff() != 0]).nonzero().flatten()
-        chosen = begins[torch.linspace(0, len(begins) - 1, min(STARTS, len(begins))).round().long()]
-        starts, act_dim = obs[chosen].clone(), dataset.act_dim
-        scale = statistics(obs)[1].flatten()
-    else:
-        assert env is not None
-        starts = torch.from_numpy(
-            np.stack([env.reset(seed=k)[0] for k in range(STARTS // 4)]).astype(np.float32)
-        )
-        scale, act_dim = statistics(starts)[1].flatten(), int(np.prod(env.action_space.shape or ()))
-    low, high = -torch.ones(act_dim), torch.ones(act_dim)
-    limit = None
-    if env is not None:
-        box: Any = env.action_space
-        low, high = (torch.from_numpy(np.asarray(x, np.float32).ravel().copy()) for x in (box.low, box.high))
-        limit = env.spec.max_episode_steps if env.spec else None
-        env.close()
-    return About(
-        choice.id if choice else None,
-        low,
-        high,
-        rule,
-        ends,
-        starts,
-        scale,
-        rewards=rewards or RewardView(),
-        reward=reward[0] if reward else None,
-        reward_path=reward[1] if reward else None,
-        time_limit=limit,
-        bounded=env is not None,
-    )
-
-
 def _read(dataset: TransitionDataset | str | os.PathLike[str], cfg: ModelConfig) -> TransitionDataset:
     if isinstance(dataset, TransitionDataset):
         return dataset
@@ -202,7 +149,7 @@ def _environment(cfg: ModelConfig, dataset: TransitionDataset) -> EnvChoice | No
         )
     layout = find_layout(str(env_id), dataset.obs_dim, lambda: bool((dataset.obs[:, ANT:] != 0).any()))
     choice = EnvChoice(str(env_id), layout=layout)
-    env = _made(choice)
+    env = environment(choice)
     if env is None:
         return choice
     sizes = ((env.observation_space.shape or (0,))[0], int(np.prod(env.action_space.shape or ())))
@@ -211,14 +158,6 @@ def _environment(cfg: ModelConfig, dataset: TransitionDataset) -> EnvChoice | No
         data = f"the dataset has {dataset.obs_dim} observations and {dataset.act_dim} actions per step"
         raise UserError(f"{data}, {env_id} has {sizes[0]} and {sizes[1]}; give env=ID of the right one")
     return choice
-
-
-def _made(choice: EnvChoice) -> Any:
-    """The environment; None if its package is not installed or its version is gone."""
-    try:
-        return make_env(choice)
-    except UserError:
-        return None
 
 
 def _rule(cfg: ModelConfig, choice: EnvChoice | None, part: TransitionDataset) -> tuple[str, TerminationFn]:

@@ -320,3 +320,26 @@ def test_data_without_an_environment_have_a_box_of_their_own(tmp_path):
         check_model(model)
     with pytest.raises(UserError, match="termination=auto"):
         fit_dynamics(models.linear_data(), replace(SMALL, termination="auto"))
+
+
+# ---- runs
+
+
+def test_a_run_leaves_models_that_know_their_task(pendulum, tmp_path):
+    """Box, starts, rule, rewards and errors by depth are there for each seed, without run, data or task."""
+    given = ["recipe=mopo", f"dataset={pendulum}", "seeds=2", "run.reward_scale=0.5", "run.reward_shift=1"]
+    given += ["recipe.offline_steps=2", "recipe.rollouts=8", "recipe.batch=8", "recipe.fit.max_updates=50"]
+    given += ["recipe.dynamics.members=2", "recipe.dynamics.elites=2", "recipe.dynamics.net.hidden=[8]"]
+    given += ["recipe.agent.actor.hidden=[4]", "recipe.agent.critic.hidden=[4]", "run.eval_episodes=1"]
+    run = mbo2o.train(mbo2o.config(*given, "report=false", f"dir={tmp_path / 'run'}"))
+    moved = tmp_path / "elsewhere"
+    (run / "dynamics" / "offline").rename(moved)
+    for seed in range(2):
+        model = load_dynamics(moved, seed)
+        assert (model.low.tolist(), model.about.rule, model.about.time_limit) == ([-2], "exploded", 200)
+        assert (model.about.rewards.scale, model.about.rewards.shift) == (0.5, 1)
+        assert len(model.about.starts) == 3
+        assert not model.trust.held_out
+        assert len(model.expected_error()) > 100
+        # Pendulum pays at most 0, and random actions earn some -6 a step
+        assert -12 < float(model.predict(model.about.starts.numpy(), np.zeros((3, 1))).reward.mean()) < 0
