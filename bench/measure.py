@@ -41,8 +41,8 @@ class Options:
     engine: Sequence[str] = ()  # none: those that can run here
     precision: Sequence[str] = ()
     seeds: int = 1
-    runs: Sequence[Path] = ()  # of training, for `bench plan`
-    episodes: int = 5  # for each seed of a run
+    runs: Sequence[Path] = ()  # training runs, for `bench plan`
+    episodes: int = 5  # played for each seed of a run
 
     def __post_init__(self) -> None:
         at_least_one("bench", rounds=self.rounds, seeds=self.seeds, episodes=self.episodes)

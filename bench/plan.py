@@ -41,12 +41,12 @@ from mbo2o.types import Spec, UserError
 ROOT = Path(__file__).parent.parent
 SEARCHES = ("cem", "icem", "mppi")
 STARTS, DATA = 5, 10_000
-"""Of Pendulum: episodes that are played, and random steps that its model is fitted to."""
+"""Episodes of Pendulum that are played, and random steps that its model is fitted to."""
 EPISODE: int | None = None
 """At most so many steps of each episode are played; tests cut them."""
 PENDULUM: dict[str, Any] = {"horizon": 20, "population": 100, "iterations": 4, "elites": 10, "gamma": 1.0}
 BUDGET: dict[str, Any] = {"population": 128, "iterations": 4, "elites": 16}
-"""Of planning in runs: what a core plans 50 times a second at a horizon of 8."""
+"""Settings of planning in runs: what a core plans 50 times a second at a horizon of 8."""
 NET = MLPConfig(hidden=[64, 64, 64], activation="silu")
 
 

@@ -77,7 +77,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _settings(words: list[str]) -> dict[str, Any]:
-    """Settings as KEY=VALUE. UserError for a word that is none."""
+    """Settings as KEY=VALUE. UserError for another word."""
     from mbo2o.errors import UserError
 
     if wrong := [x for x in words if "=" not in x]:

@@ -19,7 +19,7 @@ from mbo2o.planning.planner import Planner
 from mbo2o.types import RewardView
 
 STARTS, PLANS, APART = 8, 32, 20
-"""Of the rank-correlation test: states, plans from each, and steps between the states."""
+"""The rank-correlation test has so many states, plans from each, and steps between the states."""
 FIRST = 10_000_019
 """The seed of the first start; `mbo2o eval` begins at the same ones."""
 

@@ -72,20 +72,20 @@ class Members:
 
     def __call__(self, obs: Tensor, act: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `objective.Model`; a function of tensors, which may be compiled."""
-        elite, noise = drawn or (None, None)
         u = torch.zeros(obs.shape[:-1], device=obs.device)
-        if elite is None or self._penalty is not None:
+        if drawn is None or self._penalty is not None:
             mean, std = self._all(obs.flatten(0, 1), act.flatten(0, 1))
             if self._penalty is not None:
                 u = self._penalty(mean, std).unflatten(0, obs.shape[:2])
             mean, std = mean.unflatten(1, obs.shape[:2]), std.unflatten(1, obs.shape[:2])
-        if elite is None:
+        if drawn is None:
             y = mean.mean(0)
         elif self._penalty is not None:
+            elite, noise = drawn
             own = (elite, torch.arange(len(obs), device=obs.device))
             y = mean[own] + std[own] * noise
         else:
-            y = self._one_each(obs, act, elite, noise)
+            y = self._one_each(obs, act, *drawn)
         after = obs + y[..., :-1]
         reward = y[..., -1] if self._reward is None else self._reward(obs, act, after)
         return after, reward, self._termination(obs, act, after), u
