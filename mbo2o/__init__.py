@@ -8,8 +8,9 @@
     model = mbo2o.load_dynamics(directory)       # predicts: model.predict(obs, act)
 
 `read_dataset` reads a dataset by its path or name, and `Dataset.from_arrays` makes one. `agent`, `recipe`,
-`source`, `penalty` and `termination` register methods of your own. `UserError` is the exception for a mistake
-in what was asked. Each name is imported when it is first used.
+`source`, `planner`, `penalty` and `termination` register methods of your own. `Planner` acts by planning in a
+model. `UserError` is the exception for a mistake in what was asked. Each name is imported when it is first
+used.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from mbo2o.model.dynamics import Dynamics as Dynamics
     from mbo2o.model.dynamics import load_dynamics as load_dynamics
     from mbo2o.model.fitting import fit_dynamics as fit_dynamics
+    from mbo2o.planning.planner import Planner as Planner
     from mbo2o.policy.load import load as load
     from mbo2o.policy.policy import Policy as Policy
     from mbo2o.registry import agent as agent
+    from mbo2o.registry import planner as planner
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
@@ -52,6 +55,7 @@ _HOMES = {
     "Policy": "mbo2o.policy.policy:Policy",
     "Source": "mbo2o.types:Source",
     "Spec": "mbo2o.types:Spec",
+    "Planner": "mbo2o.planning.planner:Planner",
     "UserError": "mbo2o.errors:UserError",
     "agent": "mbo2o.registry:agent",
     "config": "mbo2o.cli.train:config",
@@ -60,6 +64,7 @@ _HOMES = {
     "load_agent": "mbo2o.training:load_agent",
     "load_dynamics": "mbo2o.model.dynamics:load_dynamics",
     "penalty": "mbo2o.ensemble.uncertainty:penalty",
+    "planner": "mbo2o.registry:planner",
     "read_dataset": "mbo2o.store.datasets:read",
     "recipe": "mbo2o.registry:recipe",
     "restore": "mbo2o.training:restore",

@@ -39,6 +39,7 @@ class Entry:
 AGENTS: dict[str, Entry] = {}
 RECIPES: dict[str, Entry] = {}
 SOURCES: dict[str, Entry] = {}
+PLANNERS: dict[str, Entry] = {}
 REGISTERED: list[Any] = []
 """Every class and function that was registered under a name, also penalties and termination rules."""
 
@@ -64,6 +65,11 @@ def source(name: str, config: type) -> Callable[[T], T]:
             f"{name!r}: its config {config.__name__} has to derive from mbo2o.sources.SourceConfig"
         )
     return _register(SOURCES, name, config)
+
+
+def planner(name: str, config: type) -> Callable[[T], T]:
+    """Class decorator: register a planner under `name`, configured by a dataclass from `SearchConfig`."""
+    return _register(PLANNERS, name, config)
 
 
 def _register(table: dict[str, Entry], name: str, config: type) -> Callable[[T], T]:

@@ -60,6 +60,7 @@ SLOW = {
     "unit/test_model_trust.py",
     "unit/test_modelbased.py",
     "unit/test_overrides.py",
+    "unit/test_planning.py",
     "unit/test_plugins.py",
     "unit/test_policy.py",
     "unit/test_pretraining.py",

@@ -24,9 +24,9 @@ BELOW = {  # what a package may import of this project
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
     "model": {"dynamics", "ensemble", "nn", "data", "doctor", "envs", "store", "registry", "errors", "types"},
-    "planning": {"model", "dynamics", "ensemble", "types"},
+    "planning": {"model", "dynamics", "ensemble", "registry", "types"},
     "doctor": {"store", "envs", "dynamics", "data", "types"},
-    "collect": {"run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},
+    "collect": {"planning", "run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},
     "settings": {"recipes", "run", "dynamics", "registry", "types"},
     "naming": {"settings", "registry", "types"},
     "policy": {"settings", "recipes", "envs", "store", "agents", "registry", "types"},
@@ -37,8 +37,7 @@ BELOW = {  # what a package may import of this project
     },
     "cli": {
         *("training", "policy", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
-        "model",
-        *("registry", "errors", "types"),
+        *("model", "planning", "registry", "errors", "types"),
     },
 }
 FREE_OF = {
