@@ -20,9 +20,9 @@ from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.layouts import ANT, find_layout
 from mbo2o.envs.make import EnvChoice
+from mbo2o.errors import optional
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, check_trust, entry_of, load_entry_points, load_plugins, trusting
-from mbo2o.report.page import write_report
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
@@ -88,8 +88,18 @@ def _train(cfg: Config) -> Path:
         finally:
             run.close()
         if cfg.report:
-            run.say(f"report: {write_report(directory)}")
+            run.say(f"report: {_report(directory)}")
     return directory
+
+
+def _report(directory: Path) -> str:
+    """Draw the run; returns where, or why it could not be drawn, which harms nothing else."""
+    try:
+        optional("matplotlib", "it")
+        from mbo2o.report.page import write_report
+    except UserError as e:
+        return f"not drawn, {e}"
+    return str(write_report(directory))
 
 
 def _engine(cfg: Config) -> tuple[Config, str]:

@@ -71,7 +71,9 @@ def find_preset(name: str, tree: Tree) -> Setting:
         if name in tree.choices(group):
             return Setting(group, name)
     known = [x for group in PRESETS for x in tree.choices(group)]
-    text = f"no method is called {name!r}; {did_you_mean(name, known)}choices: {', '.join(sorted(set(known)))}"
+    text = (
+        f"no method is called {name!r}; {did_you_mean(name, known)}choices: {', '.join(sorted(set(known)))}"
+    )
     raise UserError(f"{text}; settings are given as KEY=VALUE")
 
 
@@ -282,7 +284,9 @@ class Composer:
         text = " ".join(str(error).split())
         if m := re.search(r"Key '\w+' not in .*?full_key: ([\w.]+)", text):
             recipe = self._choices.get("recipe")
-            return f"{group}={name} sets {m[1]}, which recipe={recipe} does not have; leave one of the two out"
+            return (
+                f"{group}={name} sets {m[1]}, which recipe={recipe} does not have; leave one of the two out"
+            )
         if m := re.search(r"(\w+)Config is not a subclass of (\w+)Config", text):
             fits = f"this recipe takes {m[2].lower()} and its variants"
             return f"{m[1].lower()} does not fit there: {fits}"

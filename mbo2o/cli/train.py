@@ -354,8 +354,11 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from mbo2o.report.page import write_report
+    from mbo2o.errors import optional
     from mbo2o.store.whole import writing
+
+    optional("matplotlib", "a report")
+    from mbo2o.report.page import write_report
 
     with writing(Path(options.run_dir)):
         print(write_report(Path(options.run_dir)))

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.envs.registration import parse_env_id
 
 from mbo2o.data import precision
 from mbo2o.data.actions import Actions
@@ -104,14 +102,20 @@ def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
 
 
 def _newest(env_id: str) -> str | None:
-    """The registered environment of the same name with the highest version."""
+    """The registered environment of the same name, in the same module, with the highest version."""
     try:
-        namespace, base, _ = parse_env_id(env_id.split(":")[-1])
+        import gymnasium
+        from gymnasium.envs.registration import parse_env_id
+    except ImportError:
+        return None
+    module, colon, name = env_id.rpartition(":")
+    try:
+        namespace, base, _ = parse_env_id(name)
     except gymnasium.error.Error:
         return None
     specs = [x for x in gymnasium.registry.values() if (x.namespace, x.name) == (namespace, base)]
     versions = {x.version: x.id for x in specs if x.version is not None}
-    return versions[max(versions)] if versions else None
+    return f"{module}{colon}{versions[max(versions)]}" if versions else None
 
 
 def _find_rule(
