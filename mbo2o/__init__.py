@@ -2,11 +2,12 @@
 
     import mbo2o
 
-    cfg = mbo2o.config("experiment=hopper-small", "seeds=3")
-    directory = mbo2o.train(cfg)
-    agent = mbo2o.load(directory)                # acts: agent.act(obs)
-    model = mbo2o.load_dynamics(directory)       # predicts: model.step(obs, act)
+    run = mbo2o.train("moore", dataset="hopper-medium-replay-v5", seeds=3)
+    run.metrics()                                # the log, as a table
+    policy = run.policy()                        # or mbo2o.load(run)
+    model = run.dynamics()                       # or mbo2o.load_dynamics(run)
 
+`config("wsrl", "my.hdf5", seed=1)` makes what `train` would run, without running it.
 `read_dataset` reads a dataset by its path or name, and `Dataset.from_arrays` makes one. `agent`, `recipe`,
 `source`, `penalty` and `termination` register methods of your own. `UserError` is the exception for a mistake
 in what was asked. Each name is imported when it is first used.
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from mbo2o.dynamics.termination import termination as termination
     from mbo2o.ensemble.uncertainty import penalty as penalty
     from mbo2o.errors import UserError as UserError
+    from mbo2o.handle import RunHandle as RunHandle
+    from mbo2o.handle import train as train
     from mbo2o.registry import agent as agent
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
     from mbo2o.store.datasets import read as read_dataset  # noqa: F401
     from mbo2o.training import load as load
-    from mbo2o.training import train as train
     from mbo2o.types import Batch as Batch
     from mbo2o.types import Source as Source
     from mbo2o.types import Spec as Spec
@@ -46,6 +48,7 @@ _HOMES = {
     "Config": "mbo2o.settings:Config",
     "Dataset": "mbo2o.data.dataset:TransitionDataset",
     "Dynamics": "mbo2o.dynamics.model:GaussianDynamics",
+    "RunHandle": "mbo2o.handle:RunHandle",
     "Source": "mbo2o.types:Source",
     "Spec": "mbo2o.types:Spec",
     "UserError": "mbo2o.errors:UserError",
@@ -58,7 +61,7 @@ _HOMES = {
     "recipe": "mbo2o.registry:recipe",
     "source": "mbo2o.registry:source",
     "termination": "mbo2o.dynamics.termination:termination",
-    "train": "mbo2o.training:train",
+    "train": "mbo2o.handle:train",
 }
 """Where each name lives. No submodule has one of these names: to import it would hide the name here."""
 

@@ -19,7 +19,7 @@ class Diverged(Exception):
 
 
 def optional(module: str, what: str, extra: str = "all") -> Any:
-    """Import a module that only some uses need. `UserError` names the extra that installs it if it is missing.
+    """Import a module that only some uses need; `UserError` names the extra that installs it.
 
     what: what needs it, as the beginning of a sentence.
     """

@@ -18,11 +18,12 @@ BELOW = {  # what a package may import of this project
     "data": {"types"},
     "sources": {"data", "nn", "ensemble", "registry", "types"},
     "dynamics": {"ensemble", "nn", "data", "registry", "types"},
-    "envs": {"types"},
+    "envs": {"errors", "types"},
     "store": {"data", "envs", "registry", "errors", "types"},
     "run": {"agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
+    "judge": {"agents", "dynamics", "data", "ensemble", "types"},
     "planning": {"dynamics", "ensemble", "types"},
     "doctor": {"store", "envs", "dynamics", "data", "types"},
     "collect": {"run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},
@@ -30,12 +31,14 @@ BELOW = {  # what a package may import of this project
     "naming": {"settings", "registry", "types"},
     "training": {
         *("naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
-        *("envs", "store", "report", "registry", "types"),
+        *("envs", "store", "report", "judge", "registry", "errors", "types"),
     },
     "cli": {
         *("training", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
+        *("agents", "ensemble"),
         *("registry", "errors", "types"),
     },
+    "handle": {"cli", "training", "settings", "run", "report", "registry", "errors", "types"},
 }
 FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},

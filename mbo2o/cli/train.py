@@ -336,10 +336,16 @@ def _eval(options: argparse.Namespace) -> None:
     if seed < 0:
         raise UserError(f"eval: --seed {seed} must not be negative")
     run, recipe = restore(run_dir, options.trust or repeated(options.settings, run_dir))
-    result = run.evaluate(evaluator=run.world.evaluator(episodes, seed, recipe.gamma))
+    alone = run.world.absent is not None
+    result = run.evaluate(evaluator=None if alone else run.world.evaluator(episodes, seed, recipe.gamma))
     rows = {name: x.tolist() for name, x in result.items()}
     if options.json:
         print(json.dumps(rows))
+        return
+    if alone:
+        print("no environment: what the log says of the policy")
+        for name, values in rows.items():
+            print(f"  {name:<22} {'  '.join(f'{x:.6g}' for x in values)}")
         return
     print(f"{run.env_id}, {episodes} episodes per seed, deterministic policy, starts drawn from seed {seed}")
     metric = run.reference.metric

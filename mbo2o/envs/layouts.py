@@ -57,4 +57,5 @@ def about(env_id: str, layout: str) -> str:
 
 
 def is_ant(env_id: str) -> bool:
+    """Whether this is gymnasium's Ant, of the version that can show D4RL's observations."""
     return re.fullmatch(r"(?:[\w.]+:)?Ant-v5", env_id) is not None

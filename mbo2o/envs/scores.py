@@ -56,6 +56,10 @@ class Reference:
         return 100 * std / abs(self.high - self.low)
 
 
+UNKNOWN = Reference("none", math.nan, math.nan)
+"""Where there are no returns to score."""
+
+
 @cache
 def sets() -> dict[str, Any]:
     """The sets of the file: `about`, the `versions` that each is for (empty: exact ids) and its `tasks`."""

@@ -9,6 +9,8 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,7 @@ class Progress:
     def __init__(self, name: str, done: int, total: int):
         self._name, self._done, self._start, self._total = name, done, done, total
         self._since = time.monotonic()
-        tty = sys.stderr.isatty()
+        tty = sys.stderr.isatty() and not _QUIET.get()
         self._bar = tqdm(total=total, initial=done, desc=name, unit="step", file=sys.stderr) if tty else None
 
     def step(self) -> None:
@@ -139,8 +141,23 @@ class Progress:
             self._bar.close()
 
 
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Inside, if `quiet`, no progress is printed from this thread."""
+    token = _QUIET.set(quiet or _QUIET.get())
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
 def tell(text: str) -> None:
     """Print a line on stderr. A closed terminal, or a log on a full disk, does not stop a run."""
+    if _QUIET.get():
+        return
     # RuntimeError: a signal handler prints while another print is in progress
     with contextlib.suppress(OSError, RuntimeError):
         print(text, file=sys.stderr, flush=True)

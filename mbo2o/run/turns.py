@@ -22,6 +22,8 @@ from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
 from mbo2o.run.world import Task, World
 from mbo2o.types import Metrics, Source, UserError, form
 
+SHOWN = ("return", "success", "length", "fqe", "model_value")
+"""What the progress shows of an evaluation, if it is there."""
 GOES_ON = "the same command goes on from here"
 
 
@@ -302,8 +304,8 @@ class Run:
         for name, result in zip(names, results, strict=True):
             values = self.memory.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
             if self._bar is not None and name == "agent":
-                self._bar.say(describe(values, ("return", self.reference.metric, "success", "length")))
-        if self.look:
+                self._bar.say(describe(values, (SHOWN[0], self.reference.metric, *SHOWN[1:])))
+        if self.look and self.world.absent is None:
             take, every = self.look
             if last or self.turn % (every * self.cfg.eval_every) == 0:  # the first turn of a phase is 0
                 self.memory.write(self._place("coverage"), take(self.world.visited()))

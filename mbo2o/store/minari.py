@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mbo2o.data.actions import Actions
+from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.dataset import TransitionDataset, fields_of
 from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, check_fields, in_ram
 from mbo2o.envs import goals
@@ -76,8 +76,17 @@ def _attrs(dataset: Any, dataset_id: str) -> Attrs:
     return {"minari_id": dataset_id, **known}
 
 
+def minari_box(dataset_id: str) -> Bounds:
+    """The lowest and the highest action of the set's action space, each `(A,)`. Raises `UserError`."""
+    minari = optional("minari", "a Minari dataset")
+    minari_folder(dataset_id)
+    space = minari.load_dataset(dataset_id).action_space
+    return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+
+
 def minari_folder(dataset_id: str) -> Path:
     """The folder of the set in the local store; it is downloaded if necessary. Raises `UserError`."""
+    optional("minari", "a Minari dataset")
     from minari.storage import get_dataset_path
 
     path: Path = get_dataset_path(dataset_id) / "data"

@@ -18,7 +18,7 @@ from mbo2o.types import Spec, UserError
 
 NAMES = {
     *("train", "load", "load_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec", "Batch", "Source"),
-    *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
+    *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError", "RunHandle"),
 }
 
 FRESH = """
@@ -75,7 +75,7 @@ def test_a_run_through_the_door(pendulum, tmp_path):
     directory = mbo2o.train(
         mbo2o.Config(recipe=recipe, dataset=str(pendulum), dir=str(tmp_path / "run"), report=False, run=often)
     )
-    assert directory == tmp_path / "run"
+    assert directory.directory == tmp_path / "run"
     act = mbo2o.load(directory).act(torch.randn(1, 5, 3))
     assert act.shape == (1, 5, 1)
     assert bool((act.abs() <= 1).all())
