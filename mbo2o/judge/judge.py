@@ -54,7 +54,8 @@ class Judge:
                 if estimate is not None:
                     found |= self._values(agent, name, estimate)
             found["behaviour_value"] = torch.full(agent.spec.seeds, self._behaviour)
-        return {name: x.to(torch.float32) for name, x in found.items() if not bool(x.isnan().all())}
+        known = {name: x for name, x in found.items() if not bool(x.isnan().all())}
+        return {name: x.to(torch.float32) for name, x in known.items()}
 
     def _on_held_out(self, agent: Agent, rewards: RewardView) -> Metrics:
         data = self._held
