@@ -11,12 +11,22 @@ from logs import TINY, write_log
 
 import mbo2o
 from mbo2o.cli.main import main
+from mbo2o.dynamics.fit import FitConfig
+from mbo2o.judge import imagined
 from mbo2o.run.turns import Run
 from mbo2o.types import UserError
 
 ROOT = os.path.dirname(os.path.dirname(mbo2o.__file__))
 CORE_ONLY = "gymnasium mujoco minari hydra matplotlib PIL imageio termcolor pandas"
 """What only `mbo2o[all]` and other extras install."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_rough_model():
+    """A model for judging that is fitted in a moment; test_judge has the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagined, "FIT", FitConfig(min_updates=20, max_updates=20))
+        yield
 
 
 @pytest.fixture(scope="module")
