@@ -4,6 +4,9 @@ import csv
 
 import numpy as np
 
+from mbo2o.dynamics.fit import FitConfig
+from mbo2o.judge import imagined
+
 TINY = {
     "recipe": {
         "offline_steps": 30,
@@ -14,6 +17,11 @@ TINY = {
     "run": {"online_capacity": 50},
 }
 """Settings of a run of switch=td3bc."""
+
+
+def rough_model(patch):
+    """Let the model that judges policies be fitted in a moment; unit/test_judge.py has the real one."""
+    patch.setattr(imagined, "FIT", FitConfig(min_updates=20, max_updates=20))
 
 
 def write_log(path, episodes=10, length=20, **names):

@@ -112,7 +112,7 @@ def load_asked(settings: Sequence[Setting], tree: Tree, trust: bool) -> None:
         if not isinstance(x.value, list) or not all(isinstance(name, str) for name in x.value):
             raise UserError(f"{x}: expected a list of modules, as plugins=[my.module]")
     names = [str(name) for x in named for name in x.value] if named else None
-    load_named(names, [str(x) for x in settings], tree, trust)
+    load_named(names, [str(x) for x in settings if isinstance(x.value, str)], tree, trust)
 
 
 # ------------------------------------------------------------------------------------------------- settings

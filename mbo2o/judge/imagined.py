@@ -18,7 +18,7 @@ from mbo2o.types import Spec
 MEMBERS = 5
 LONGEST = 300
 """Most steps of an imagined episode."""
-FIT = FitConfig(min_updates=300, max_updates=1000, epoch_updates=100)
+FIT = FitConfig(batch=128, patience=3, min_updates=200, max_updates=1000, epoch_updates=100)
 
 
 class Imagined:

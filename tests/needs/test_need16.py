@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from logs import TINY, write_log
+from logs import TINY, rough_model, write_log
 
 import mbo2o
 from mbo2o.cli.main import main
@@ -26,7 +26,9 @@ def log(tmp_path_factory):
     return write_log(tmp_path_factory.mktemp("log") / "my.csv")
 
 
-def test_the_same_settings_give_the_same_directory_everywhere(log):
+def test_the_same_settings_give_the_same_directory_everywhere(log, monkeypatch):
+    rough_model(monkeypatch)
+
     def trained(args):
         with pytest.raises(SystemExit) as e:
             main(args)
@@ -61,7 +63,9 @@ def test_importing_the_package_and_making_a_config_needs_no_hydra():
     assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
 
 
-def test_a_run_trains_inside_an_event_loop_and_in_a_thread(log, tmp_path, capfd):
+def test_a_run_trains_inside_an_event_loop_and_in_a_thread(log, tmp_path, capfd, monkeypatch):
+    rough_model(monkeypatch)
+
     def small(name):
         cfg = {"offline_steps": 2, "offline": {"actor": {"hidden": [8]}}}
         return mbo2o.train(

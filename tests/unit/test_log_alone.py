@@ -7,12 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from logs import TINY, write_log
+from logs import TINY, rough_model, write_log
 
 import mbo2o
 from mbo2o.cli.main import main
-from mbo2o.dynamics.fit import FitConfig
-from mbo2o.judge import imagined
 from mbo2o.run.turns import Run
 from mbo2o.types import UserError
 
@@ -23,9 +21,8 @@ CORE_ONLY = "gymnasium mujoco minari hydra matplotlib PIL imageio termcolor pand
 
 @pytest.fixture(scope="module", autouse=True)
 def _a_rough_model():
-    """A model for judging that is fitted in a moment; test_judge has the real one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imagined, "FIT", FitConfig(min_updates=20, max_updates=20))
+        rough_model(patch)
         yield
 
 
