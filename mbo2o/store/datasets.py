@@ -23,7 +23,7 @@ from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, blocks, in_ram
 from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.errors import UserError
 from mbo2o.registry import did_you_mean
-from mbo2o.store import addresses, content, mapped, remote, table
+from mbo2o.store import addresses, compact, content, mapped, remote, table
 from mbo2o.store.columns import columns_of
 from mbo2o.store.columns import given as columns_given
 from mbo2o.store.d4rl import read_d4rl, read_d4rl_attrs
@@ -315,9 +315,18 @@ def units_of_log(found: Named, mode: Any, option: str = "dataset_actions=") -> t
     return Actions("env", (low, high), option), (low, high), said
 
 
-def write(dataset: TransitionDataset, path: str | os.PathLike[str]) -> None:
-    """Write a dataset as HDF5 in D4RL's layout, whole or not at all; `read` returns it bit for bit."""
-    write_hdf5(path, fields_of(dataset), dataset.attrs)
+def write(
+    dataset: TransitionDataset, path: str | os.PathLike[str], layout: str = "full", every: int = 1
+) -> int:
+    """Write a dataset as HDF5, whole or not at all, and return its rows; `read` gives them bit for bit.
+
+    layout: D4RL's `full` one, or `compact`, see `store.compact`. every: keep each K-th whole episode only.
+    """
+    fields = fields_of(dataset)
+    if every > 1:
+        fields = compact.thin(fields, every, path)
+    write_hdf5(path, fields, dataset.attrs, layout)
+    return len(fields["rewards"])
 
 
 def summary(dataset: TransitionDataset) -> dict[str, Any]:
