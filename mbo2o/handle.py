@@ -12,9 +12,9 @@ import numpy as np
 from mbo2o import training
 from mbo2o.cli.train import config
 from mbo2o.errors import UserError, optional
+from mbo2o.quiet import quietly
 from mbo2o.registry import trusting
 from mbo2o.report.read import read_run
-from mbo2o.run.log import quietly
 from mbo2o.settings import Config
 
 if TYPE_CHECKING:

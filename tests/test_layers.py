@@ -20,7 +20,8 @@ BELOW = {  # what a package may import of this project
     "dynamics": {"ensemble", "nn", "data", "registry", "types"},
     "envs": {"errors", "types"},
     "store": {"data", "envs", "registry", "errors", "types"},
-    "run": {"agents", "data", "envs", "store", "types"},
+    "quiet": set(),
+    "run": {"quiet", "agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
     "judge": {"agents", "dynamics", "data", "ensemble", "types"},
@@ -38,7 +39,7 @@ BELOW = {  # what a package may import of this project
         *("agents", "ensemble"),
         *("registry", "errors", "types"),
     },
-    "handle": {"cli", "training", "settings", "run", "report", "registry", "errors", "types"},
+    "handle": {"cli", "training", "settings", "quiet", "run", "report", "registry", "errors", "types"},
 }
 FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},

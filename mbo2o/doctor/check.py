@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,10 @@ def check(
     task = find_task(choice, bool(env_id))
     box = None if task is None or task.low is None else (task.low, task.high)
     how = Actions(actions, box, "--actions ")
+    if task is None and actions is None and found.is_table:
+        how, _, said = datasets.units_of_log(found, None, "--actions ")
+        if said:
+            warnings.warn(f"{name}: {said.partition(';')[0]}", stacklevel=2)
     with precision.heard() as lost:
         fields, attrs = found.read_stored(how)
     obs = fields["observations"]

@@ -9,8 +9,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mbo2o.quiet import quiet
 from mbo2o.store.whole import writing
 from mbo2o.types import Metrics, UserError, duration
 
@@ -116,7 +115,7 @@ class Progress:
     def __init__(self, name: str, done: int, total: int):
         self._name, self._done, self._start, self._total = name, done, done, total
         self._since = time.monotonic()
-        tty = sys.stderr.isatty() and not _QUIET.get()
+        tty = sys.stderr.isatty() and not quiet()
         self._bar = tqdm(total=total, initial=done, desc=name, unit="step", file=sys.stderr) if tty else None
 
     def step(self) -> None:
@@ -141,22 +140,9 @@ class Progress:
             self._bar.close()
 
 
-_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
-
-
-@contextlib.contextmanager
-def quietly(quiet: bool = True) -> Iterator[None]:
-    """Inside, if `quiet`, no progress is printed from this thread."""
-    token = _QUIET.set(quiet or _QUIET.get())
-    try:
-        yield
-    finally:
-        _QUIET.reset(token)
-
-
 def tell(text: str) -> None:
     """Print a line on stderr. A closed terminal, or a log on a full disk, does not stop a run."""
-    if _QUIET.get():
+    if quiet():
         return
     # RuntimeError: a signal handler prints while another print is in progress
     with contextlib.suppress(OSError, RuntimeError):

@@ -23,8 +23,6 @@ from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
 from mbo2o.run.world import Task, World
 from mbo2o.types import Metrics, Source, UserError, form
 
-SHOWN = ("return", "success", "length", "fqe", "model_value")
-"""What the progress shows of an evaluation, if it is there."""
 GOES_ON = "the same command goes on from here"
 
 
@@ -322,7 +320,7 @@ class Run:
             raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; {again}") from e
         self._owed = False
         self._evaluated = (self.phase, self.turn)
-        shown = (SHOWN[0], self.reference.metric, *SHOWN[1:])
+        shown = ("return", self.reference.metric, "success", "length", "fqe", "model_value")
         for name, x in zip(agents, found, strict=True):
             own = name == "agent"
             self._put(self._place("eval" if own else f"eval-{name}"), x, "", shown if own else ())

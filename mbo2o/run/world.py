@@ -20,7 +20,7 @@ from mbo2o.envs.faults import Faults
 from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import EnvChoice
-from mbo2o.envs.scores import UNKNOWN, reference_for
+from mbo2o.envs.scores import reference_for
 from mbo2o.run.beside import Beside
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
@@ -43,8 +43,7 @@ class Task:
     engine: EngineConfig = field(default_factory=EngineConfig)
     returns: bool = True
     """Whether batches hold the return that followed each row, which costs memory and a gather."""
-    absent: Absent | None = None
-    """What stands for the environment, if there is none."""
+    absent: Absent | None = None  # what stands for the environment, if there is none
 
 
 class World:
@@ -70,8 +69,7 @@ class World:
         self.lanes: Any = Lanes(*how) if task.absent is None else NoLanes(task.absent)
         inits = tuple(torch.Generator().manual_seed(task.seed + k) for k in range(task.seeds))
         self.spec = Spec(self.lanes.obs_dim, self.lanes.act_dim, (task.seeds,), task.device, inits)
-        how_scored = (cfg.reference, self.env, cfg.allow_mismatch)
-        self.reference = UNKNOWN if self.absent else reference_for(*how_scored)
+        self.reference = reference_for(cfg.reference, self.env, cfg.allow_mismatch)
         self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward, task.returns)
         self.online = _online_buffer(self.spec, cfg, task.gamma if task.returns else None)
         # a step of each seed with returns that are not known yet
@@ -182,8 +180,7 @@ class World:
         agent.eval()  # no dropout
         try:
             if self.absent is not None:
-                found: Metrics = self.absent.judge(agent, self.rewards)
-                return found
+                return dict(self.absent.judge(agent, self.rewards))
             result = (evaluator or self._evaluator)(act, value, self.rewards)
         finally:
             agent.train()

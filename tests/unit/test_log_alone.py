@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from logs import TINY, rough_model, write_log
+from nbclient import NotebookClient
 
 import mbo2o
 from mbo2o.cli.main import main
@@ -197,3 +200,20 @@ for argv in (args, ["train", "-m", "recipe=mopo"], ["train", "recipe=scratch", "
     assert "Traceback" not in said
     names = [json.loads(x)["kind"] for x in (tmp_path / "cli" / "metrics.jsonl").read_text().splitlines()]
     assert names.count("eval") == 2
+
+
+@pytest.mark.skipif(not hasattr(mbo2o, "Policy"), reason="needs policies that can be called")
+def test_the_notebook_on_data_of_one_s_own_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("MBO2O_STEPS", "20")
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    path = Path(ROOT) / "notebooks" / "04_your_own_data.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are not stored"
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
+    text = "".join(x.get("text", "") for x in outputs)
+    assert "fit for" in text
+    assert text.count("→  force") == 3
+    assert sum("image/png" in x.get("data", {}) for x in outputs) == 1
+    assert any("behaviour_value" in x.get("data", {}).get("text/html", "") for x in outputs)
