@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from mbo2o.errors import UserError as UserError
     from mbo2o.handle import RunHandle as RunHandle
     from mbo2o.handle import train as train
+    from mbo2o.policy.load import load as load
+    from mbo2o.policy.policy import Policy as Policy
     from mbo2o.registry import agent as agent
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
     from mbo2o.store.datasets import read as read_dataset  # noqa: F401
-    from mbo2o.training import load as load
+    from mbo2o.training import load_agent as load_agent
+    from mbo2o.training import restore as restore
     from mbo2o.types import Batch as Batch
     from mbo2o.types import Source as Source
     from mbo2o.types import Spec as Spec
@@ -48,17 +51,20 @@ _HOMES = {
     "Config": "mbo2o.settings:Config",
     "Dataset": "mbo2o.data.dataset:TransitionDataset",
     "Dynamics": "mbo2o.dynamics.model:GaussianDynamics",
+    "Policy": "mbo2o.policy.policy:Policy",
     "RunHandle": "mbo2o.handle:RunHandle",
     "Source": "mbo2o.types:Source",
     "Spec": "mbo2o.types:Spec",
     "UserError": "mbo2o.errors:UserError",
     "agent": "mbo2o.registry:agent",
     "config": "mbo2o.cli.train:config",
-    "load": "mbo2o.training:load",
+    "load": "mbo2o.policy.load:load",
+    "load_agent": "mbo2o.training:load_agent",
     "load_dynamics": "mbo2o.dynamics.model:load_dynamics",
     "penalty": "mbo2o.ensemble.uncertainty:penalty",
     "read_dataset": "mbo2o.store.datasets:read",
     "recipe": "mbo2o.registry:recipe",
+    "restore": "mbo2o.training:restore",
     "source": "mbo2o.registry:source",
     "termination": "mbo2o.dynamics.termination:termination",
     "train": "mbo2o.handle:train",

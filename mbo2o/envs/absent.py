@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from torch import Tensor
 
-from mbo2o.envs.make import ActionBox
+from mbo2o.envs.box import ActionBox
 from mbo2o.types import UserError
 
 ABSENT = "this run has no environment (env=null): a method that acts needs one, env=ID"
