@@ -405,7 +405,8 @@ def _dataset_of(
 
 def _without_rows(directory: Path, kept: Remembered) -> Absent:
     """What stands for the environment where the log is gone: nothing can be measured any more."""
-    box = policy.facts.box_of(policy.facts.read_facts(directory / policy.FILE))
+    path = directory / policy.FILE
+    box = policy.facts.box_of(policy.facts.check_facts(path, path.read_text()))
 
     def judge(agent: Agent, rewards: RewardView) -> Metrics:
         raise UserError(f"{kept.why}; without the log nothing can be said of the policy")

@@ -23,7 +23,7 @@ import mbo2o
 nets = {{"actor": {{"hidden": [16]}}, "critic": {{"hidden": [16]}}}}
 mopo = {{"agent": nets, "offline_steps": 50, "rollouts": 50,
         "dynamics": {{"members": 2, "elites": 2, "net": {{"hidden": [16]}}}}, "fit": {{"max_updates": 100}}}}
-iql = {{"offline_steps": 50, "offline": nets | {{"value": {{"hidden": [16]}}}}}}
+iql = {{"offline_steps": 50, "offline": nets | {{"value_net": {{"hidden": [16]}}}}}}
 for method, recipe in (("mopo", mopo), ("iql", iql)):
     start = time.monotonic()
     run = mbo2o.train(method, {path!r}, env=None, recipe=recipe, engine="eager", quiet=True, report=False)

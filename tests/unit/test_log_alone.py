@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,32 @@ def test_the_same_command_goes_on_and_eval_says_the_same(run, log, capsys):
         main(["eval", str(run), "--json"])
     assert e.value.code == 0
     assert json.loads(capsys.readouterr().out)["fqe"] == pytest.approx(last.tolist(), rel=1e-6)
+
+
+def test_without_its_log_the_policy_is_there_and_nothing_is_measured(run, log, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace(str(log), str(tmp_path / "gone.csv")))
+    action, _ = mbo2o.load(copy, seed=1).predict(np.zeros((3, 2), np.float32))
+    same, _ = run.policy(1).predict(np.zeros((3, 2), np.float32))
+    assert np.array_equal(action, same)
+    with pytest.raises(SystemExit) as e:
+        main(["eval", str(copy)])
+    assert e.value.code == 2
+    assert "without the log nothing can be said of the policy" in capsys.readouterr().err
+
+
+def test_a_policy_acts_between_the_bounds_of_the_log(run):
+    facts = json.loads((run / "io.json").read_text())
+    assert facts["observation"]["names"] == ["obs_x", "obs_v"]
+    assert facts["action"]["names"] == ["act_u"]
+    low, high = facts["action"]["low"][0], facts["action"]["high"][0]
+    assert -2 <= low < -1.5 < 1.5 < high <= 2
+    action, _ = run.policy().predict(100 * np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32))
+    assert (low <= action).all()
+    assert (action <= high).all()
+    assert np.abs(action).max() > 1
 
 
 def test_a_part_and_the_rest_are_the_whole(log, tmp_path):
@@ -210,7 +237,7 @@ def test_the_notebook_on_data_of_one_s_own_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are not stored"
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=400, kernel_name="python3").execute()
     outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
     text = "".join(x.get("text", "") for x in outputs)
     assert "fit for" in text
