@@ -75,7 +75,9 @@ def _train(cfg: Config) -> Path:
     asked, (cfg, why) = cfg.engine, _engine(cfg)
     found = datasets.find(cfg.dataset, cfg.dataset_columns) if recipe.needs_dataset else None
     env_id = _environment(cfg, found)
-    absent = None
+    absent: Absent | None = None
+    dataset: TransitionDataset | None
+    content: str | None
     if found is not None and env_id == NO_ENV:
         dataset, content, absent, line = _log_alone(cfg, found, recipe.gamma)
         cfg, scaled = _with_reward_scale(cfg, dataset)

@@ -71,7 +71,7 @@ class World:
         self.spec = Spec(self.lanes.obs_dim, self.lanes.act_dim, (task.seeds,), task.device, inits)
         self.reference = reference_for(cfg.reference, self.env, cfg.allow_mismatch)
         self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward, task.returns)
-        self.online = _online_buffer(self.spec, cfg, task.gamma if task.returns else None)
+        self.online: ReplayBuffer = _online_buffer(self.spec, cfg, task.gamma if task.returns else None)
         # a step of each seed with returns that are not known yet
         self._blank = np.full((task.seeds, self.online.layout.width), -np.inf, np.float32)
         nan = torch.full(self.spec.seeds, torch.nan, device=task.device)

@@ -165,7 +165,7 @@ def test_a_dataset_that_names_an_environment_may_be_learned_from_without_it(pend
         "td3bc", str(pendulum), env=None, dir=tmp_path / "run", quiet=True, report=False, **TINY
     )
     assert "fqe" in run.metrics("eval")
-    with pytest.raises(UserError, match="env=none(, | there, )not Pendulum-v1"):
+    with pytest.raises(UserError, match=r"env=none(, | there, )not Pendulum-v1"):
         mbo2o.train("td3bc", str(pendulum), dir=tmp_path / "run", **TINY)
 
 
