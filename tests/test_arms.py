@@ -48,6 +48,7 @@ LATER = {
     "recipe.imagined_rows": "null",
     "recipe.truncate": "null",
     "recipe.penalty_draws": "10",
+    "run.eval_workers": "0",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }
 """Settings that came after the record, with the defaults at which they change nothing."""

@@ -85,7 +85,7 @@ class Policy:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             state = self.agent.state_dict()
-            # the weights hold all that loading needs: io.json is for others, an export there writes it too
+            # the weights' file holds all that loading needs: io.json is for others, and exports write it
             about = json.dumps(self.facts | {"agent": self.agent.described()}, default=str)
             with whole_file(folder / WEIGHTS) as temporary:
                 save_file(
