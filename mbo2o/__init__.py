@@ -2,11 +2,12 @@
 
     import mbo2o
 
-    cfg = mbo2o.config("experiment=hopper-small", "seeds=3")
-    directory = mbo2o.train(cfg)
-    policy = mbo2o.load(directory)               # acts: action, _ = policy.predict(obs)
-    model = mbo2o.load_dynamics(directory)       # predicts: model.predict(obs, act)
+    run = mbo2o.train("moore", dataset="hopper-medium-replay-v5", seeds=3)
+    run.metrics()                                # the log, as a table
+    policy = run.policy()                        # or mbo2o.load(run)
+    model = run.dynamics()                       # or mbo2o.load_dynamics(run)
 
+`config("wsrl", "my.hdf5", seed=1)` makes what `train` would run, without running it.
 `read_dataset` reads a dataset by its path or name, and `Dataset.from_arrays` makes one. `agent`, `recipe`,
 `source`, `planner`, `penalty` and `termination` register methods of your own. `Planner` acts by planning in a
 model. `UserError` is the exception for a mistake in what was asked. Each name is imported when it is first
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mbo2o.dynamics.termination import termination as termination
     from mbo2o.ensemble.uncertainty import penalty as penalty
     from mbo2o.errors import UserError as UserError
+    from mbo2o.handle import RunHandle as RunHandle
+    from mbo2o.handle import train as train
     from mbo2o.model.dynamics import Dynamics as Dynamics
     from mbo2o.model.dynamics import load_dynamics as load_dynamics
     from mbo2o.model.fitting import fit_dynamics as fit_dynamics
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
     from mbo2o.store.datasets import read as read_dataset  # noqa: F401
     from mbo2o.training import load_agent as load_agent
     from mbo2o.training import restore as restore
-    from mbo2o.training import train as train
     from mbo2o.types import Batch as Batch
     from mbo2o.types import Source as Source
     from mbo2o.types import Spec as Spec
@@ -53,6 +55,7 @@ _HOMES = {
     "Dataset": "mbo2o.data.dataset:TransitionDataset",
     "Dynamics": "mbo2o.model.dynamics:Dynamics",
     "Policy": "mbo2o.policy.policy:Policy",
+    "RunHandle": "mbo2o.handle:RunHandle",
     "Source": "mbo2o.types:Source",
     "Spec": "mbo2o.types:Spec",
     "Planner": "mbo2o.planning.planner:Planner",
@@ -70,7 +73,7 @@ _HOMES = {
     "restore": "mbo2o.training:restore",
     "source": "mbo2o.registry:source",
     "termination": "mbo2o.dynamics.termination:termination",
-    "train": "mbo2o.training:train",
+    "train": "mbo2o.handle:train",
 }
 """Where each name lives. No submodule has one of these names: to import it would hide the name here."""
 

@@ -240,7 +240,10 @@ def _offline(cfg: Config, env_id: str) -> dict[str, Any]:
     values = plain(replace(cfg, dataset=Path(str(cfg.dataset)).stem), env_id)
     task = {
         x: values[x]
-        for x in ("seed", "seeds", "env", "dataset", "dataset_actions", "env_kwargs", "env_layout")
+        for x in (
+            *("seed", "seeds", "env", "dataset", "dataset_actions", "dataset_columns"),
+            *("env_kwargs", "env_layout"),
+        )
     }
     rewards = {x: values["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
     return flat(task | {"run": rewards, "recipe": values_of(cfg.recipe.offline_part())})

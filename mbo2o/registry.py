@@ -25,6 +25,7 @@ ENTRY_POINTS = "mbo2o.plugins"
 """Group of entry points: the module that each one names is imported before any name is looked up."""
 WORDS = ("dataset", "dir", "start_from", "pretrain_from", "env")
 """Settings whose values are names and paths of the user's."""
+NO_ENV = "none"  # the `env` of a run that learns from a log alone; `env=null` on the command line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,7 @@ LATER = {
     "recipe.truncate": "null",
     "recipe.penalty_draws": "10",
     "run.eval_workers": "0",
+    "dataset_columns": "null",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }
 """Settings that came after the record, with the defaults at which they change nothing."""

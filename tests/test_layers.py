@@ -18,11 +18,13 @@ BELOW = {  # what a package may import of this project
     "data": {"types"},
     "sources": {"data", "nn", "ensemble", "registry", "types"},
     "dynamics": {"ensemble", "nn", "data", "registry", "types"},
-    "envs": {"types"},
+    "envs": {"errors", "types"},
     "store": {"data", "envs", "registry", "errors", "types"},
-    "run": {"agents", "data", "envs", "store", "types"},
+    "quiet": set(),
+    "run": {"quiet", "agents", "data", "envs", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
     "report": {"types"},
+    "judge": {"agents", "dynamics", "data", "ensemble", "types"},
     "model": {"dynamics", "ensemble", "nn", "data", "doctor", "envs", "store", "registry", "errors", "types"},
     "planning": {"model", "dynamics", "ensemble", "registry", "types"},
     "doctor": {"store", "envs", "dynamics", "data", "types"},
@@ -33,12 +35,13 @@ BELOW = {  # what a package may import of this project
     "pretraining": {"naming", "policy", "settings", "recipes", "agents", "nn", "store", "types"},
     "training": {
         *("pretraining", "policy", "naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
-        *("envs", "store", "report", "model", "registry", "types"),
+        *("envs", "store", "report", "judge", "model", "registry", "errors", "types"),
     },
     "cli": {
         *("training", "policy", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
-        *("model", "planning", "registry", "errors", "types"),
+        *("agents", "ensemble", "model", "planning", "registry", "errors", "types"),
     },
+    "handle": {"cli", "training", "settings", "quiet", "run", "report", "registry", "errors", "types"},
 }
 FREE_OF = {
     "agents": {"gymnasium", "hydra", "omegaconf"},

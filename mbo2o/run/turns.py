@@ -304,7 +304,7 @@ class Run:
         """
         self._owed, self._may_leave = True, not last
         agents = self.memory.agents()
-        take, every = self.look or (None, 1)
+        take, every = (None if self.world.absent else self.look) or (None, 1)
         look = take is not None and (last or self.turn % (every * self.cfg.eval_every) == 0)
         ask = self._beside.ask
         found: list[Metrics | Pending] = []
@@ -323,7 +323,7 @@ class Run:
             raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; {again}") from e
         self._owed = False
         self._evaluated = (self.phase, self.turn)
-        shown = ("return", self.reference.metric, "success", "length")
+        shown = ("return", self.reference.metric, "success", "length", "fqe", "model_value")
         for name, x in zip(agents, found, strict=True):
             own = name == "agent"
             self._put(self._place("eval" if own else f"eval-{name}"), x, "", shown if own else ())

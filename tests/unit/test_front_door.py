@@ -20,7 +20,7 @@ NAMES = {
     *("train", "load", "load_dynamics", "fit_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec"),
     *("Batch", "Source"),
     *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
-    *("Policy", "load_agent", "restore"),
+    *("Policy", "load_agent", "restore", "RunHandle"),
 }
 
 FRESH = """
@@ -77,7 +77,7 @@ def test_a_run_through_the_door(pendulum, tmp_path):
     directory = mbo2o.train(
         mbo2o.Config(recipe=recipe, dataset=str(pendulum), dir=str(tmp_path / "run"), report=False, run=often)
     )
-    assert directory == tmp_path / "run"
+    assert directory.directory == tmp_path / "run"
     act = mbo2o.load_agent(directory).act(torch.randn(1, 5, 3))
     assert act.shape == (1, 5, 1)
     assert bool((act.abs() <= 1).all())
