@@ -324,4 +324,6 @@ def _open(
         returns=bool(_readers(cfg)),
     )
     start_from = Path(cfg.start_from) if cfg.start_from else None
-    return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)
+    return Run(
+        *(directory, cfg.run, task, dataset), start_from=start_from, look_only=look_only, loggers=cfg.log
+    )
