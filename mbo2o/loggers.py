@@ -68,7 +68,7 @@ class Loggers:
             self._give_up(name, "cannot be imported", e)
 
     def begin(self) -> None:
-        """Open what is not open yet; metrics.jsonl has what came before, and nothing that will be repeated."""
+        """Open what is not open yet; metrics.jsonl has what came before, and nothing that comes again."""
         for name in list(self._waiting):
             self._waiting.remove(name)
             try:
@@ -154,7 +154,7 @@ class Table:
             self.log(line)
 
     def log(self, line: Line) -> None:
-        """Write a row for each value; `index` counts the values of a vector, `value` is empty if not finite."""
+        """Write a row for each value; `index` counts in a vector, `value` is empty if it is not finite."""
         place = [line.get(name, "") for name in PLACE]
         for metric, value in line.items():
             if metric not in PLACE:

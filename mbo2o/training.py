@@ -23,6 +23,8 @@ from mbo2o.envs.make import EnvChoice
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, check_trust, entry_of, load_entry_points, load_plugins, trusting
 from mbo2o.report.page import write_report
+from mbo2o.report.runs import noting_end
+from mbo2o.report.switch import write_switch
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
@@ -82,11 +84,13 @@ def _train(cfg: Config) -> Path:
                 run.say(line)
         run.say(f"{naming.method(cfg)} on {env_id}, {cfg.seeds} seed(s) → {directory}")
         try:
-            with run.signals.handled(), run.divergence.explained():
+            with noting_end(directory), run.signals.handled(), run.divergence.explained():
                 recipe(run)
                 run.finish()
         finally:
             run.close()
+        with contextlib.suppress(UserError):  # a log that was damaged; `mbo2o report` says where
+            write_switch(directory)
         if cfg.report:
             run.say(f"report: {write_report(directory)}")
     return directory

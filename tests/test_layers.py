@@ -23,7 +23,7 @@ BELOW = {  # what a package may import of this project
     "store": {"data", "envs", "registry", "errors", "types"},
     "run": {"agents", "data", "envs", "loggers", "store", "types"},
     "recipes": {"run", "sources", "agents", "dynamics", "ensemble", "nn", "data", "registry", "types"},
-    "report": {"types"},
+    "report": {"store", "types"},
     "planning": {"dynamics", "ensemble", "types"},
     "doctor": {"store", "envs", "dynamics", "data", "types"},
     "collect": {"run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},

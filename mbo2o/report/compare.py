@@ -207,6 +207,34 @@ def _step_label(curves: dict[str, Curve], phase: str) -> str:
     return f"environment steps ({', '.join(from_nothing)}: from nothing)"
 
 
+def compare_finals(arms: dict[str, Array], subject: str) -> Figure:
+    """Draw one number of each arm, by name `(S,)`: its seeds as dots, and their mean with its interval."""
+    colours = _colours(list(arms))
+    height = 1.5 + 0.42 * len(arms)
+    figure = Figure(figsize=(8.5, height))
+    longest = max(len(name) for name in arms)
+    left = min(3.2, 0.35 + 0.095 * longest)
+    top, bottom = 1 - 0.95 / height, 0.45 / height
+    figure.subplots_adjust(left=left / 8.5, right=0.96, top=top, bottom=bottom)
+    most = max(len(values) for values in arms.values())
+    bar = f"; bar: {KIND}" if most >= FEWEST else " (too few for an interval)"
+    add_title(figure, subject, f"diamond: mean; dots: seeds{bar}")
+    axes = figure.subplots()
+    for y, (name, values) in enumerate(arms.items()):
+        low, high = (float(x) for x in interval(values))
+        if np.isfinite([low, high]).all():
+            axes.plot([low, high], [y, y], color=colours[name], lw=7, alpha=0.3, solid_capstyle="butt")
+        axes.plot(values, np.full(len(values), y), "o", color=colours[name], ms=4, alpha=0.6, mew=0)
+        axes.plot(values.mean(), y, "D", color=colours[name], ms=8)
+    dress(axes)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#DDDDDD", lw=0.8)
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG of 150 dpi to `path`, and an SVG beside it.
 
