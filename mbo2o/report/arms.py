@@ -129,7 +129,8 @@ def _short(key: str) -> str:
 def _value(key: str, settings: dict[str, Any], log: RunLog) -> str:
     if key == "dataset_sha256":
         return Path(str(log.config.get("dataset"))).stem
-    return str(settings.get(key))
+    value = settings.get(key)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def differences(arms: Sequence[Arm]) -> list[list[str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
 from mbo2o.report import html
 from mbo2o.report.arms import Arm, by_task, differences, measured, shared_steps
-from mbo2o.report.compare import compare_finals, compare_panels, curve
+from mbo2o.report.compare import PALETTE, compare_finals, compare_panels, curve
 from mbo2o.report.numbers import COLUMNS, aggregates, comparison
 from mbo2o.report.runs import Listed, data_of, find_runs, look_at, span
 from mbo2o.report.statistics import FEWEST, KIND
@@ -64,6 +65,11 @@ def groups(names: Iterable[str]) -> list[list[str]]:
     return [every[i : i + TOGETHER] for i in range(0, len(every), TOGETHER)]
 
 
+def colours_of(arms: Sequence[Arm]) -> dict[str, str]:
+    """A colour for each arm of a task, the same in all of its pictures."""
+    return {arm.name: PALETTE[i % len(PALETTE)] for i, arm in enumerate(arms)}
+
+
 def common_folder(paths: Sequence[Path]) -> Path:
     """The folder that holds all of these runs."""
     return Path(os.path.commonpath([path.resolve().parent for path in paths]))
@@ -85,13 +91,22 @@ def _section(task: str, arms: list[Arm], out: Path, prefix: str) -> list[str]:
             continue
         body.append(f"<h2>{heading}</h2>")
         for i, names in enumerate(groups(drawn)):
-            figure = compare_panels({"": {name: drawn[name] for name in names}}, task, phase)
+            curves = {"": {name: drawn[name] for name in names}}
+            draw = partial(compare_panels, curves, task, phase, colours_of(arms))
             path = out / f"{prefix}{phase}{f'-{i + 1}' if i else ''}.png"
-            body.append(html.picture(figure, path, f"{heading}: {task}", caption))
+            body.append(html.picture(draw, path, f"{heading}: {task}", caption))
     body += _numbers(task, arms, out, prefix)
     if rows := differences(arms):
+        head = ["setting", *(arm.name for arm in arms)]
+        shared = [row for row in rows if len({*row[1:]} - {"–"}) > 1]
+        own = [row for row in rows if row not in shared]
         body.append("<h2>What differs in the settings</h2>")
-        body.append(html.table(["setting", *(arm.name for arm in arms)], rows, words=True))
+        if shared:
+            body.append(html.table(head, shared, words=True))
+        if own:
+            rest = f"{len(own)} more that not every arm has"
+            table = html.table(head, own, words=True)
+            body.append(f"<details><summary>{rest}</summary>{table}</details>")
     return body
 
 
@@ -102,16 +117,17 @@ def _numbers(task: str, arms: list[Arm], out: Path, prefix: str) -> list[str]:
         return ['<p class="note">Nothing was evaluated yet.</p>']
     body = ["<h2>Numbers</h2>", *_budget(arms), html.table(*comparison(arms))]
     shown = [x for x in COLUMNS if any(x in values for values in found.values())]
-    told = [f"<b>{COLUMNS[x]}</b>: {escape(DEFINITIONS[x])}" for x in shown]
+    told = [f"<b>{COLUMNS[x]}</b>: {escape(DEFINITIONS[x].replace(chr(96), chr(34)))}" for x in shown]
     body.append(f'<p class="note">In brackets: {KIND} over seeds. {"; ".join(told)}.</p>')
     finals = {name: values["final"] for name, values in found.items() if "final" in values}
     if len(finals) > 1:
         body.append("<h2>Final return</h2>")
         caption = "Where seeds of two arms overlap much, the order of their means may be chance."
         for i, names in enumerate(groups(finals)):
-            figure = compare_finals({name: finals[name] for name in names}, f"Final return: {task}")
+            some = {name: finals[name] for name in names}
+            draw = partial(compare_finals, some, f"Final return: {task}", colours_of(arms))
             path = out / f"{prefix}final{f'-{i + 1}' if i else ''}.png"
-            body.append(html.picture(figure, path, f"Final return: {task}", caption))
+            body.append(html.picture(draw, path, f"Final return: {task}", caption))
     head, rows = aggregates(arms)
     if len(rows) > 1:
         note = (

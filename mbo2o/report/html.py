@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -21,21 +21,23 @@ STYLE = """
 @media (prefers-color-scheme:dark){
 :root{--ink:#ddd;--dim:#a0a0a0;--line:#444;--back:#16181b;--code:#22262b;--mark:#3a3320}}
 *{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
+body{font:16px/1.5 system-ui,sans-serif;max-width:1240px;margin:2rem auto;padding:0 1rem}
 body{color:var(--ink);background:var(--back)}
 h1,h2,h3,p,li,summary{overflow-wrap:anywhere} h1{margin-bottom:0;line-height:1.25} h2{margin-top:2.5rem}
 .sub,figcaption,.note{color:var(--dim)} .warn{background:var(--mark);padding:.5rem .8rem}
-figure{margin:0} figure+figure{margin-top:1rem}
-.picture{overflow-x:auto} .picture svg{display:block;width:100%;height:auto;min-width:34rem}
+p,figure,details{max-width:1000px} figure{margin:0} figure+figure{margin-top:1rem}
+.picture{overflow-x:auto} .picture svg{display:block;width:100%;height:auto;min-width:20rem}
+.narrow{display:none}
 .picture svg text{fill:var(--ink);font-family:system-ui,sans-serif}
 .table{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.3rem .8rem;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:9rem}
-.words td,.words th{text-align:left;white-space:normal;overflow-wrap:anywhere}
+td:first-child,th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:7rem}
+.words td,.words th{text-align:left;white-space:normal} td small{color:var(--dim)}
 tr{border-bottom:1px solid var(--line)} th{vertical-align:bottom}
 pre{background:var(--code);padding:1rem;overflow:auto}
-@media (max-width:600px){body{margin:1rem auto} h1{font-size:1.3rem} td,th{padding:.3rem .5rem}}
+@media (max-width:600px){body{margin:1rem auto} h1{font-size:1.3rem} h2{font-size:1.2rem}
+td,th{padding:.3rem .5rem;font-size:.9rem} .wide{display:none} .narrow{display:block}}
 """
 """The look of every page; `document` adds the colours of its pictures."""
 HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -89,24 +91,46 @@ def _contrast(colour: str) -> float:
     return (_luminance(colour) + 0.05) / (_luminance(BACK) + 0.05)
 
 
-def picture(figure: Figure, path: Path, heading: str, caption: str) -> str:
-    """Write a figure as `path` (PNG) and as SVG beside it, and return it as a part of a page."""
-    figure.savefig(path, format="png", dpi=150)
+def picture(draw: Callable[[bool], Figure], path: Path, heading: str, caption: str) -> str:
+    """Write a figure as `path` (PNG) and as SVG beside it, and return it as a part of a page.
+
+    `draw` makes it for a wide page, or, given True, for a narrow one. The page has both and shows one.
+    """
+    wide = draw(False)
+    wide.savefig(path, format="png", dpi=150)
+    text = _svg(wide, path.stem)
+    path.with_suffix(".svg").write_text(text, encoding="utf-8")
+    parts = {"wide": text, "narrow": _svg(draw(True), f"{path.stem}-narrow")}
+    shown = (f'<div class="picture {k}">{_inside(x, heading)}</div>' for k, x in parts.items())
+    return f"<figure>{''.join(shown)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """A figure as SVG, the same text each time."""
     drawn = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(drawn, format="svg", metadata=nothing)
-    text = drawn.getvalue()
-    path.with_suffix(".svg").write_text(text, encoding="utf-8")
+    return drawn.getvalue()
+
+
+def _inside(text: str, heading: str) -> str:
+    """An SVG as a part of a page, whose colours `document` defines."""
     inside = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text, flags=re.S)
     inside = COLOUR.sub(lambda m: f"{m[1]}var(--c{m[2][1:]})", inside)
-    inside = inside.replace("<svg ", f'<svg role="img" aria-label="{escape(heading)}" ', 1)
-    return f'<figure><div class="picture">{inside}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    return inside.replace("<svg ", f'<svg role="img" aria-label="{escape(heading)}" ', 1)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
     """A table that scrolls by itself where the page is narrow; `words`: its cells are text, not numbers."""
     first = "".join(f"<th>{escape(x)}</th>" for x in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(x)}</td>" for x in row) + "</tr>" for row in rows)
     kind = ' class="words"' if words else ""
     return f'<div class="table"><table{kind}><tr>{first}</tr>{body}</table></div>'
+
+
+def _cell(text: str) -> str:
+    """A cell's text: an interval has a line of its own, and a dotted name may break after a dot."""
+    if (found := re.fullmatch(r"(\S+) (\[[^\]]*, [^\]]*\])", text)) is not None:
+        return f"{escape(found[1])}<br><small>{escape(found[2])}</small>"
+    return re.sub(r"(?<=\w)([._=/])(?=\w)", r"\1<wbr>", escape(text)) if len(text) > 12 else escape(text)

@@ -65,7 +65,12 @@ def comparison(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
 
 
 def _known(values: dict[str, Array], name: str) -> str:
-    return cell(values[name]) if name in values else "–"
+    if name not in values:
+        return "–"
+    there = int(np.isfinite(values[name]).sum())
+    if name == "recovery" and 0 < there < len(values[name]):
+        return f"{there} of {len(values[name])} seeds do"
+    return cell(values[name])
 
 
 def records(tasks: dict[str, list[Arm]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -27,7 +28,8 @@ class Section:
     name: str
     """The name of its files."""
     heading: str
-    draw: Callable[[RunLog], Figure]
+    draw: Callable[[RunLog, bool], Figure]
+    """Draws it, for a wide page or a narrow one."""
     needs: tuple[str, str]
     """The kind of log line and the metric that it shows; without them the page leaves it out."""
     caption: str
@@ -129,7 +131,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
                 old.unlink(missing_ok=True)  # an earlier report may have left one here
             continue
         body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
-        body.append(html.picture(section.draw(log), png, section.heading, section.caption))
+        body.append(html.picture(partial(section.draw, log), png, section.heading, section.caption))
     config = escape(OmegaConf.to_yaml(OmegaConf.create(log.config)))
     body.append(
         f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>'
@@ -175,7 +177,7 @@ def _table(log: RunLog) -> str:
     if not rows:
         return '<p class="note">Nothing was evaluated yet.</p>'
     seeds = max(len(values) for _, values in rows)
-    head = ["return", "mean", KIND, *(f"seed {i}" for i in range(seeds))]
+    head = ["return", "mean", "95 % interval", *(f"seed {i}" for i in range(seeds))]
     cells = [_row(*row) for row in rows]
     if log.behaviour_return is not None:
         empty = [""] * (seeds + 1)

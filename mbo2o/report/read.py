@@ -38,6 +38,8 @@ class RunLog:
     def title(self) -> str:
         """The recipe, the environment and the dataset, in one line."""
         recipe, dataset = self.config.get("recipe"), self.config.get("dataset")
+        if dataset and Path(str(dataset)).is_absolute():
+            dataset = Path(str(dataset)).stem
         names = [
             x.get("name") if isinstance(x, dict) else x for x in (recipe, self.config.get("env"), dataset)
         ]

@@ -153,5 +153,5 @@ def listing(paths: Sequence[str | Path]) -> tuple[list[str], list[list[str]]]:
         last = "–" if run.last_return is None else f"{run.last_return:,.1f}"
         state = f"{run.state}: {run.why}" if run.state == "failed" else run.state
         row = [run.path.name, method_of(run.log), data_of(run.log), span(run.seeds), state, run.place, last]
-        rows.append([*row, f"{run.hours:.2f}"])
+        rows.append([*row, f"{run.hours:.3g}"])
     return ["run", "method", "data", "seeds", "state", "place", "last return", "hours"], rows

@@ -145,7 +145,8 @@ def parts_of(path: Path) -> list[dict[str, str]]:
 def write_switch(run_dir: str | Path) -> Path | None:
     """Write `switch.json` of a run that has come to its online phase; returns its path.
 
-    None for a run without a switch.     What the file says of the agent's parts stays. Raises `UserError` for a directory that is not a run.
+    None for a run without a switch. What the file says of the agent's parts stays. Raises `UserError` for a
+    directory that is not a run.
     """
     log, path = read_run(run_dir), Path(run_dir) / "switch.json"
     numbers = switch_numbers(log)
