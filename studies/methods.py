@@ -296,7 +296,7 @@ MEASURED_BY = {
     "methods-pointmaze-umaze-demos": f"methods pointmaze-umaze-demos.hdf5 --seeds 5{_MAZE}",
     "moore-halfcheetah-medium-replay-v5": "moore halfcheetah-medium-replay-v5 --seeds 5"
     " --experiment halfcheetah-small",
-    "moore-hopper-medium-replay-v5": "moore hopper-medium-replay-v5 --seeds 5",
+    "moore-hopper-replay-100k": "moore hopper-replay-100k.hdf5 --seeds 5",
     "moore-zoo-hopper-replay-like": "moore zoo-hopper-replay-like.hdf5 --seeds 3",
     "obac-HalfCheetah-v5": "obac HalfCheetah-v5 --seeds 5",
     "obac-Hopper-v5": "obac Hopper-v5 --seeds 5",

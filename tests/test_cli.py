@@ -188,7 +188,7 @@ def test_methods_names_every_recipe(capsys):
     assert all(name in out for name in RECIPES)
     text = " ".join(out.split())
     assert re.search(
-        r"MOORe arXiv.*mbo2o train experiment=moore-full adapted: .*hopper-medium-replay-v5 \d+ → \d+ \[",
+        r"MOORe arXiv.*mbo2o train experiment=moore-full adapted: .*hopper-replay-100k \d+ → \d+ \[",
         text,
     )
     assert (

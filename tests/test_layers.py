@@ -79,11 +79,12 @@ def test_imports_point_down(package):
 
 
 def test_nothing_runs_code_from_files():
-    """No pickle, torch.load, eval: loading a file never executes it."""
+    """No pickle, torch.load, eval: loading a file executes nothing. envs/worker.py talks to its own child."""
     banned = ("import pickle", "torch.load(", "allow_pickle=True", "eval(", "exec(")
     for path in ROOT.rglob("*.py"):
         text = path.read_text().replace("_eval(", "").replace(".eval(", "")
-        assert not [b for b in banned if b in text], path
+        found = [b for b in banned if b in text]
+        assert found == (["import pickle"] if path == ROOT / "envs" / "worker.py" else []), path
 
 
 def test_every_room_has_a_row():

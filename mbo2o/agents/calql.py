@@ -37,7 +37,8 @@ class CalQLConfig(CQLConfig):
 
     def unchanged(self) -> CalQLConfig:
         """The same without cloning, and with the bound if `calibrate_online` says so."""
-        return replace(self, clone_steps=0, calibrate=self.calibrate_online)
+        calibrate = self.calibrate_online
+        return replace(self, clone_steps=0, actor_decay_steps=None, calibrate=calibrate)
 
 
 @agent("calql", CalQLConfig)

@@ -43,11 +43,11 @@ class CQLConfig(SACConfig):
         """SAC: the conservative term goes, and the backup becomes soft (ENOTO)."""
         own = {f.name: getattr(self, f.name) for f in fields(SACConfig)}
         backup = {"backup": "sampled", "backup_entropy": True, "backup_samples": SACConfig.backup_samples}
-        return SACConfig(**own | backup)
+        return SACConfig(**own | backup).unchanged()
 
     def unchanged(self) -> CQLConfig:
         """The same without cloning, which is over."""
-        return replace(self, clone_steps=0)
+        return replace(self, clone_steps=0, actor_decay_steps=None)
 
 
 @agent("cql", CQLConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import EnsembleMLP, MLPConfig
-from mbo2o.nn.optim import Adam, polyak
+from mbo2o.nn.optim import Adam, cosine, polyak
 from mbo2o.nn.policy import BoundedGaussian
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, Step
@@ -45,7 +44,7 @@ class IQLConfig(QConfig):
     value_net: MLPConfig = field(default_factory=MLPConfig)
     actor: MLPConfig = field(default_factory=MLPConfig)  # adroit: dropout 0.1
 
-    def after_switch(self) -> IQLConfig:
+    def unchanged(self) -> IQLConfig:
         """The same with a constant rate; in CORL the cosine goes on, so the rate starts at 0 and rises."""
         return replace(self, actor_decay_steps=None)
 
@@ -131,8 +130,3 @@ class IQL(QEnsemble):
 def expectile_loss(x: Tensor, expectile: float) -> Tensor:
     """|κ - 1(x < 0)| x², elementwise; for κ above ½, x > 0 costs more, so that V rises towards the best Q."""
     return (expectile - (x < 0).to(x.dtype)).abs() * x.square()
-
-
-def cosine(done: Tensor, steps: int) -> Tensor:
-    """The share of the learning rate after `done` updates, `()` float64: 1 at first, 0 from `steps` on."""
-    return 0.5 * (1 + torch.cos(math.pi * (done.double() / steps).clamp(max=1)))

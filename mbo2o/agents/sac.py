@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from mbo2o.agents.qensemble import QConfig, QEnsemble
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.nn.optim import Adam, polyak
+from mbo2o.nn.optim import Adam, cosine, polyak
 from mbo2o.nn.policy import TanhGaussian, repeat
 from mbo2o.registry import agent
 from mbo2o.types import Batch, Metrics, Spec, Step, UserError, at_least_one
@@ -23,6 +23,8 @@ class SACConfig(QConfig):
 
     actor_lr: float = 3e-4
     alpha_lr: float = 3e-4
+    # a cosine takes the actor's rate to 0 in so many updates (OfflineRL-Kit's MOPO: the offline steps)
+    actor_decay_steps: int | None = None
     init_alpha: float = 1.0  # entropy temperature at the start
     # None: entropy_per_dim * act_dim (MOPO's repo uses -3 on every D4RL task)
     target_entropy: float | None = None
@@ -34,6 +36,10 @@ class SACConfig(QConfig):
     backup_samples: int = 10  # under backup=max, and refused elsewhere
     policy_delay: int = 1  # critic steps per step of actor and temperature (REDQ: 20)
     actor: MLPConfig = field(default_factory=MLPConfig)
+
+    def unchanged(self) -> SACConfig:
+        """The same with a constant rate: a cosine of the offline steps has ended at 0."""
+        return replace(self, actor_decay_steps=None)
 
 
 @agent("sac", SACConfig)
@@ -115,7 +121,8 @@ class SAC(QEnsemble):
         alpha = self.log_alpha.detach().exp()
         losses, metrics = self.actor_loss(b, act, log_prob, step)
         actor_loss = losses.mean(-1)
-        self.actor_optim.step(actor_loss)
+        decay = self.cfg.actor_decay_steps
+        self.actor_optim.step(actor_loss, cosine(step.count - 1, decay) if decay else None)
         entropy = -log_prob.detach().mean(-1)
         # dual ascent on E[-log π] ≥ H̄
         self.log_alpha_optim.step(self.log_alpha * (entropy - self.target_entropy))

@@ -86,6 +86,19 @@ def _env_kwargs(text: str) -> dict[str, Any]:
     return found
 
 
+def _copy(options: argparse.Namespace) -> None:
+    from mbo2o.errors import at_least_one
+    from mbo2o.store import datasets
+    from mbo2o.store.whole import writing
+
+    at_least_one("data copy", every=options.every)
+    dataset = datasets.read(options.dataset, actions=options.actions, env_id=options.env, option="--actions ")
+    with writing(options.out):
+        rows = datasets.write(dataset, options.out, options.layout, options.every)
+    size = options.out.stat().st_size
+    print(f"{options.out}: {rows} rows in the {options.layout} layout, {size / 1e6:.1f} MB")
+
+
 def _reference(options: argparse.Namespace) -> None:
     from mbo2o.collect.reference import measure_reference
 
@@ -117,6 +130,7 @@ def add_to(commands: Any) -> None:
     data = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_known(data)
     _add_looks(data)
+    _add_copy(data)
     _add_reference(data)
     _add_collect(data)
 
@@ -179,6 +193,27 @@ def _add_looks(data: Any) -> None:
         help="a rule's name or package.module:function, if not the environment's",
     )
     p.add_argument("--json", action="store_true")
+
+
+def _add_copy(data: Any) -> None:
+    p = add(
+        data,
+        "copy",
+        _copy,
+        "Write a dataset again: whole, or each K-th of its whole episodes; in the full layout of D4RL, which "
+        "others read, or in a compact one, which only mbo2o reads and which leaves out each next observation "
+        "that the row below holds.",
+        "mbo2o data copy hopper-replay-v5 full.hdf5\n"
+        "  mbo2o data copy my.hdf5 small.hdf5 --every 2 --layout compact",
+    )
+    p.add_argument("dataset", help="file, name or minari:ID")
+    p.add_argument("out", type=Path, help="the new .hdf5 file")
+    p.add_argument(
+        "--every", type=int, default=1, metavar="K", help="keep each K-th episode, the best one too"
+    )
+    p.add_argument("--layout", choices=("full", "compact"), default="full")
+    p.add_argument("--env", help="gymnasium id whose box `--actions env` takes (the file's own if not given)")
+    p.add_argument("--actions", choices=MODES, help=UNITS)
 
 
 def _add_reference(data: Any) -> None:

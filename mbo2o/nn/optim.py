@@ -104,3 +104,8 @@ class Adam(nn.Module):
 def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Target ← target + tau (source - target)."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+
+
+def cosine(done: Tensor, steps: int) -> Tensor:
+    """The share of the learning rate after `done` updates, `()` float64: 1 at first, 0 from `steps` on."""
+    return 0.5 * (1 + torch.cos(math.pi * (done.double() / steps).clamp(max=1)))

@@ -82,6 +82,7 @@ class MOORe(MOPO):
     def switch(self, run: Run) -> None:
         """Policy, critics, model and its statistics stay; what was imagined offline is forgotten."""
         cfg = self.cfg
+        self.agent.cfg = cfg.agent.unchanged()  # what only offline learning needs ends here
         rows = cfg.retained(longest(self.online_horizon))
         self.remember(run, rows, cfg.online_rollouts, cfg.online_starts)
         if cfg.online_coef == "error":

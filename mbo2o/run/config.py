@@ -18,6 +18,9 @@ class RunConfig:
     log_every: int = 500  # turns between lines of training metrics, which are means over those turns
     eval_every: int = 1000  # turns between evaluations; every loop also begins and ends with one
     eval_episodes: int = 5  # per seed and evaluation, always from the same starts, deterministic policy
+    # processes that play evaluations while the run goes on learning; 0: the run waits for its evaluations.
+    # They compute actions on a CPU, which rounds differently than a GPU.
+    eval_workers: int = 0
     checkpoint_every: int = 5000  # turns between checkpoints; a run also saves when it enters a loop
     reference: Any = "mbo2o-v5"  # the returns that score 0 and 100: this set, d4rl-v2, or [LOW,HIGH]
     allow_mismatch: bool = False  # use a set made for other versions of the task, as d4rl-v2 for a -v5
@@ -45,6 +48,8 @@ class RunConfig:
         at_least_one("settings", **{f"run.{name}": getattr(self, name) for name in counts})
         if self.max_episode_steps is not None:
             at_least_one("run", max_episode_steps=self.max_episode_steps)
+        if self.eval_workers < 0:
+            raise UserError(f"run.eval_workers={self.eval_workers} must not be negative")
         if self.env_faults < 0:
             raise UserError(f"run.env_faults={self.env_faults} must not be negative")
         if self.env_seconds is not None and not self.env_seconds > 0:

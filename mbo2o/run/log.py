@@ -124,15 +124,15 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def say(self, text: str) -> None:
-        """Show a result beside the place in the loop."""
+    def say(self, text: str, at: int | None = None) -> None:
+        """Show a result beside the place in the loop, which is the present one unless `at` says another."""
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return
         done = self._done - self._start
         left = (time.monotonic() - self._since) / done * (self._total - self._done) if done else math.nan
         eta = f"  {duration(left)} left" if math.isfinite(left) else ""
-        tell(f"{self._name:>8} {self._done:>7}/{self._total}  {text}{eta}")
+        tell(f"{self._name:>8} {self._done if at is None else at:>7}/{self._total}  {text}{eta}")
 
     def close(self) -> None:
         """Finish the bar."""

@@ -6,13 +6,14 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from mbo2o.agents.base import Agent
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.faults import EnvironmentFault
+from mbo2o.run.beside import Pending
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import Engine
 from mbo2o.run.evaluate import Evaluator, Visited
@@ -23,6 +24,18 @@ from mbo2o.run.world import Task, World
 from mbo2o.types import Metrics, Source, UserError, form
 
 GOES_ON = "the same command goes on from here"
+
+
+class Line(NamedTuple):
+    """A line of the log that is to be written."""
+
+    place: dict[str, Any]
+    what: Metrics | Pending
+    """Its values, or the evaluation that will give them."""
+    said: str
+    """What is shown before the values that are shown."""
+    shown: tuple[str, ...]
+    """The names of the values that are shown; none: it is not shown."""
 
 
 class Run:
@@ -76,6 +89,8 @@ class Run:
         """What to measure on an agent's evaluation episodes, and with how many evaluations it is due; it is
         also due with those that begin a phase or end a loop."""
         self._look_only = look_only
+        self._beside = self.world.beside(cfg.eval_workers, cfg.eval_episodes, task.seed)
+        self._lines: list[Line] = []  # what waits for an evaluation before it
         self._lot = 1  # turns whose updates are made together
         # the updates of a turn that is over, and how many such turns wait
         self._waiting: tuple[Any, ...] = ()
@@ -174,9 +189,7 @@ class Run:
 
     def write(self, kind: str, metrics: Metrics) -> None:
         """Write a line of its own, now."""
-        values = self.memory.write(self._place(kind), metrics)
-        if kind == "model" and self._bar is not None:
-            self._bar.say("model refitted: " + describe(values, ("holdout_mse",)))
+        self._put(self._place(kind), metrics, "model refitted: ", ("holdout_mse",) if kind == "model" else ())
 
     def say(self, text: str) -> None:
         """Show a line to the user."""
@@ -204,8 +217,9 @@ class Run:
 
     def evaluate(self, name: str = "agent", evaluator: Evaluator | None = None) -> Metrics:
         """Evaluate a tracked agent's deterministic policy, by default on the run's own episodes."""
-        agent = self.memory.agents()[name]
+        return self._play(self.memory.agents()[name], evaluator)
 
+    def _play(self, agent: Agent, evaluator: Evaluator | None = None) -> Metrics:
         def policy(obs: Tensor) -> Tensor:
             if self.signals.stop and self._may_leave:
                 raise Interrupted
@@ -223,7 +237,8 @@ class Run:
             self.close()
 
     def close(self) -> None:
-        """Close files."""
+        """Close files, and end the processes of evaluations."""
+        self._beside.close()
         self.memory.close()
 
     # ------------------------------------------------------------------ turns
@@ -273,7 +288,7 @@ class Run:
 
     def _log_means(self) -> None:
         if means := self.memory.means.pop():
-            self.memory.write(self._place("train"), means)
+            self._put(self._place("train"), means)
             self.divergence.check(means)
 
     def _evaluate_and_log(self, last: bool = False) -> None:
@@ -284,9 +299,15 @@ class Run:
         evaluation is not left.
         """
         self._owed, self._may_leave = True, not last
-        names = list(self.memory.agents())
+        agents = self.memory.agents()
+        take, every = self.look or (None, 1)
+        look = take is not None and (last or self.turn % (every * self.cfg.eval_every) == 0)
+        ask = self._beside.ask
+        found: list[Metrics | Pending] = []
         try:
-            results = [self.evaluate(name) for name in names]
+            for name, agent in agents.items():  # a look is at episodes that are played here
+                beside = None if look else ask(agent, self.world.rewards)
+                found.append(beside or self.evaluate(name))
             self._may_leave = False
         except Interrupted as e:
             self._save()
@@ -298,14 +319,47 @@ class Run:
             raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; {again}") from e
         self._owed = False
         self._evaluated = (self.phase, self.turn)
-        for name, result in zip(names, results, strict=True):
-            values = self.memory.write(self._place("eval" if name == "agent" else f"eval-{name}"), result)
-            if self._bar is not None and name == "agent":
-                self._bar.say(describe(values, ("return", self.reference.metric, "success", "length")))
-        if self.look:
-            take, every = self.look
-            if last or self.turn % (every * self.cfg.eval_every) == 0:  # the first turn of a phase is 0
-                self.memory.write(self._place("coverage"), take(self.world.visited()))
+        shown = ("return", self.reference.metric, "success", "length")
+        for name, x in zip(agents, found, strict=True):
+            own = name == "agent"
+            self._put(self._place("eval" if own else f"eval-{name}"), x, "", shown if own else ())
+        if take is not None and look:  # the first turn of a phase is 0
+            self._put(self._place("coverage"), take(self.world.visited()))
+
+    def _put(
+        self, place: dict[str, Any], what: Metrics | Pending, said: str = "", shown: tuple[str, ...] = ()
+    ) -> None:
+        """Write a line of the log, in its turn, and then show some of its values."""
+        self._lines.append(Line(place, what, said, shown))
+        self._flush()
+
+    def _flush(self, wait: bool = False) -> None:
+        """Write the lines that wait; those behind an evaluation that goes on only with `wait`."""
+        while self._lines:
+            line = self._lines[0]
+            if isinstance(line.what, Pending) and not (wait or line.what.worker.answered()):
+                return
+            del self._lines[0]
+            metrics = self._result(line) if isinstance(line.what, Pending) else line.what
+            values = self.memory.write(line.place, metrics)
+            if line.shown and self._bar is not None:
+                self._bar.say(line.said + describe(values, line.shown), line.place["step"])
+
+    def _result(self, line: Line) -> Metrics:
+        """What an evaluation beside training found; it is played again here if the process could not tell."""
+        assert isinstance(line.what, Pending)
+        result = line.what.result()
+        if result is not None:
+            return self.world.scored(result)
+        self.say("a process of run.eval_workers failed in an evaluation: the run plays it itself")
+        agent = line.what.agent.to(self.spec.device)
+        agent.spec = self.spec
+        try:
+            return self._play(agent)
+        except EnvironmentFault as e:
+            place = f"{line.place['phase']} turn {line.place['step']}"
+            text = f"{e} in the evaluation at {place}; the same command goes on from the last checkpoint"
+            raise EnvironmentFault(text) from e
 
     def _go_live(self) -> None:
         """Restore clock, random streams and episodes before the first turn that is new."""
@@ -316,6 +370,7 @@ class Run:
 
     def _save(self) -> None:
         self.signals.turn_done()
+        self._flush(wait=True)
         self.divergence.check(self.memory.means.peek())  # a checkpoint is what a restart begins with
         self.memory.save({"done": self._done, "owed": self._owed, "elapsed": self._seconds()})
 
@@ -334,7 +389,7 @@ class Run:
     def _warn(self, text: str) -> None:
         self.say(f"warning: {text}")
         if not self._look_only:
-            self.memory.write({**self._place("fault"), "what": text}, {})
+            self._put({**self._place("fault"), "what": text}, {})
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

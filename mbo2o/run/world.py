@@ -20,6 +20,7 @@ from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.scores import reference_for
+from mbo2o.run.beside import Beside
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.evaluate import Evaluator, Visited
@@ -145,6 +146,11 @@ class World:
     def _on_device(self, x: Tensor) -> Tensor:
         return x.to(self.spec.device, non_blocking=True)
 
+    def beside(self, workers: int, episodes: int, seed: int) -> Beside:
+        """So many processes that play this task's evaluations as the run's own evaluator does."""
+        args = (self.env, self.spec.seeds, episodes, seed, self.gamma, self._disturb)
+        return Beside(workers, self.faults.seconds, *args)
+
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """An evaluator that plays this task, `episodes` per seed, from starts that follow from `seed`."""
         return Evaluator(self.env, self.spec.seeds, episodes, seed, gamma, self._disturb, self.faults)
@@ -173,6 +179,10 @@ class World:
             result = (evaluator or self._evaluator)(act, value, self.rewards)
         finally:
             agent.train()
+        return self.scored(result)
+
+    def scored(self, result: Metrics) -> Metrics:
+        """An evaluation with its scores, where the reference knows the task."""
         if not self.reference.known:
             return result
         metric = self.reference.metric

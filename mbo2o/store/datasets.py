@@ -22,7 +22,7 @@ from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, blocks, in_ram
 from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.errors import UserError
 from mbo2o.registry import did_you_mean
-from mbo2o.store import addresses, content, mapped, remote, table
+from mbo2o.store import addresses, compact, content, mapped, remote, table
 from mbo2o.store.d4rl import read_d4rl, read_d4rl_attrs
 from mbo2o.store.hdf5 import check_signature, imports_module, write_hdf5
 from mbo2o.store.minari import minari_folder, read_minari, read_minari_attrs
@@ -247,9 +247,18 @@ def units_for(
     return Actions(mode, (box.low, box.high), option)
 
 
-def write(dataset: TransitionDataset, path: str | os.PathLike[str]) -> None:
-    """Write a dataset as HDF5 in D4RL's layout, whole or not at all; `read` returns it bit for bit."""
-    write_hdf5(path, fields_of(dataset), dataset.attrs)
+def write(
+    dataset: TransitionDataset, path: str | os.PathLike[str], layout: str = "full", every: int = 1
+) -> int:
+    """Write a dataset as HDF5, whole or not at all, and return its rows; `read` gives them bit for bit.
+
+    layout: D4RL's `full` one, or `compact`, see `store.compact`. every: keep each K-th whole episode only.
+    """
+    fields = fields_of(dataset)
+    if every > 1:
+        fields = compact.thin(fields, every, path)
+    write_hdf5(path, fields, dataset.attrs, layout)
+    return len(fields["rewards"])
 
 
 def summary(dataset: TransitionDataset) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""HDF5 files in D4RL's layout: the fields of `data.fields` at the top, and attributes of the file.
+"""HDF5 files in D4RL's layout or in the compact one: the fields of `data.fields`, and attributes of the file.
 
 Other keys are ignored. Files are written whole or not at all. Headers and chunks carry checksums, because
 HDF5 itself reads a damaged payload without a complaint. Nothing is compressed: float observations shrink by a
@@ -23,7 +23,7 @@ import numpy as np
 
 from mbo2o.data.actions import Actions
 from mbo2o.data.fields import AS_GIVEN, FIELDS, Attr, Attrs, Fields, New, check_fields, in_ram
-from mbo2o.store import firstlook
+from mbo2o.store import compact, firstlook
 from mbo2o.store.whole import one_line, shown, stat_key, whole_file
 from mbo2o.types import UserError
 
@@ -74,18 +74,26 @@ def read_open_file(
     if "observations" not in file and "episode_0" in file:
         raise UserError(f"{where}: Minari's own storage, not a D4RL file; load it by its Minari id")
     fields = {key: file[key] for key in FIELDS if key in file}
+    if compact.FINAL in file and "observations" in fields and "terminals" in fields:
+        fields["next_observations"] = compact.expand(fields, file[compact.FINAL], where, new)
     return check_fields(fields, where, new, flatten, units), attrs
 
 
 def write_hdf5(
-    path: str | os.PathLike[str], fields: Mapping[str, np.ndarray], attrs: Mapping[str, Attr]
+    path: str | os.PathLike[str],
+    fields: Mapping[str, np.ndarray],
+    attrs: Mapping[str, Attr],
+    layout: str = "full",
 ) -> None:
     """Write `fields` and `attrs` to `path`, whole or not at all; the same content gives the same bytes.
 
+    layout: `full`, or `compact`, which is smaller and which only this package reads; see `store.compact`.
     Raises `UserError` for what `check_fields` refuses and for what the file system refuses.
     """
     path = Path(path)
     checked = check_fields(fields, path)
+    if layout == "compact":
+        checked = compact.shrink(checked, path)
     own: dict[str, Attr] = {"format": FORMAT, "schema": VERSION}
     if attrs:
         own[CHECKSUM] = _attrs_crc32(attrs)
@@ -176,7 +184,16 @@ def _first_look(path: Path) -> str | None:
         "PYTHONIOENCODING": "utf-8:replace",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-P", "-W", "ignore", firstlook.__file__, os.fspath(path), *FIELDS]
+    command = [
+        sys.executable,
+        "-P",
+        "-W",
+        "ignore",
+        firstlook.__file__,
+        os.fspath(path),
+        *FIELDS,
+        compact.FINAL,
+    ]
     # The process limits its own CPU time. This limit is for storage that does not answer.
     seconds = 60 + path.stat().st_size / 1e6
     try:

@@ -13,10 +13,11 @@ from torch import nn
 from torch.distributions import Normal
 
 from mbo2o.agents.base import make_agent
-from mbo2o.agents.iql import cosine, expectile_loss
+from mbo2o.agents.iql import expectile_loss
 from mbo2o.ensemble.explore import EXPLORATIONS, ExploreConfig
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.ensemble.targets import REDUCTIONS, SunriseConfig
+from mbo2o.nn.optim import cosine
 from mbo2o.types import Batch
 
 NETWORKS = ("actor", "critic", "value_net")
