@@ -6,11 +6,13 @@ metrics.jsonl itself is always written, because a run resumes from it (`run/log.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import importlib
 import json
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,7 +74,8 @@ class Loggers:
         for name in list(self._waiting):
             self._waiting.remove(name)
             try:
-                self._open[name] = KNOWN[name][0](self._log)
+                with contextlib.redirect_stdout(sys.stderr):  # trackio greets
+                    self._open[name] = KNOWN[name][0](self._log)
             except Exception as e:
                 self._give_up(name, "cannot begin", e)
 
@@ -88,7 +91,8 @@ class Loggers:
         """Finish all of them."""
         for name, logger in list(self._open.items()):
             try:
-                logger.finish()
+                with contextlib.redirect_stdout(sys.stderr):
+                    logger.finish()
             except Exception as e:
                 self._give_up(name, "cannot finish", e)
         self._open = {}

@@ -17,7 +17,7 @@ from mbo2o.report.coverage import coverage as draw_coverage
 from mbo2o.report.numbers import number
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import FEWEST, KIND, Array, interval, late_evaluations, summarise
-from mbo2o.report.switch import parts_of, switch_numbers, write_switch
+from mbo2o.report.switch import parts_of, policy_changed, switch_numbers, write_switch
 from mbo2o.types import duration
 
 
@@ -110,6 +110,12 @@ SECTIONS = [
 ]
 
 
+CHANGED = (
+    "The switch itself changed the policy: its first online evaluation differs from the last offline one, on "
+    "the same starts and before any online step. Look below at what was not kept."
+)
+
+
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """Write figures and `index.html` to `out` (by default `run_dir/report`) and return the path of the page.
 
@@ -123,6 +129,8 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     out = Path(run_dir) / "report" if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
     body = [f"<h1>{escape(log.title)}</h1>", f'<p class="sub">{escape(_progress(log))}</p>', _table(log)]
+    if policy_changed(log):
+        body.append(f'<p class="warn">{CHANGED}</p>')
     body.append(_switch_table(Path(run_dir) / "switch.json"))
     for section in SECTIONS:
         png = out / f"{section.name}.png"

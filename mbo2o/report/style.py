@@ -13,7 +13,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E0
 INK, GREY = "#222222", "#767676"
 
 
-NARROW = 5.2
+NARROW = 4.4
 """The width in inches of a figure for a narrow page, such as a phone's."""
 
 

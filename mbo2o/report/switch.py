@@ -116,6 +116,16 @@ def switch_numbers(log: RunLog, early: NDArray[np.int64] | None = None) -> Switc
     return measure(step, online.values, offline.values[-1], early, score)
 
 
+def policy_changed(log: RunLog) -> bool:
+    """Whether the policy at the switch plays otherwise than the one that the offline phase ended with.
+
+    All evaluations play the same starts without exploration, so that the same policy has the same returns.
+    """
+    name = "returns" if log.has("eval", "returns") else "return"  # older versions stored no episodes
+    before, at = (log.series("eval", name, phase).values for phase in ("offline", "online"))
+    return len(before) > 0 and len(at) > 0 and not np.array_equal(before[-1], at[0], equal_nan=True)
+
+
 def pace(log: RunLog) -> Pace:
     """When a run is evaluated online, and when it learns."""
     recipe = log.config.get("recipe")
@@ -159,6 +169,7 @@ def write_switch(run_dir: str | Path) -> Path | None:
         "parts": parts_of(path),
         "unit": "return of an episode, mean over evaluation episodes; recovery: environment steps",
         "seeds": list(range(first, first + seeds)),
+        "policy_changed": policy_changed(log),
         "online_steps": int(step[-1]),
         "window": {
             "steps": [int(step[i]) for i in early[1]["run"]],
