@@ -107,7 +107,7 @@ def compare_panels(
 def _panels(n: int, titled: bool, legend_rows: int, narrow: bool) -> tuple[Figure, np.ndarray]:
     """A figure with `n` axes in a row `(n,)`, and room for a title and for legends; sizes in inches."""
     width, legend = NARROW if narrow else (8.5 if n == 1 else 5.2 * n), 0.22 * legend_rows
-    head = 1.05 if titled else 0.85
+    head = 1.05 if titled or narrow else 0.85
     height = (2.6 if narrow else 3.6) + head + legend
     figure = Figure(figsize=(width, height))
     figure.subplots_adjust(

@@ -123,7 +123,7 @@ def calibration(log: RunLog, narrow: bool = False) -> Figure:
     """The share of holdout rows within the model's 50 % and 90 % intervals, at the first and the last fit."""
     width, large, small = (NARROW, 11, 9) if narrow else (10, 13, 12)
     figure = Figure(figsize=(width, 5.2))
-    panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
+    panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.15 if narrow else 0.06})
     figure.subplots_adjust(left=0.85 / width, right=1 - 1.25 / width, top=0.76, bottom=0.15)
     seeds = int(log.config.get("seeds", 1))
     marks = "one seed" if seeds == 1 else f"large: mean, small: each of {seeds} seeds"
@@ -137,7 +137,7 @@ def calibration(log: RunLog, narrow: bool = False) -> Figure:
             axes.plot(outputs, covered.T, marker, color=colour, ms=4, alpha=0.3, mew=0)
             axes.plot(outputs, covered.mean(0), marker, color=colour, ms=8)
             axes.set_xticks(*_output_ticks(len(outputs), 6 if narrow else 20))
-            axes.set_title(f"{when} ({series.phase[at]})", fontsize=large, color=INK, loc="left")
+            axes.set_title(f"{when} ({series.phase[at]})", fontsize=small + 1, color=INK, loc="left")
             axes.set_xlabel("model output" if narrow else "model output (Δ state, reward r)", fontsize=large)
         panels[1].text(1.02, nominal, f"{nominal:.0%} interval", transform=panels[1].get_yaxis_transform(),
                        color=colour, va="center", fontsize=small)  # fmt: skip

@@ -22,7 +22,7 @@ def add_title(figure: Figure, title: str, subtitle: str) -> None:
     width, height = figure.get_size_inches()
     size = min(18, 110 * width / max(1, len(title)))
     figure.text(0.03, 1 - 0.4 / height, title, fontsize=size, weight="bold", color=INK)
-    room = 0.94 * 72 * width / 0.58  # a letter of the font is 0.58 as wide as it is high, on average
+    room = 0.94 * 72 * width / 0.53  # a letter of the font is 0.53 as wide as it is high, on average
     size = max(9, min(12, room / max(1, len(subtitle))))
     lines = textwrap.wrap(subtitle, max(20, int(room / size)))[:2]
     figure.text(0.03, 1 - 0.53 / height, "\n".join(lines), fontsize=size, color=GREY, va="top")
