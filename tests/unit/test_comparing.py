@@ -8,12 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakeruns import STEPS, fake_run, four_runs
 
 from mbo2o.cli.main import main
+from mbo2o.loggers import Loggers
 from mbo2o.report.arms import by_task, differences, measured, pooled, shared_steps
 from mbo2o.report.comparison import write_comparison
 from mbo2o.report.html import in_the_dark, table
@@ -353,3 +355,40 @@ def test_a_run_that_a_process_holds_is_running(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert look_at(run).state == "complete", "the lock of a dead process is none"
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """The folder `runs` of the guide, with the runs that it names."""
+    four_runs(tmp_path / "runs")
+    write_switch("runs/a")
+    Loggers(["csv"], tmp_path / "runs" / "a" / "metrics.jsonl").begin()
+
+
+@pytest.mark.parametrize("program", re.findall(r"```python\n(.*?)```", GUIDE, re.S))
+def test_a_program_of_the_guide_runs(program, runs, capsys):
+    exec(program, {})
+    assert "Error" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", re.findall(r"^mbo2o ((?:runs|report|table)\b[^#\n]*)", GUIDE, re.M))
+def test_a_command_of_the_guide_runs(line, runs, capsys):
+    names = {"runs/moore-...": "runs/b", "runs/wsrl-...": "runs/a", "runs/rlpd-...": "runs/d"}
+    code, out, _ = command(
+        *(names.get(x, x) for x in line.replace("runs/studies", "runs").split()), capsys=capsys
+    )
+    assert code == 0
+    assert out
+
+
+def test_every_extra_that_the_guide_names_is_declared():
+    extras = set(re.findall(r"mbo2o\[(\w+)\]", GUIDE))
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert extras == {"tensorboard", "wandb", "trackio"}
+    assert all(re.search(rf"^{x} = \[", text, re.M) for x in extras)
