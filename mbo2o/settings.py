@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]  # OmegaConf reads with it
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mbo2o import loggers
 from mbo2o.dynamics.termination import name_of
 from mbo2o.recipes import older
 from mbo2o.registry import AGENTS, RECIPES, SOURCES, WORDS, Entry, entry_of, find
@@ -78,6 +79,8 @@ class Config:
     resume: bool = True
     # write DIR/report at the end
     report: bool = True
+    # what follows metrics.jsonl, which is always written: csv, tensorboard, wandb, trackio (loggers.py)
+    log: list[str] = field(default_factory=lambda: ["jsonl"])
     # where the preset's numbers come from, as KIND: SOURCE (see KINDS); None without a preset
     provenance: str | None = None
     # modules that are imported first, because they register agents, recipes, sources, penalties or rules
@@ -86,6 +89,7 @@ class Config:
 
     def __post_init__(self) -> None:
         EngineConfig(self.engine, self.precision)
+        loggers.check(self.log)
         at_least_one("settings", seeds=self.seeds, threads=self.threads)
         if self.threads > MAX_THREADS:
             raise UserError(f"threads={self.threads} must be at most {MAX_THREADS}")
@@ -206,6 +210,8 @@ def read_config(directory: Path) -> tuple[Config, str]:
     values = stored(directory)
     recipe = values.pop("recipe")
     settings = BEFORE | values.pop("run")
+    if settings.pop("tensorboard", False):  # what older versions had in place of `log`
+        values.setdefault("log", ["tensorboard"])
     name, recipe = older.modern(recipe.pop("name"), recipe)
     entry: Entry = _found(directory, RECIPES, name, "recipe")
     known = {f.name for f in fields(Config)}

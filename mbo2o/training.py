@@ -31,6 +31,8 @@ from mbo2o.judge.split import split
 from mbo2o.model.runs import complete
 from mbo2o.recipes import Recipe, make_recipe
 from mbo2o.registry import AGENTS, NO_ENV, check_trust, entry_of, load_entry_points, load_plugins, trusting
+from mbo2o.report.runs import noting_end
+from mbo2o.report.switch import write_switch
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
@@ -108,12 +110,14 @@ def _train(cfg: Config) -> Path:
         where = "the log alone" if absent else env_id
         run.say(f"{naming.method(cfg)} on {where}, {cfg.seeds} seed(s) → {directory}")
         try:
-            with run.signals.handled(), run.divergence.explained():
+            with noting_end(directory), run.signals.handled(), run.divergence.explained():
                 recipe(run)
                 run.finish()
         finally:
             run.close()
         _complete_models(run, cfg, recipe, dataset)
+        with contextlib.suppress(UserError):  # a log that was damaged; `mbo2o report` says where
+            write_switch(directory)
         if cfg.report:
             run.say(f"report: {_report(directory)}")
     return directory
@@ -479,4 +483,6 @@ def _open(
     )
     phase = cfg.start_from or cfg.pretrain_from
     start_from = Path(phase) if phase else None
-    return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)
+    return Run(
+        *(directory, cfg.run, task, dataset), start_from=start_from, look_only=look_only, loggers=cfg.log
+    )

@@ -23,7 +23,8 @@ from bench.table import tables
 from mbo2o.envs.scores import sets
 from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
-from studies import enoto, methods, moore, obac, offline, parity, protocol, sb3_in_model, wsrl
+from mbo2o.report.switch import DEFINITIONS
+from studies import enoto, methods, moore, needs, obac, offline, parity, protocol, sb3_in_model, wsrl
 from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, Measured, figures, verdicts
 from studies.methodpages import method_pages, page_of, quoted
@@ -345,6 +346,12 @@ def _methods_short() -> str:
 NEEDS = {methods.BOTH: "data, task", methods.DATA: "data", methods.TASK: "task"}
 
 
+def _switch_numbers() -> str:
+    """What the numbers of a run's `switch.json` mean."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in DEFINITIONS.items()]
+    return "\n".join(["| number | meaning |", "|---|---|", *rows])
+
+
 def _costs(table: str) -> str:
     """A table of data/results/costs.csv, what one run or the tests take."""
     with open(RESULTS / "costs.csv", newline="") as f:
@@ -394,6 +401,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "times": partial(_costs, "times"),
     "memory": partial(_costs, "memory"),
     "promises": _promises,
+    "needs": partial(needs.table, ROOT / "tests" / "needs"),
+    "switch-numbers": _switch_numbers,
     "references": _references,
     **tables(RESULTS),
     "protocol-measures": protocol.measures,

@@ -41,8 +41,9 @@ HINTS = {
     "balanced": "it is recipe.source, for source@recipe.source=balanced",
     "start": "it is recipe.warmup where the agent acts, and recipe.random_steps where chance does",
     "real": "it is recipe.real_share",
+    "tensorboard": "it is log=[tensorboard]",
 }
-"""What to say where a setting of a recipe is given by a name that older versions had."""
+"""What to say where a setting is given by a name that older versions had."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def no_setting(path: Sequence[str], base: Any, choices: Mapping[str, Any]) -> st
             value = "null" if node is None else f"the value {node}"
             return f"{full!r} is not a setting: {here} is {value}, not a group"
         if part not in node:
-            if path[0] == "recipe" and i == 1 and part in HINTS:
+            if path[0] in ("recipe", "run") and i == 1 and part in HINTS:
                 return f"'{here}.{part}' is not a setting any more; {HINTS[part]}"
             known = [str(k) for k in node if i or k != "hydra"]
             hint = did_you_mean(part, known, 0.5, before=f"{here}." if here else "")

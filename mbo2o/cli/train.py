@@ -1,4 +1,4 @@
-"""The commands about runs: `train`, which Hydra composes, `eval` and `report`."""
+"""The commands about runs: `train`, which Hydra composes, and `eval`."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def repeated(settings: Sequence[str], run_dir: Path) -> set[str]:
     return names
 
 
-# -------------------------------------------------------------------------------------------- eval and report
+# -------------------------------------------------------------------------------------------------- eval
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -359,19 +359,8 @@ def _eval(options: argparse.Namespace) -> None:
         print(f"  seed {k}: return {ret:8.1f} ± {std:.1f}{shown}  length {length:.0f}")
 
 
-def _report(options: argparse.Namespace) -> None:
-    from mbo2o.errors import optional
-    from mbo2o.store.whole import writing
-
-    optional("matplotlib", "a report")
-    from mbo2o.report.page import write_report
-
-    with writing(Path(options.run_dir)):
-        print(write_report(Path(options.run_dir)))
-
-
 def add_to(commands: Any) -> None:
-    """Declare `train`, `eval` and `report`."""
+    """Declare `train` and `eval`."""
     p = add(
         commands,
         "train",
@@ -404,12 +393,3 @@ def add_to(commands: Any) -> None:
     p.add_argument("--seed", type=int, default=12345, help="of the episodes' starts")
     p.add_argument("--json", action="store_true")
     p.add_argument("--trust", action="store_true", help=TRUST)
-
-    p = add(
-        commands,
-        "report",
-        _report,
-        "Draw a run: RUN/report/index.html and PNGs.",
-        "mbo2o report runs/moore-...",
-    )
-    p.add_argument("run_dir", metavar="RUN")
