@@ -28,6 +28,8 @@ QUICK = [
 """Sizes that only show that a study runs: from scratch, with an offline phase, and without a model."""
 QUICK_OFFLINE = [*QUICK, "recipe.offline_steps=40"]
 QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.warmup=20", "recipe.probe_every=20"]
+BESIDE = ("-curves", "-drops")
+"""How the files that stand beside a table of results end."""
 DIVERGED = "diverged.txt"
 """In an arm's directory: why it ended early."""
 
@@ -103,6 +105,12 @@ def online_rows(logs: dict[str, RunLog]) -> dict[str, list[Row]]:
         rows[arm] = [{"arm": arm, "seed": k} | layout for k in range(online.values.shape[1])]
     found = measures(arms)
     return {arm: [row | mine for row, mine in zip(rows[arm], found[arm], strict=True)] for arm in logs}
+
+
+def wobble(log: RunLog) -> np.ndarray:
+    """The noise around a straight line, however steep, of the online returns of each seed."""
+    deviation: np.ndarray = np.diff(log.series("eval", "return", "online").values, axis=0).std(0) / 2**0.5
+    return deviation
 
 
 def measures(arms: dict[str, tuple[Curve, int, bool]]) -> dict[str, list[Row]]:

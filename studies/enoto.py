@@ -17,7 +17,18 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.store import datasets
 from mbo2o.training import Config, restore
-from studies.arms import QUICK_Q, Row, draw, online_rows, publish, read_arms, read_rows, run_arm, run_offline
+from studies.arms import (
+    QUICK_Q,
+    Row,
+    draw,
+    online_rows,
+    publish,
+    read_arms,
+    read_rows,
+    run_arm,
+    run_offline,
+    wobble,
+)
 from studies.claims import Apart, Claim, apart, difference
 from studies.presets import changed, drawing
 
@@ -128,11 +139,11 @@ def _enoto_rows(rows: list[Row], log: RunLog) -> list[Row]:
     ret = log.series("eval", "return", "online").values
     # Q is measured on rows of the dataset
     q, distance = log.series("probe", "q", "online").values, log.series("probe", "distance", "online").values
-    end = max(1, round(0.1 * len(ret)))
+    end, wobbles = max(1, round(0.1 * len(ret))), wobble(log)
     believed, true = (log.series("eval", x, "online").values[-end:].mean(0) for x in ("q", "mc_return"))
     for k, row in enumerate(rows):
         row |= {
-            "wobble": np.diff(ret[:, k]).std() / 2**0.5,  # the noise around a straight line, however steep
+            "wobble": wobbles[k],
             "q_range": np.ptp(q[:, k]) / max(abs(q[0, k]), 1e-8) if len(q) else np.nan,
             "distance": distance[-1, k] if len(distance) else np.nan,
             "q_end": believed[k],

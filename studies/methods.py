@@ -19,6 +19,7 @@ from mbo2o.report.statistics import interval
 from mbo2o.training import Config
 from studies import moore as moore_study
 from studies.arms import (
+    BESIDE,
     QUICK_Q,
     draw,
     offline_alone,
@@ -28,8 +29,9 @@ from studies.arms import (
     read_rows,
     run_arm,
     run_offline,
+    wobble,
 )
-from studies.claims import Claim, apart, difference
+from studies.claims import Apart, Claim, Measured, apart, difference
 from studies.presets import at_size, changed, drawing, preset, task_of, warmup
 
 SUBJECT = "dataset"
@@ -208,7 +210,12 @@ def collect(base: Config, out: Path, results: Path, name: str) -> None:
         arm: _held(log, base.recipe.online_steps) for arm, log in read_arms(out, ["mopo"], "offline").items()
     }
     logs = {arm: logs[arm] for arm in known if arm in logs}
-    publish(results / f"{name}.csv", [row for rows in online_rows(logs).values() for row in rows], logs)
+    rows = [
+        row | {"wobble": wobble(logs[arm])[row["seed"]]}
+        for arm, found in online_rows(logs).items()
+        for row in found
+    ]
+    publish(results / f"{name}.csv", rows, logs)
     figure(results / f"{name}.csv")
 
 
@@ -226,7 +233,46 @@ def _held(log: RunLog, steps: int) -> RunLog:
     )
 
 
+RIVALS = ("awac", "balanced", "pex", "calql", "iql")
+"""The methods that ENOTO's paper compares with; SAC and the same from nothing are added where they ran."""
+
+
+def _best_rival(m: Measured) -> Apart:
+    """The finals of ENOTO, and of the best of the other methods by its mean."""
+    others = [m[x]["final"] for x in RIVALS] + [m[x]["final"] for x in ("sac", "scratch") if x in m]
+    return Apart(m["enoto"]["final"], max(others, key=np.mean))
+
+
+def _second(m: Measured) -> Apart:
+    """The finals of balanced replay, and of the best of the methods that are not ENOTO."""
+    best = max((m[x]["final"] for x in RIVALS if x != "balanced"), key=np.mean)
+    return Apart(m["balanced"]["final"], best)
+
+
+def _rise(name: str, more: str, less: str) -> Claim:
+    """A claim that one method gains more than another online: these start from different checkpoints."""
+
+    def value(m: Measured) -> Apart:
+        return Apart(*(m[x]["final"] - m[x]["j0"] for x in (more, less)))
+
+    return Claim(name, f"gain, final - J0: {TITLES[more]} > {TITLES[less]}", value)
+
+
+TITLES = {"enoto": "ENOTO", "iql": "IQL with its data", "awac": "AWAC", "calql": "Cal-QL"}
+
 CLAIMS = [
+    Claim("D1", "final: ENOTO > the best of the others", _best_rival),
+    Claim("D2", "drop: PEX > IQL with its data", difference("drop", "pex", "iql")),
+    _rise("D3", "enoto", "iql"),
+    _rise("D3", "awac", "iql"),
+    Claim("D4", "AUC: ENOTO > AWAC", apart("auc", "enoto", "awac")),
+    Claim("D5", "final: balanced replay > the best of the others but ENOTO", _second),
+    Claim("D5", "wobble: balanced replay > ENOTO", difference("wobble", "balanced", "enoto")),
+    Claim("D6", "drop: CQL to SAC > Cal-QL", apart("drop", "cql-sac", "calql")),
+    Claim("D6", "AUC: ENOTO > Cal-QL", apart("auc", "enoto", "calql")),
+    Claim("D6", "AUC: Cal-QL > IQL with its data, in a maze", apart("auc", "calql", "iql"), only="maze"),
+    Claim("D7", "drop: ENOTO > Cal-QL", apart("drop", "enoto", "calql"), only="medium-expert"),
+    Claim("D8", "AUC: ENOTO > the same from nothing", apart("auc", "enoto", "scratch")),
     Claim("W4", "final: WSRL > Cal-QL with half offline", apart("final", "wsrl", "calql")),
     Claim("W4", "AUC: Cal-QL with half offline > RLPD", apart("auc", "calql", "rlpd")),
     Claim("W4", "final: RLPD > Cal-QL with half offline", apart("final", "rlpd", "calql")),
@@ -318,14 +364,15 @@ MEASURED_BY = {
 
 OLDER = "5ccba87"
 """The commit whose small experiments all files but TODAYS were measured with; today's differ from them."""
-TODAYS = ("enoto-hopper-medium-100k", "methods-hopper-medium-100k")
+TODAYS = {"enoto-hopper-medium-100k": "7ca47d7", "methods-hopper-medium-100k": "7ca47d7"}
+"""Files that were measured later, and the commit that added the last of their arms."""
 
 
 def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]]]]:
     """The files under `results` that have the method's arm, by name, with its rows."""
     study, arm, _ = method.measured
     paths = (
-        [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith("-curves")] if study else []
+        [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith(BESIDE)] if study else []
     )
     return [(path.stem, rows) for path in paths if (rows := read_rows(path).get(arm, []))]
 

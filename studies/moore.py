@@ -171,6 +171,12 @@ CLAIMS = [
         "range of AUC: over alpha of 0, the base's and 1 > over 0.5, the base's and 0.9",
         lambda m: _auc_range(m, EXTREMES) - _auc_range(m, PACES),
     ),
+    Claim(
+        "M8",
+        "gain on random data: AUC - J0",
+        lambda m: m["priority"]["auc"] - m["priority"]["j0"],
+        only="random",
+    ),
     Claim("", "final: priority > half", difference("final", "priority", "half")),
     Claim("", "final: priority > online", difference("final", "priority", "online")),
     Claim("", "AUC: priority > online", difference("auc", "priority", "online")),

@@ -20,11 +20,11 @@ from mbo2o.store.datasets import data_folders
 from mbo2o.training import read_config, train
 from mbo2o.types import Diverged
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from studies.arms import read_rows, recompute, run_arm
+from studies.arms import BESIDE, read_rows, recompute, run_arm
 from studies.claims import Claim, figures, verdicts
 from studies.presets import changed, preset, resized
-from studies.readme import RESULTS, files_of, numbers
-from studies.readme import STUDIES as MEASURED
+from studies.measured import RESULTS, files_of, numbers
+from studies.measured import STUDIES as MEASURED
 
 
 def study(*args):
@@ -154,6 +154,7 @@ def test_arms_from_different_checkpoints_are_not_paired():
         ("moore", "M3"),
         ("methods", "W4"),
         ("methods", ""),
+        *(("methods", x) for x in ("D1", "D3", "D4", "D5", "D6", "D7", "D8")),
         ("obac", "O2"),
     }
 
@@ -458,7 +459,7 @@ def test_the_paper_s_command_and_the_study_that_measured_are_two_things():
 MEASURED_FILES = [
     p.stem
     for p in sorted((data_folders()[0] / "results").glob("*-*.csv"))
-    if p.stem.split("-")[0] in (*MEASURED, "offline") and not p.stem.endswith("-curves")
+    if p.stem.split("-")[0] in (*MEASURED, "offline") and not p.stem.endswith(BESIDE)
 ]
 
 

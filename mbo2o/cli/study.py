@@ -94,6 +94,28 @@ def _methods(options: argparse.Namespace) -> None:
         _entries(SOURCES)
 
 
+def _claims(options: argparse.Namespace) -> int:
+    ledger = of_checkout("studies.ledger")
+    if options.check:
+        lines = ledger.disagreements()
+        print("\n".join(lines) or f"{ledger.FILE} says what the measured tables say")
+        return int(bool(lines))
+    table = ledger.read_ledger()
+    if options.json:
+        import json
+
+        print(json.dumps(table, indent=1, ensure_ascii=False))
+        return 0
+    for claim, sizes in ledger.claims_at(table).items():
+        first = next(iter(sizes.values()))[0]
+        print(f"{claim}: {first['text']} ({first['source']})")
+        for size, rows in sizes.items():
+            print(f"    {size:<6} {ledger.overall(rows)}")
+            for row in rows if options.all else ():
+                print(f"           {ledger.line(row)}")
+    return 0
+
+
 def _plugins_only(setting: str) -> None:
     from mbo2o.errors import UserError
 
@@ -143,7 +165,24 @@ def _measured() -> None:
 
 
 def add_to(commands: Any) -> None:
-    """Declare `methods` and `study`."""
+    """Declare `methods`, `study` and `claims`."""
+    p = add(
+        commands,
+        "claims",
+        _claims,
+        "Show what came out for every claim of the papers, at each size; `not run` is a result.",
+        "mbo2o claims\n  mbo2o claims --all\n  mbo2o claims --check",
+        more="The rows are those of data/results/claims.csv, which `python -m studies.readme` writes.",
+    )
+    p.add_argument(
+        "--all", action="store_true", help="also every comparison, with its difference and interval"
+    )
+    p.add_argument("--json", action="store_true", help="all rows and columns, as JSON")
+    p.add_argument(
+        "--check",
+        action="store_true",
+        help="say where claims.csv and the measured tables differ; then exit 1",
+    )
     p = add(
         commands,
         "methods",
