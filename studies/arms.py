@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,9 +34,19 @@ DIVERGED = "diverged.txt"
 """In an arm's directory: why it ended early."""
 
 
-def run_offline(base: Config, directory: Path) -> None:
-    """Run the offline phase of `base` alone, for arms to start from; a finished one is not run again."""
-    train(replace(base, dir=str(directory), recipe=replace(base.recipe, online_steps=0), report=False))
+class Job(NamedTuple):
+    """A run of a study: an arm, or an offline phase that arms start from."""
+
+    name: str
+    """Its directory in the folder of the study."""
+    config: Config
+    start: str | None = None
+    """The job whose end it starts from."""
+
+
+def offline_job(name: str, base: Config) -> Job:
+    """The offline phase of `base` alone, for arms to start from."""
+    return Job(name, replace(base, recipe=replace(base.recipe, online_steps=0)))
 
 
 def offline_alone(recipe: FinetuneConfig) -> FinetuneConfig:
@@ -46,21 +56,21 @@ def offline_alone(recipe: FinetuneConfig) -> FinetuneConfig:
     )
 
 
-def run_arm(base: Config, directory: Path, start_from: Path | None = None) -> None:
-    """Run `base`, from the end of the offline run at `start_from` if one is given.
+def run_job(job: Job, out: Path) -> None:
+    """Run a job in its directory under `out`; one that is finished, or has diverged before, is not run again.
 
-    An arm that is finished, or has diverged before, is not run again. An arm that diverges says so, and the
-    others run.
+    A job that diverges says so, and the others run. An arm whose offline phase diverged is not run.
     """
+    directory, start = out / job.name, out / job.start if job.start else None
     if (directory / DIVERGED).exists():
         return
+    if start and (start / DIVERGED).exists():
+        print(f"{directory.name}: is not run, because {start.name} diverged", file=sys.stderr)
+        return
     try:
-        train(
-            replace(
-                base, dir=str(directory), start_from=str(start_from) if start_from else None, report=False
-            )
-        )
+        train(replace(job.config, dir=str(directory), start_from=str(start) if start else None, report=False))
     except Diverged as e:
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / DIVERGED).write_text(f"{e}\n")
         print(f"{directory.name}: diverged: {e}", file=sys.stderr)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +18,14 @@ from mbo2o.store import datasets
 from mbo2o.training import Config, restore
 from studies.arms import (
     QUICK_Q,
+    Job,
     Row,
     draw,
+    offline_job,
     online_rows,
     publish,
     read_arms,
     read_rows,
-    run_arm,
-    run_offline,
     wobble,
 )
 from studies.claims import Apart, Claim, apart, difference
@@ -34,6 +33,7 @@ from studies.presets import changed, drawing
 
 SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig
+LARGER = {"mid": "experiment=enoto-mid", "paper": "switch=cql-enoto"}
 SMALLEST = [*QUICK_Q, "recipe.critics=3"]
 
 
@@ -81,24 +81,21 @@ UNSHOWN = ("kept-n", "ucb", "ucb-10", "weight", "weight-scalar")
 """Arms without a panel."""
 
 
-def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """Run the chosen arms, and the offline phases that they need, under `out`; none runs twice."""
-    known = arms(base)
-    for name in chosen:
-        arm = known[name]
-        offline = out / f"offline-{arm.recipe.critics}"
-        run_offline(changed(known["freed"], {"recipe.critics": arm.recipe.critics}), offline)
-        run_arm(arm, out / name, offline)
+def jobs(known: dict[str, Config], name: str) -> list[Job]:
+    """The arm, after the offline phase that it needs."""
+    arm = known[name]
+    offline = f"offline-{arm.recipe.critics}"
+    phase = changed(known["freed"], {"recipe.critics": arm.recipe.critics})
+    return [offline_job(offline, phase), Job(name, arm, offline)]
 
 
-def collect(base: Config, out: Path, results: Path, name: str) -> None:
+def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
-    known = list(arms(base))
     others = sorted(
         p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("offline-")
     )
     logs = read_arms(out, [*known, *others])  # others: runs of other methods, put here to be compared
-    random = {"random_distance": _random_distance(datasets.read(str(base.dataset)).act)}
+    random = {"random_distance": _random_distance(datasets.read(str(known["freed"].dataset)).act)}
     spread = _distance_gaps(out) if {"kept", "freed-n"} <= set(logs) else {}
     measured = online_rows(logs)
     rows = [row | random for arm, log in logs.items() for row in _enoto_rows(measured[arm], log)]

@@ -48,8 +48,8 @@ ON = {
     "obac": "Hopper-v5",
 }
 """What a study that has not run would run on."""
-_MAZE = {"small": "lapo-small", "mid": "lapo-mid", "paper": "lapo-paper"}
-_TD3BC = {"small": "td3bc-small", "mid": "td3bc-mid", "paper": "td3bc-paper"}
+_MAZE = {"small": "lapo-small", "mid": "lapo-mid", "paper": "switch=lapo-enoto"}
+_TD3BC = {"small": "td3bc-small", "mid": "td3bc-mid", "paper": "switch=td3bc-enoto"}
 OTHERS = {
     "E1": ("enoto pointmaze-umaze.hdf5 --name lapo-pointmaze-umaze", _MAZE),
     "E2": ("enoto pointmaze-umaze.hdf5 --name lapo-pointmaze-umaze", _MAZE),

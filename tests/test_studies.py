@@ -20,11 +20,11 @@ from mbo2o.store.datasets import data_folders
 from mbo2o.training import read_config, train
 from mbo2o.types import Diverged
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from studies.arms import BESIDE, read_rows, recompute, run_arm
+from studies.arms import BESIDE, Job, read_rows, recompute, run_job
 from studies.claims import Claim, figures, verdicts
-from studies.presets import changed, preset, resized
 from studies.measured import RESULTS, files_of, numbers
 from studies.measured import STUDIES as MEASURED
+from studies.presets import changed, preset, resized
 
 
 def study(*args):
@@ -247,13 +247,13 @@ def test_a_study_goes_on_after_an_arm_diverges(pendulum, tmp_path, monkeypatch, 
 
     monkeypatch.setattr("studies.arms.train", explode)
     for _ in range(2):
-        run_arm(
-            compose_config(["experiment=qensemble-small", f"dataset={pendulum}"]),
-            tmp_path,
-            tmp_path / "offline",
-        )
+        config = compose_config(["experiment=qensemble-small", f"dataset={pendulum}"])
+        run_job(Job("arm", config), tmp_path)
     assert capsys.readouterr().err.count("loss is nan") == 1  # the second time nothing is run
-    assert (tmp_path / "diverged.txt").exists()
+    assert (tmp_path / "arm" / "diverged.txt").exists()
+    run_job(Job("next", config, "arm"), tmp_path)
+    assert "arm diverged" in capsys.readouterr().err
+    assert not (tmp_path / "next").exists()
 
 
 def test_other_methods_stand_beside_the_arms(pendulum, tmp_path, where):
