@@ -4,7 +4,7 @@
 
     cfg = mbo2o.config("experiment=hopper-small", "seeds=3")
     directory = mbo2o.train(cfg)
-    agent = mbo2o.load(directory)                # acts: agent.act(obs)
+    policy = mbo2o.load(directory)               # acts: action, _ = policy.predict(obs)
     model = mbo2o.load_dynamics(directory)       # predicts: model.step(obs, act)
 
 `read_dataset` reads a dataset by its path or name, and `Dataset.from_arrays` makes one. `agent`, `recipe`,
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from mbo2o.dynamics.termination import termination as termination
     from mbo2o.ensemble.uncertainty import penalty as penalty
     from mbo2o.errors import UserError as UserError
+    from mbo2o.policy.load import load as load
+    from mbo2o.policy.policy import Policy as Policy
     from mbo2o.registry import agent as agent
     from mbo2o.registry import recipe as recipe
     from mbo2o.registry import source as source
     from mbo2o.settings import Config as Config
     from mbo2o.store.datasets import read as read_dataset  # noqa: F401
-    from mbo2o.training import load as load
+    from mbo2o.training import load_agent as load_agent
+    from mbo2o.training import restore as restore
     from mbo2o.training import train as train
     from mbo2o.types import Batch as Batch
     from mbo2o.types import Source as Source
@@ -46,16 +49,19 @@ _HOMES = {
     "Config": "mbo2o.settings:Config",
     "Dataset": "mbo2o.data.dataset:TransitionDataset",
     "Dynamics": "mbo2o.dynamics.model:GaussianDynamics",
+    "Policy": "mbo2o.policy.policy:Policy",
     "Source": "mbo2o.types:Source",
     "Spec": "mbo2o.types:Spec",
     "UserError": "mbo2o.errors:UserError",
     "agent": "mbo2o.registry:agent",
     "config": "mbo2o.cli.train:config",
-    "load": "mbo2o.training:load",
+    "load": "mbo2o.policy.load:load",
+    "load_agent": "mbo2o.training:load_agent",
     "load_dynamics": "mbo2o.dynamics.model:load_dynamics",
     "penalty": "mbo2o.ensemble.uncertainty:penalty",
     "read_dataset": "mbo2o.store.datasets:read",
     "recipe": "mbo2o.registry:recipe",
+    "restore": "mbo2o.training:restore",
     "source": "mbo2o.registry:source",
     "termination": "mbo2o.dynamics.termination:termination",
     "train": "mbo2o.training:train",

@@ -23,7 +23,7 @@ from mbo2o.errors import UserError
 T = TypeVar("T", bound=type)
 ENTRY_POINTS = "mbo2o.plugins"
 """Group of entry points: the module that each one names is imported before any name is looked up."""
-WORDS = ("dataset", "dir", "start_from", "env")
+WORDS = ("dataset", "dir", "start_from", "pretrain_from", "env")
 """Settings whose values are names and paths of the user's."""
 
 

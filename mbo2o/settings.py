@@ -68,6 +68,8 @@ class Config:
     dir: str | None = None
     # a run that ended after its offline phase (online_steps=0): go on from there
     start_from: str | None = None
+    # such a run of any method: take its networks as far as they fit, and its settings of the offline phase
+    pretrain_from: str | None = None
     # go on where the directory's checkpoint is; false: refuse a directory that has one
     resume: bool = True
     # write DIR/report at the end

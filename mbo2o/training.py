@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import math
+import warnings
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from mbo2o import naming
+from mbo2o import naming, policy, pretraining
 from mbo2o.agents import Agent
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
@@ -28,12 +30,13 @@ from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
 from mbo2o.settings import Config, flat, kept, parts, plain, read_config, stored, stored_plugins, values_of
-from mbo2o.store import datasets, whole
+from mbo2o.store import datasets, remembered, whole
 from mbo2o.store.datasets import Named, units_for
 from mbo2o.store.hdf5 import imports_module
+from mbo2o.store.remembered import Remembered
 from mbo2o.types import UserError
 
-__all__ = ["Config", "load", "read_config", "restore", "train"]
+__all__ = ["Config", "load_agent", "read_config", "restore", "train"]
 
 
 def train(cfg: Config) -> Path:
@@ -61,6 +64,7 @@ def _train(cfg: Config) -> Path:
     _check(cfg)
     torch.set_num_threads(cfg.threads)
     keep_memory()
+    cfg, taken = pretraining.take(cfg) if cfg.pretrain_from else (cfg, [])
     recipe = make_recipe(cfg.recipe)
     asked, (cfg, why) = cfg.engine, _engine(cfg)
     found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
@@ -77,6 +81,10 @@ def _train(cfg: Config) -> Path:
         text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
         whole.write_whole(directory / "config.yaml", text)
         run = _open(directory, cfg, recipe, env_id, dataset)
+        _write_facts(run, dataset)
+        if taken and not before:
+            pretraining.record(cfg, taken, directory)
+            said += taken
         for line in [moved, *said, why, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
@@ -272,7 +280,8 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
 
     Raises:
         UserError: It is no run, has no checkpoint, names code that is not trusted, or its dataset has
-            changed since.
+            changed since. Where the dataset is gone, an old run (see `Remembered`), and later a call that
+            asks for its rows.
     """
     with trusting(trust):
         load_entry_points()
@@ -282,32 +291,60 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
             check_trust("env", env_id)
         cfg.device, cfg.engine, cfg.precision = "cpu", "eager", "fp32"  # no step is learned
         recipe = make_recipe(cfg.recipe)
-        dataset = None
-        if recipe.needs_dataset:
-            found = datasets.find(cfg.dataset)
-            # without a box: the units that were trained on are no longer in doubt
-            how = Actions(cfg.dataset_actions)
-            if how.maps:
-                how = units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
-            dataset, content = found.read_with_sha256(cfg.storage, how)
-            naming.check_content(directory, cfg.dataset, stored(directory).get(naming.SUM), content)
+        dataset = _dataset_of(directory, cfg, env_id) if recipe.needs_dataset else None
         run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
-        with contextlib.suppress(Restored):
+        with contextlib.ExitStack() as inside:
+            if isinstance(dataset, Remembered):
+                run.say(f"{dataset.why}: restored by what the run kept of it")
+                inside.enter_context(dataset.while_restoring())
+                inside.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")  # rules that are compared with its rows
+            inside.enter_context(contextlib.suppress(Restored))
             recipe(run)
     return run, recipe
 
 
-def load(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
+def _dataset_of(directory: Path, cfg: Config, env_id: str) -> TransitionDataset:
+    """The dataset that a run learned from; what the run remembers of it, if it is not there any more."""
+    try:
+        found = datasets.find(cfg.dataset)
+        if not found.source.exists():
+            raise UserError(f"{found.where}: no such file")
+    except UserError as e:
+        return Remembered.read(directory, str(e))
+    # without a box: the units that were trained on are no longer in doubt
+    how = Actions(cfg.dataset_actions)
+    if how.maps:
+        how = units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
+    dataset, content = found.read_with_sha256(cfg.storage, how)
+    naming.check_content(directory, cfg.dataset, stored(directory).get(naming.SUM), content)
+    return dataset
+
+
+def load_agent(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
     """The agent of a run as its last checkpoint has it; `trust` and the errors are those of `restore`.
 
     `agent.act(obs)` takes observations `(S, B, D)` in raw units, with S seeds, and returns actions
-    `(S, B, A)` in [-1, 1].
+    `(S, B, A)` in [-1, 1]. It also has critics and optimisers, for research; `mbo2o.load` gives a policy that
+    acts in the environment's own units.
     """
     _, recipe = restore(Path(directory), trust)
     agent: Agent | None = getattr(recipe, "agent", None)
     if agent is None:
         raise UserError(f"{directory}: its recipe keeps no agent; `restore` gives the recipe itself")
     return agent
+
+
+def _write_facts(run: Run, dataset: TransitionDataset | None) -> None:
+    """Write what the run needs without its environment and its dataset: io.json and data.json.
+
+    The first says what a policy takes and gives.
+    """
+    said = None if dataset is None else dataset.attrs
+    facts = policy.facts_of(run.env_id, run.spec.obs_dim, run.world.lanes.box, said, run.env.layout)
+    whole.write_whole(run.directory / policy.FILE, json.dumps(facts, indent=1))
+    if dataset is not None:
+        remembered.write(dataset, run.directory)
 
 
 def _open(
@@ -323,5 +360,6 @@ def _open(
         *(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine),
         returns=bool(_readers(cfg)),
     )
-    start_from = Path(cfg.start_from) if cfg.start_from else None
+    phase = cfg.start_from or cfg.pretrain_from
+    start_from = Path(phase) if phase else None
     return Run(directory, cfg.run, task, dataset, start_from=start_from, look_only=look_only)

@@ -28,12 +28,14 @@ BELOW = {  # what a package may import of this project
     "collect": {"run", "envs", "store", "agents", "data", "ensemble", "nn", "types"},
     "settings": {"recipes", "run", "dynamics", "registry", "types"},
     "naming": {"settings", "registry", "types"},
+    "policy": {"settings", "recipes", "envs", "store", "agents", "registry", "types"},
+    "pretraining": {"naming", "policy", "settings", "recipes", "agents", "nn", "store", "types"},
     "training": {
-        *("naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
+        *("pretraining", "policy", "naming", "settings", "recipes", "run", "agents", "dynamics", "data"),
         *("envs", "store", "report", "registry", "types"),
     },
     "cli": {
-        *("training", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
+        *("training", "policy", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
         *("registry", "errors", "types"),
     },
 }

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mbo2o.envs import streams
+from mbo2o.envs.box import ActionBox
 from mbo2o.envs.disturb import DisturbConfig, Disturbed
 from mbo2o.envs.faults import EnvironmentFault, Faults, describe, flag, observation, reward
-from mbo2o.envs.make import ActionBox, EnvChoice, make_env, time_limited
+from mbo2o.envs.make import EnvChoice, make_env, time_limited
 from mbo2o.types import Batch, UserError
 
 Taken = tuple[np.ndarray, float, np.ndarray, bool, bool]
@@ -53,8 +54,8 @@ class Lane:
         space, obs_space = self.env.action_space, self.env.observation_space
         assert isinstance(space, gymnasium.spaces.Box)  # make_env checks it
         assert isinstance(obs_space, gymnasium.spaces.Box)
-        self._box = ActionBox(space)
-        self.obs_dim, self.act_dim = obs_space.shape[0], self._box.size
+        self.box = ActionBox(space)
+        self.obs_dim, self.act_dim = obs_space.shape[0], self.box.size
         self._broken = False
         self.start(seed)
 
@@ -130,7 +131,7 @@ class Lane:
         self._broken = True
         try:
             with self._faults:
-                obs, paid, terminated, truncated, info = self.env.step(self._box(act))
+                obs, paid, terminated, truncated, info = self.env.step(self.box(act))
             after, rew = observation(obs, self.obs_dim), reward(paid)
             raw = reward(info.get("undisturbed_reward", paid))
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
@@ -247,6 +248,7 @@ class Lanes:
         self._lanes = [Lane(env, seed + k, disturb, self._faults) for k in range(n)]
         first = self._lanes[0]
         self.obs_dim, self.act_dim, self.capped = first.obs_dim, first.act_dim, first.capped
+        self.box = first.box
         self._fault: EnvironmentFault | None = (
             None  # met in a reset after a turn was done; raised in the next turn
         )

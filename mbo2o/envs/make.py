@@ -1,4 +1,4 @@
-"""How environments are made, which ones are supported, and how actions in [-1, 1] fit their box."""
+"""How environments are made, and which ones are supported."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import mujoco
 import numpy as np
 
 from mbo2o.envs import goals, layouts
+from mbo2o.envs.box import ActionBox as ActionBox
 from mbo2o.envs.faults import describe
 from mbo2o.types import UserError
 
@@ -150,31 +151,3 @@ def time_limited(env: gymnasium.Env) -> bool:
             return True
         layer = layer.env
     return env.spec is not None and env.spec.max_episode_steps is not None
-
-
-class ActionBox:
-    """The box of an environment's actions. Agents act in `[-1, 1]`, one number for each entry, in C order.
-
-    -1 becomes exactly `low` and 1 exactly `high`. Numbers between become `mid + half * act`, rounded to the
-    box's dtype, and never leave the box. Where `low` equals `high`, every action becomes that number.
-    """
-
-    def __init__(self, space: gymnasium.spaces.Box):
-        self.shape, self._low, self._high = space.shape, space.low, space.high
-        self.size = int(np.prod(space.shape))
-        # halved before the sum: the sum of two bounds may overflow where their width does not
-        self._mid, self._half = space.low / 2 + space.high / 2, (space.high - space.low) / 2
-        ends = [self._between(np.full(space.shape, x, np.float32)) for x in (-1, 1)]
-        self._exact = np.array_equal(ends[0], space.low) and np.array_equal(ends[1], space.high)
-
-    def __call__(self, act: np.ndarray) -> np.ndarray:
-        """`(A,)` → the box's shape and dtype; numbers beyond ±1 count as ±1."""
-        act = np.minimum(np.maximum(act, -1), 1).reshape(self.shape)
-        found = self._between(act)
-        if self._exact:  # rounding keeps the order, so that numbers between the ends stay there
-            return found
-        found = np.minimum(np.maximum(found, self._low), self._high)
-        return np.where(act == 1, self._high, np.where(act == -1, self._low, found))
-
-    def _between(self, act: np.ndarray) -> np.ndarray:
-        return np.asarray(self._mid + self._half * act).astype(self._low.dtype, copy=False)

@@ -252,6 +252,9 @@ class Run:
             return
         self._go_live()
         entered = key in self._done
+        if entered:  # a loop that was finished and got more turns: the phase's later stages happen again
+            later = list(self._done)[list(self._done).index(key) + 1 :]
+            self._done = {k: n for k, n in self._done.items() if k not in later or ":" not in k}
         self._done[key] = first
         before = self.turn - first  # turns of the phase's earlier loops
         self._bar = Progress(self.phase, self.turn, before + n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import re
 import warnings
@@ -46,13 +47,16 @@ def read_table(
     columns, rows in another order are sorted, episodes by their first row, and a warning says so. With
     `episode` alone, an episode that continues after another one is refused. If `step` counts by one and some
     numbers are missing, the episode is cut there, with a warning. The last row of an `episode` counts as a
-    timeout if it did not terminate.
+    timeout if it did not terminate. The columns' names become the attributes `observation_names` and
+    `action_names`, JSON lists, which a policy's io.json repeats.
 
     Raises `UserError` for a column that is missing (naming the nearest), a cell that is not a number, and as
     `from_arrays` does.
     """
     fields = _table_fields(Path(path), columns, Actions.given(bounds, clip))
-    return build_dataset(fields, attrs, os.fspath(path))
+    names = _names(columns, Path(path))
+    said: Attrs = {f"{key[:-1]}_names": json.dumps(names[key]) for key in ("observations", "actions")}
+    return build_dataset(fields, said | (attrs or {}), os.fspath(path))
 
 
 def _table_fields(path: Path, columns: Columns, units: Actions) -> Fields:

@@ -211,7 +211,7 @@ def _holder(path: Path) -> str:
     return "another process"
 
 
-OWN = (".lock", "config.yaml", "metrics.jsonl", "tensorboard")
+OWN = (".lock", "config.yaml", "data.json", "io.json", "metrics.jsonl", "pretrained.json", "tensorboard")
 """What a run writes before the first line of its log."""
 
 

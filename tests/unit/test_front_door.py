@@ -19,6 +19,7 @@ from mbo2o.types import Spec, UserError
 NAMES = {
     *("train", "load", "load_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec", "Batch", "Source"),
     *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
+    *("Policy", "load_agent", "restore"),
 }
 
 FRESH = """
@@ -76,11 +77,12 @@ def test_a_run_through_the_door(pendulum, tmp_path):
         mbo2o.Config(recipe=recipe, dataset=str(pendulum), dir=str(tmp_path / "run"), report=False, run=often)
     )
     assert directory == tmp_path / "run"
-    act = mbo2o.load(directory).act(torch.randn(1, 5, 3))
+    act = mbo2o.load_agent(directory).act(torch.randn(1, 5, 3))
     assert act.shape == (1, 5, 1)
     assert bool((act.abs() <= 1).all())
+    assert mbo2o.load(directory).predict(torch.randn(5, 3))[0].shape == (5, 1)
     with pytest.raises(mbo2o.UserError, match="not a run"):
-        mbo2o.load(tmp_path)
+        mbo2o.load_agent(tmp_path)
 
 
 def test_a_config_through_the_door():
