@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mbo2o import naming
+from mbo2o.errors import UserError
 from mbo2o.report.read import read_run
 from mbo2o.store import datasets
 from mbo2o.store.whole import write_whole
@@ -78,6 +79,15 @@ def about(directory: Path) -> dict[str, Any]:
     """What `mark_done` wrote; empty if it wrote nothing."""
     path = directory / DONE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def check_content(jobs: dict[str, Job], out: Path) -> None:
+    """Raise `UserError` for a job whose directory holds a run of other content that has ended."""
+    for job in jobs.values():
+        key = about(out / job.name).get("key")
+        if key and key != key_of(job, jobs):
+            text = "holds a run of other settings or other data; give another --out or --name, or remove it"
+            raise UserError(f"{out / job.name}: {text}")
 
 
 def take_over(jobs: dict[str, Job], out: Path, folders: Iterable[Path]) -> list[str]:

@@ -147,6 +147,8 @@ def _run_all(call: Any, options: argparse.Namespace) -> dict[str, str]:
     """Run what was asked for, here or in processes; why jobs did not end well, by name."""
     found = of_checkout("studies.found")
     jobs = of_checkout("studies.results").jobs_of(call.study, call.known, call.chosen)
+    every = of_checkout("studies.results").jobs_of(call.study, call.known, list(call.known))
+    found.check_content(every, call.out)
     folders = [Path(options.out), *(options.look or ())]
     for line in found.take_over(jobs, call.out, folders):
         print(line, file=sys.stderr)
