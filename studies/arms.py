@@ -28,7 +28,7 @@ QUICK = [
 """Sizes that only show that a study runs: from scratch, with an offline phase, and without a model."""
 QUICK_OFFLINE = [*QUICK, "recipe.offline_steps=40"]
 QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.warmup=20", "recipe.probe_every=20"]
-BESIDE = ("-curves", "-drops")
+BESIDE = ("-curves", "-drops", "-q", "-distances")
 """How the files that stand beside a table of results end."""
 DIVERGED = "diverged.txt"
 """In an arm's directory: why it ended early."""

@@ -27,6 +27,7 @@ from studies.arms import (
     read_arms,
     read_rows,
     wobble,
+    write,
 )
 from studies.claims import Apart, Claim, apart, difference
 from studies.presets import changed, drawing
@@ -102,6 +103,9 @@ def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> No
     for row in rows:  # A7: how differently they act from the data, as distributions
         row["ks"], row["ks_p"] = spread.get((row["arm"], row["seed"]), (float("nan"), float("nan")))
     publish(results / f"{name}.csv", rows, logs)
+    write(results / f"{name}-q.csv", _values_kept(logs))
+    if histograms := _histograms(out, [x for x in PAIR if x in logs]):
+        write(results / f"{name}-distances.csv", histograms)
     figure(results / f"{name}.csv")
 
 
@@ -110,6 +114,39 @@ def figure(path: Path) -> None:
     shown = {arm for names in PANELS.values() for arm in names}
     others = [arm for arm in read_rows(path) if arm not in shown and arm not in UNSHOWN]
     draw(path, PANELS | ({"Beside other methods": ["kept", "kept-n", "sunrise", *others]} if others else {}))
+
+
+PAIR = ("kept", "freed-n")
+"""Arms whose distances to the data are compared as distributions."""
+BINS = 60
+
+
+def _values_kept(logs: dict[str, RunLog]) -> list[Row]:
+    """Mean Q over fixed rows of the dataset, by arm, seed and step of the online phase."""
+    return [
+        {"arm": arm, "seed": k, "step": int(step), "q": float(value)}
+        for arm, log in logs.items()
+        for series in [log.series("probe", "q", "online")]
+        for step, values in zip(series.step, series.values, strict=True)
+        for k, value in enumerate(values)
+    ]
+
+
+def _histograms(out: Path, names: list[str]) -> list[Row]:
+    """Shares of rows by distance to the data's action, over all seeds: of some arms, and of random actions."""
+    found = {name: _distances(out / name).ravel() for name in names}
+    if not found:
+        return []
+    run, _ = restore(out / names[0])
+    act = run.dataset.act[torch.linspace(0, len(run.dataset) - 1, ROWS).long()]
+    chance = torch.rand(act.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found["random"] = (chance - act).norm(dim=-1).numpy()
+    edges = np.linspace(0, max(float(x.max()) for x in found.values()), BINS + 1)
+    return [
+        {"arm": name, "from": low, "to": high, "share": share}
+        for name, x in found.items()
+        for low, high, share in zip(edges, edges[1:], np.histogram(x, edges)[0] / len(x), strict=False)
+    ]
 
 
 def _distance_gaps(out: Path) -> dict[tuple[str, int], tuple[float, float]]:

@@ -167,7 +167,24 @@ def _run_all(call: Any, options: argparse.Namespace) -> dict[str, str]:
 
 
 def _figure(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    """Draw a figure of the papers by name, or list them all with what they lack."""
+    from mbo2o.registry import find
+    from mbo2o.store.whole import writing
+
+    figures, size = of_checkout("studies.figures"), options.size or "small"
+    if not options.on:
+        for name, shown in figures.FIGURES.items():
+            print(f"{name:<16} {shown.about}\n{'':<17}{shown.command(size)}")
+            if lack := figures.missing(name, size):
+                print(textwrap.fill(lack, 120, initial_indent=" " * 17, subsequent_indent=" " * 19))
+        return
+    find(figures.FIGURES, options.on, "figure")
+    with writing(Path(options.results)):
+        paths, lack = figures.draw(options.on, size, Path(options.results))
+    for path in paths:
+        print(path)
+    if lack:
+        print(f"figure {options.on} lacks: {lack}", file=sys.stderr)
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -306,10 +323,13 @@ def add_to(commands: Any) -> None:
         "mbo2o study moore hopper-medium-replay-v5 --seeds 3\n"
         "  mbo2o study enoto hopper-medium-replay-v5 --seeds 5 --size mid --jobs 2 --minutes 480\n"
         "  mbo2o study enoto my.hdf5 --arms freed freed-n wmp --experiment td3bc-small --name my-td3bc\n"
-        "  mbo2o study obac Hopper-v5 --seeds 5",
+        "  mbo2o study obac Hopper-v5 --seeds 5\n"
+        "  mbo2o study figure\n  mbo2o study figure enoto-1a",
         more=" ".join(f"{name}: {question}" for name, question in studies().items()),
     )
-    p.add_argument("what", metavar="STUDY", help=", ".join(studies()))
+    p.add_argument(
+        "what", metavar="STUDY", help=f"{', '.join(studies())}; or figure, to draw one of a paper by name"
+    )
     p.add_argument(
         "on", nargs="?", metavar="DATASET", help="what to study it on; an environment for some studies"
     )

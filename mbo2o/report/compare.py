@@ -65,7 +65,7 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
     panels: sets of curves by the panel's title. subject: the task and the data, for the figure's title.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    colours = _colours(names)
+    colours = colours_of(names)
     columns = 3 if len(panels) == 1 else 2  # columns of the legends
     entries = (
         max(len(curves) for curves in panels.values()) + 3
@@ -142,7 +142,7 @@ COLOURS: dict[str, str] = {
 """The colour of each method and arm. Names that occur in one figure have different colours."""
 
 
-def _colours(names: list[str]) -> dict[str, str]:
+def colours_of(names: list[str]) -> dict[str, str]:
     """The colour of each name.
 
     A name that is not in COLOURS gets one that no other name of the figure has.
@@ -236,7 +236,7 @@ def compare_critics(runs: dict[str, dict[str, Curve]], subject: str) -> Figure:
     figure.subplots_adjust(left=0.05, right=0.98, top=0.79, bottom=0.25, wspace=0.2)
     add_title(figure, subject, f"what the critics learn after the switch: {_marks(runs.values())}")
     row = figure.subplots(1, len(CRITICS))
-    colours = _colours(list(dict.fromkeys(name for found in runs.values() for name in found)))
+    colours = colours_of(list(dict.fromkeys(name for found in runs.values() for name in found)))
     last = max((c.step[-1] for found in runs.values() for c in found.values()), default=1)
     for axes, (name, title) in zip(row, CRITICS.items(), strict=True):
         _draw_curves(axes, runs.get(name, {}), colours)
