@@ -133,7 +133,7 @@ def _values_kept(logs: dict[str, RunLog]) -> list[Row]:
 
 
 def _histograms(out: Path, names: list[str]) -> list[Row]:
-    """Shares of rows by distance to the data's action, over all seeds: of some arms, and of random actions."""
+    """Shares of rows by distance to the data's action, over all seeds; random actions are among the arms."""
     found = {name: _distances(out / name).ravel() for name in names}
     if not found:
         return []

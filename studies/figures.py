@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from mbo2o.envs.scores import find_reference
-from mbo2o.report.compare import Curve, colours_of, compare_panels, save
+from mbo2o.report.compare import BANDS, Curve, colours_of, compare_panels, save
 from mbo2o.report.style import GREY, add_title, dress, thousands
 from mbo2o.types import UserError
 from studies.arms import read_rows, stored_curves
@@ -60,8 +61,9 @@ def draw(name: str, size: str, results: Path) -> tuple[list[Path], str]:
     (results / "figures").mkdir(parents=True, exist_ok=True)
     paths = shown.draw(name, shown, size, results / "figures")
     if not paths:
-        why = shown.lacks or f"run {shown.command(size)}"
-        raise UserError(f"figure {name}: nothing of it is measured at the size {size}; {why}")
+        raise UserError(
+            f"figure {name}: nothing of it is measured at the size {size}; run {shown.command(size)}"
+        )
     return paths, missing(name, size)
 
 
@@ -75,10 +77,11 @@ def missing(name: str, size: str) -> str:
 
 
 def _tables(shown: Shown, size: str) -> list[Path]:
-    """The tables of a size that have two or more of the figure's arms."""
+    """The tables of a size that have the figure's first arm and another one."""
     other = () if shown.only else ("enoto-lapo-", "enoto-td3bc-")  # other learners than the figures' CQL
     found = [p for p in files_of(shown.study, size) if shown.only in p.stem and not p.stem.startswith(other)]
-    return [p for p in found if len(set(shown.arms) & set(read_rows(p))) > 1]
+    arms = {p: read_rows(p) for p in found}
+    return [p for p in found if shown.arms[0] in arms[p] and len(set(shown.arms) & set(arms[p])) > 1]
 
 
 def _curves(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
@@ -88,7 +91,9 @@ def _curves(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
         arms, data = stored_curves(table), table.stem.removeprefix(f"{shown.study}-")
         env = next(iter(read_rows(table).values()))[0]["env"]
         panels = {t: {x: arms[x] for x in names if x in arms} for t, names in shown.panels.items()}
-        panels = {t: found for t, found in panels.items() if found}
+        panels = {t: found for t, found in panels.items() if len(found) > 1}
+        if not panels:
+            continue
         if len(panels) == 1:
             panels = {"": next(iter(panels.values()))}
         subject = f"{env} · {data} · {shown.about}" if data != env else f"{env} · {shown.about}"
@@ -97,7 +102,7 @@ def _curves(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
     return paths
 
 
-# ------------------------------------------------------------------------------------------ over several files
+# ---------------------------------------------------------------------------------------- over several files
 
 
 def _scores(shown: Shown, size: str) -> dict[str, dict[str, Curve]]:
@@ -164,20 +169,25 @@ def _aggregate(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
             aligned = [c.values for c in curves if np.array_equal(c.step, step)]
             pooled = np.concatenate(aligned, -1)
             axes.plot(step, measure(pooled), color=colours[arm], lw=2.4, label=arm)
-            axes.fill_between(step, *stratified(aligned, measure), color=colours[arm], alpha=0.14, lw=0)
+            if len(axes.collections) < BANDS:
+                axes.fill_between(step, *stratified(aligned, measure), color=colours[arm], alpha=0.14, lw=0)
         dress(axes, left=axes is row[0])
         axes.margins(x=0)
-        axes.xaxis.set_major_formatter(thousands)
+        axes.xaxis.set_major_formatter(FuncFormatter(thousands))
         axes.set_xlabel("environment steps since the switch", fontsize=12)
     row[0].set_ylabel("score (100: a good policy)", fontsize=13)
     row[0].legend(frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=5)
     files = ", ".join(x.removeprefix(f"{shown.study}-") for x in sorted(shared))
-    add_title(figure, shown.about, f"over {files}; shaded: stratified bootstrap, 95 %, seeds within files")
+    add_title(
+        figure,
+        f"{shown.about}: normalised scores",
+        f"over {files}; shaded: stratified bootstrap, 95 %, seeds within files (first {BANDS})",
+    )
     save(figure, folder / f"{name}-{size}.png")
     return [folder / f"{name}-{size}.png"]
 
 
-# ------------------------------------------------------------------------------ what tables keep beside returns
+# ---------------------------------------------------------------------------- what tables keep beside returns
 
 
 def _beside(table: Path, what: str) -> list[dict[str, str]]:
@@ -208,7 +218,7 @@ def _values(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
             axes.plot(step, values, color=colour, lw=0.6, alpha=0.4)
         dress(axes)
         axes.margins(x=0)
-        axes.xaxis.set_major_formatter(thousands)
+        axes.xaxis.set_major_formatter(FuncFormatter(thousands))
         axes.set_xlabel("environment steps since the switch", fontsize=12)
         axes.set_ylabel("mean Q on rows of the dataset", fontsize=12)
         axes.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
@@ -266,7 +276,7 @@ FIGURES: dict[str, Shown] = {
         {"": ["kept", "kept-n", "sunrise"]},
         _curves,
         only="lapo",
-        lacks="IQL, PEX and Cal-QL are in the table of the study methods on the same file; ant mazes are not run",
+        lacks="IQL, PEX and Cal-QL are in the study methods on the same file; ant mazes are not run",
     ),
     "moore-main": Shown(
         "MOORe beside methods without a model",
@@ -294,7 +304,7 @@ FIGURES: dict[str, Shown] = {
         "adaptive and fixed constraint",
         "obac",
         "Hopper-v5",
-        {f"weight {w}": ["sac", f"obac{w and '-' + w}", f"fixed{w and '-' + w}"] for w in ("", "0.1", "1")},
+        {f"weight {w or 0.001}": ["sac", f"obac{w and '-' + w}", f"fixed{w and '-' + w}"] for w in ("", "0.1", "1")},
         _curves,
         lacks="the paper has four weights, and the study three",
     ),
@@ -319,7 +329,9 @@ FIGURES: dict[str, Shown] = {
         "beside methods that keep data", "methods", H, {"": ["wsrl", "calql", "rlpd", "iql"]}, _curves
     ),
     "wsrl-5.4": Shown("warm-up", "wsrl", H, {"": ["warm", "cold", "seeded"]}, _curves),
-    "wsrl-5.5": Shown("the online learner", "wsrl", H, {"": ["warm", "kept", "iql-keep-0", "calql-keep-0"]}, _curves),
+    "wsrl-5.5": Shown(
+        "the online learner", "wsrl", H, {"": ["warm", "kept", "iql-keep-0", "calql-keep-0"]}, _curves
+    ),
     "wsrl-5.6": Shown(
         "what crosses the switch", "wsrl", H, {"": ["warm", "policy", "critics", "none"]}, _curves
     ),
