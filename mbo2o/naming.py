@@ -18,7 +18,7 @@ VERSION = 2
 SUM = "dataset_sha256"
 FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
-OPEN = ("dir", "resume", "report", "threads", "engine", "storage", "provenance", "plugins")
+OPEN = ("dir", "resume", "report", "log", "threads", "engine", "storage", "provenance", "plugins")
 OPEN_OF_RUN = ("env_faults", "env_seconds", "allow_mismatch", "eval_workers")
 """Settings that may differ between parts of one run: they decide how it runs, not what it computes."""
 STEPS = ("recipe.online_steps", "recipe.offline_steps")
@@ -240,7 +240,10 @@ def _offline(cfg: Config, env_id: str) -> dict[str, Any]:
     values = plain(replace(cfg, dataset=Path(str(cfg.dataset)).stem), env_id)
     task = {
         x: values[x]
-        for x in ("seed", "seeds", "env", "dataset", "dataset_actions", "env_kwargs", "env_layout")
+        for x in (
+            *("seed", "seeds", "env", "dataset", "dataset_actions", "dataset_columns"),
+            *("env_kwargs", "env_layout"),
+        )
     }
     rewards = {x: values["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
     return flat(task | {"run": rewards, "recipe": values_of(cfg.recipe.offline_part())})

@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]  # OmegaConf reads with it
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mbo2o import loggers
 from mbo2o.dynamics.termination import name_of
 from mbo2o.recipes import older
 from mbo2o.registry import AGENTS, RECIPES, SOURCES, WORDS, Entry, entry_of, find
@@ -25,7 +26,7 @@ KINDS = {
     "small": "sized for a CPU",
 }
 """What a preset's provenance begins with."""
-AS_STORED = (*WORDS, "provenance", "env_kwargs", "plugins")
+AS_STORED = (*WORDS, "provenance", "env_kwargs", "dataset_actions", "dataset_columns", "plugins")
 """Settings that are read from config.yaml as they stand there: `${KEY}` in them is text."""
 MAX_THREADS = 1024
 
@@ -41,10 +42,14 @@ class Config:
     # where the dataset is held; memmap: one larger than memory is converted once into files that runs share
     storage: str = "ram"
     # units of the dataset's actions. unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
-    # clip, env-clip: a policy's outputs in these units, clipped; None: unit, but refused if they look like
-    # the box's units
-    dataset_actions: str | None = None
-    # gymnasium id; None: the dataset's
+    # clip, env-clip: a policy's outputs in these units, clipped; [LOW, HIGH]: these bounds, each a number or
+    # a list, are mapped; None: unit, but refused if they look like the box's units
+    dataset_actions: Any = None
+    # which column of a table (CSV, Parquet) holds what: {observations: [x, y], actions: [u], rewards: r,
+    # terminals: done}; None: the columns' names say so (store/columns.py)
+    dataset_columns: Any = None
+    # gymnasium id; None: the dataset's. none (on the command line env=null): there is no environment, so that
+    # the offline phase alone learns from the log, and what the log says of the policy is measured
     env: str | None = None
     # a dict: arguments for gymnasium.make beside the id, wherever the run makes its environment
     env_kwargs: Any = None
@@ -74,6 +79,8 @@ class Config:
     resume: bool = True
     # write DIR/report at the end
     report: bool = True
+    # what follows metrics.jsonl, which is always written: csv, tensorboard, wandb, trackio (loggers.py)
+    log: list[str] = field(default_factory=lambda: ["jsonl"])
     # where the preset's numbers come from, as KIND: SOURCE (see KINDS); None without a preset
     provenance: str | None = None
     # modules that are imported first, because they register agents, recipes, sources, penalties or rules
@@ -82,6 +89,7 @@ class Config:
 
     def __post_init__(self) -> None:
         EngineConfig(self.engine, self.precision)
+        loggers.check(self.log)
         at_least_one("settings", seeds=self.seeds, threads=self.threads)
         if self.threads > MAX_THREADS:
             raise UserError(f"threads={self.threads} must be at most {MAX_THREADS}")
@@ -202,6 +210,8 @@ def read_config(directory: Path) -> tuple[Config, str]:
     values = stored(directory)
     recipe = values.pop("recipe")
     settings = BEFORE | values.pop("run")
+    if settings.pop("tensorboard", False):  # what older versions had in place of `log`
+        values.setdefault("log", ["tensorboard"])
     name, recipe = older.modern(recipe.pop("name"), recipe)
     entry: Entry = _found(directory, RECIPES, name, "recipe")
     known = {f.name for f in fields(Config)}

@@ -304,7 +304,10 @@ FIGURES: dict[str, Shown] = {
         "adaptive and fixed constraint",
         "obac",
         "Hopper-v5",
-        {f"weight {w or 0.001}": ["sac", f"obac{w and '-' + w}", f"fixed{w and '-' + w}"] for w in ("", "0.1", "1")},
+        {
+            "weight 0.001": ["sac", "obac", "fixed"],
+            **{f"weight {w}": ["sac", f"obac-{w}", f"fixed-{w}"] for w in ("0.1", "1")},
+        },
         _curves,
         lacks="the paper has four weights, and the study three",
     ),

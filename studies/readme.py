@@ -22,7 +22,8 @@ from bench.table import tables
 from mbo2o.envs.scores import sets
 from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
-from studies import ledger, methods, moore, offline, parity, protocol
+from mbo2o.report.switch import DEFINITIONS
+from studies import ledger, methods, moore, needs, offline, parity, protocol, sb3_in_model
 from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, figures
 from studies.measured import RESULTS, ROOT, STUDIES, files_of, findings
@@ -322,6 +323,12 @@ def _methods_short() -> str:
 NEEDS = {methods.BOTH: "data, task", methods.DATA: "data", methods.TASK: "task"}
 
 
+def _switch_numbers() -> str:
+    """What the numbers of a run's `switch.json` mean."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in DEFINITIONS.items()]
+    return "\n".join(["| number | meaning |", "|---|---|", *rows])
+
+
 def _costs(table: str) -> str:
     """A table of data/results/costs.csv, what one run or the tests take."""
     with open(RESULTS / "costs.csv", newline="") as f:
@@ -363,6 +370,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finetuned": partial(_arms, "methods"),
     "obac": partial(_arms, "obac"),
     "parity": partial(parity.table, RESULTS),
+    "sb3-in-model": partial(sb3_in_model.table, RESULTS),
     **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     **{f"{kind}-bullets": partial(_bullets, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     "claims-counts": ledger.counts_table,
@@ -372,6 +380,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "times": partial(_costs, "times"),
     "memory": partial(_costs, "memory"),
     "promises": _promises,
+    "needs": partial(needs.table, ROOT / "tests" / "needs"),
+    "switch-numbers": _switch_numbers,
     "references": _references,
     **tables(RESULTS),
     "protocol-measures": protocol.measures,

@@ -38,7 +38,10 @@ JUSTIFIED = {
 }
 """Settings that differ from the record, by study and run."""
 ABSENT = "absent"
-UNCOMPARED = ("provenance", "plugins", "dir", "report", "resume", "engine", "precision", "recipe.coverage")
+UNCOMPARED = (
+    *("provenance", "plugins", "dir", "report", "log", "resume", "engine", "precision"),
+    "recipe.coverage",
+)
 """Settings that decide no number; and how steps are run, which came later and is left at its default."""
 LATER = {
     "pretrain_from": "null",
@@ -51,6 +54,8 @@ LATER = {
     "recipe.truncate": "null",
     "recipe.penalty_draws": "10",
     "run.eval_workers": "0",
+    "dataset_columns": "null",
+    "log": "[]",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }
 """Settings that came after the record, with the defaults at which they change nothing."""
@@ -225,6 +230,7 @@ def recorded(base):
     runs = unpacked(json.loads(RECORD.read_text())[base])
     runs.pop("offline-redq", None)
     for settings in runs.values():
+        settings.pop("run.tensorboard", None)  # now one of `log`, which decides no number
         if settings.get("recipe.offline_steps") == "0":
             carried = ("inherit", "carry_moments", "carry_temperature", "offline_steps")
             for key in [k for k in settings if k.startswith("recipe.offline.") or k == "recipe.offline:"]:

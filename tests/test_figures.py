@@ -46,7 +46,7 @@ def test_curves_and_aggregates_are_drawn_and_what_lacks_is_told(tables):
     (path,), _ = figures.draw("enoto-2", "small", tables)
     assert path.stat().st_size > 10_000
     assert "not measured: " in figures.missing("obac-constraint", "small")
-    with pytest.raises(UserError, match="run mbo2o study wsrl .* --arms iql-keep-0"):
+    with pytest.raises(UserError, match=r"run mbo2o study wsrl .* --arms iql-keep-0"):
         figures.draw("wsrl-3.1", "small", tables)
     with pytest.raises(UserError, match="--size mid --arms kept freed freed-n"):
         figures.draw("enoto-1a", "mid", tables)

@@ -14,17 +14,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 def site(tmp_path_factory):
     pytest.importorskip("sphinx", reason="the site needs mbo2o[docs]")
     out = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "-q",
-        "-d",
-        str(out / "trees"),
-        str(DOCS),
-        str(out / "html"),
-    ]
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-d", out / "trees", DOCS, out / "html"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out / "html"
@@ -33,9 +23,8 @@ def site(tmp_path_factory):
 def test_every_page_is_there_and_in_the_contents(site):
     pages = {x.relative_to(DOCS).with_suffix(".html") for x in DOCS.rglob("*.md")}
     assert {x.relative_to(site) for x in site.rglob("*.html")} >= pages
-    listed = set(
-        re.findall(r'class="reference internal" href="([^"#]+\.html)"', (site / "index.html").read_text())
-    )
+    contents = (site / "index.html").read_text()
+    listed = set(re.findall(r'class="reference internal" href="([^"#]+\.html)"', contents))
     assert {str(x) for x in pages} - listed == {"index.html"}
 
 

@@ -342,7 +342,7 @@ def test_wsrl_compares_arms_from_one_checkpoint(pendulum, tmp_path, where):
     assert len({(r["drop_updates"], r["drop_evals"]) for found in rows.values() for r in found}) == 1
     assert (tmp_path / "results" / f"wsrl-{pendulum.stem}-critics.png").stat().st_size > 20_000
     starts = json.loads((tmp_path / "runs" / f"wsrl-{pendulum.stem}" / "none" / "switch.json").read_text())
-    assert {x["part"] for x in starts if x["what"] == "kept"} == {"observe"}
+    assert {x["part"] for x in starts["parts"] if x["what"] == "kept"} == {"observe"}
 
 
 def test_wsrl_retains_shares_of_the_data_for_iql_and_cal_ql(pendulum, tmp_path, where):

@@ -108,7 +108,8 @@ class Finetune(Recipe):
         for _ in run.once("switch"):
             run.say(describe(table))
             warn_of_warmup(run, cfg.warmup, cfg.online_steps)
-            (run.directory / "switch.json").write_text(json.dumps([asdict(x) for x in table], indent=1))
+            parts = [asdict(x) for x in table]  # the report adds what came of it (report/switch.py)
+            (run.directory / "switch.json").write_text(json.dumps({"parts": parts}, indent=1))
             self.source.begin()
 
     def online(self, run: Run) -> None:

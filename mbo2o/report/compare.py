@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from mbo2o.report.read import RunLog
@@ -23,6 +23,7 @@ from mbo2o.report.style import (
     GREEN,
     GREY,
     INK,
+    NARROW,
     ORANGE,
     PURPLE,
     RED,
@@ -55,7 +56,13 @@ def curve(log: RunLog, phase: str = "online") -> Curve:
     return Curve(series.step.astype(float), series.values, behaviour=log.behaviour_return, **waits)
 
 
-def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str = "online") -> Figure:
+def compare_panels(
+    panels: dict[str, dict[str, Curve]],
+    subject: str,
+    phase: str = "online",
+    colours: dict[str, str] | None = None,
+    narrow: bool = False,
+) -> Figure:
     """Draw several sets of named curves side by side on one scale.
 
     A name has the same colour in all figures (COLOURS); names without one get a free colour. Each panel
@@ -63,42 +70,48 @@ def compare_panels(panels: dict[str, dict[str, Curve]], subject: str, phase: str
     them for an interval. Raises `ValueError` for more names than the palette has colours.
 
     panels: sets of curves by the panel's title. subject: the task and the data, for the figure's title.
+    colours: others than COLOURS, by name. narrow: one panel for a page of a phone's width.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    colours = colours_of(names)
-    columns = 3 if len(panels) == 1 else 2  # columns of the legends
+    colours = colours or colours_of(names)
+    columns = 3 if len(panels) == 1 and not narrow else 2  # columns of the legends
+    text = 9 if narrow else 12
     entries = (
         max(len(curves) for curves in panels.values()) + 3
     )  # the behaviour, the dotted and the shaded parts
-    figure, row = _panels(len(panels), titled=any(panels), legend_rows=-(-entries // columns))
+    rows = -(-entries // columns)
+    figure, row = _panels(len(panels), titled=any(panels), legend_rows=rows, narrow=narrow)
     add_title(figure, subject, _marks(panels.values()))
     for axes, (title, curves) in zip(row, panels.items(), strict=True):
         if title:
             axes.set_title(title, loc="left", fontsize=12)
         _draw_curves(axes, curves, colours, explain=axes is row[0])
-        dress(axes, left=axes is row[0])
+        dress(axes, left=axes is row[0], labels=text)
         axes.margins(x=0)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-        axes.set_xlabel(_step_label(curves, phase), fontsize=12)
-        axes.legend(
-            frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns
-        )
+        axes.set_xlabel(_step_label(curves, phase), fontsize=text)
+        below: dict[str, Any] = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, -0.2 if narrow else -0.15),
+            "ncols": columns,
+        }
+        axes.legend(frameon=False, fontsize=min(11, text), **below)
     success = "Maze" in subject
-    row[0].set_ylabel("success rate" if success else "return per episode", fontsize=13)
+    row[0].set_ylabel("success rate" if success else "return per episode", fontsize=text + 1)
     if success:
         row[0].set_ylim(-0.03, 1.03)  # Student's interval can reach beyond what a rate can
     return figure
 
 
-def _panels(n: int, titled: bool, legend_rows: int) -> tuple[Figure, np.ndarray]:
+def _panels(n: int, titled: bool, legend_rows: int, narrow: bool) -> tuple[Figure, np.ndarray]:
     """A figure with `n` axes in a row `(n,)`, and room for a title and for legends; sizes in inches."""
-    width, legend = (8.5 if n == 1 else 5.2 * n), 0.22 * legend_rows
-    head = 1.05 if titled else 0.85
-    height = 3.6 + head + legend
+    width, legend = NARROW if narrow else (8.5 if n == 1 else 5.2 * n), 0.22 * legend_rows
+    head = 1.05 if titled or narrow else 0.85
+    height = (2.6 if narrow else 3.6) + head + legend
     figure = Figure(figsize=(width, height))
     figure.subplots_adjust(
-        left=0.85 / width,
+        left=(0.8 if narrow else 1.05) / width,
         right=1 - 0.3 / width,
         top=1 - head / height,
         bottom=(0.7 + legend) / height,
@@ -205,6 +218,38 @@ def _step_label(curves: dict[str, Curve], phase: str) -> str:
     if len(from_nothing) == len(curves):
         return "environment steps"
     return f"environment steps ({', '.join(from_nothing)}: from nothing)"
+
+
+def compare_finals(
+    arms: dict[str, Array], subject: str, colours: dict[str, str] | None = None, narrow: bool = False
+) -> Figure:
+    """Draw one number of each arm, by name `(S,)`: its seeds as dots, and their mean with its interval."""
+    colours = colours or _colours(list(arms))
+    width, text = (NARROW, 9) if narrow else (8.5, 12)
+    height = 1.5 + 0.42 * len(arms)
+    figure = Figure(figsize=(width, height))
+    longest = max(len(name) for name in arms)
+    left = min(0.45 * width, 0.35 + 0.0085 * text * longest)
+    top, bottom = 1 - 0.95 / height, 0.45 / height
+    figure.subplots_adjust(left=left / width, right=0.96, top=top, bottom=bottom)
+    most = max(len(values) for values in arms.values())
+    bar = f"; bar: {KIND}" if most >= FEWEST else " (too few for an interval)"
+    add_title(figure, subject, f"diamond: mean; dots: seeds{bar}")
+    axes = figure.subplots()
+    for y, (name, values) in enumerate(arms.items()):
+        low, high = (float(x) for x in interval(values))
+        if np.isfinite([low, high]).all():
+            axes.plot([low, high], [y, y], color=colours[name], lw=7, alpha=0.3, solid_capstyle="butt")
+        axes.plot(values, np.full(len(values), y), "o", color=colours[name], ms=4, alpha=0.6, mew=0)
+        axes.plot(values.mean(), y, "D", color=colours[name], ms=8)
+    dress(axes, labels=text)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7))
+    axes.grid(axis="x", color="#DDDDDD", lw=0.8)
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+    return figure
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -12,26 +12,25 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import Array
-from mbo2o.report.style import BLUE, GREY, INK, ORANGE, RED, SKY, add_title, dress, thousands
+from mbo2o.report.style import BLUE, GREY, INK, NARROW, ORANGE, RED, SKY, add_title, dress, thousands
 
 COLUMNS = {"visited": "VISITED: steps of an evaluation episode", "imagined": "IMAGINED: steps of a branch"}
 MARKS = ("50 %", "90 %", "99 %")
 """Labels of the held-out rows' quantiles that the log holds as `marks`."""
 
 
-def coverage(log: RunLog) -> Figure:
+def coverage(log: RunLog, narrow: bool = False) -> Figure:
     """Distances of visited and imagined states from the data, at the first and the last looks.
 
     The upper row has the distances, with the quantiles of held-out rows as grey lines; the lower one has the
-    model's true error of one step where it is known, and the members' disagreement, on one scale.
+    model's true error of one step where it is known, and the members' disagreement, on one scale. `narrow`
+    puts all four below each other.
     """
-    figure = Figure(figsize=(12, 8.2))
-    figure.subplots_adjust(left=0.1, right=0.93, top=0.83, bottom=0.15, wspace=0.06, hspace=0.12)
+    figure, grid = _stacked() if narrow else _square()
     title = "Where the policy goes: how far from the data, and how well the model knows it there"
     seeds = log.config.get("seeds", 1)
     told = "one seed" if seeds == 1 else f"mean over {seeds} seeds"
     add_title(figure, title, f"{log.title} · {told} · dashed: so many held-out rows lie nearer")
-    grid = figure.subplots(2, 2, sharex="col", sharey="row")
     looks = _looks(log)
     for name, column in zip(COLUMNS, grid.T, strict=True):
         for line, colour, label in looks:
@@ -41,7 +40,7 @@ def coverage(log: RunLog) -> Figure:
             column[1].plot(x, _mean(line, f"{name}/spread"), **spread)
             if f"{name}/error" in line:
                 column[1].plot(x, _mean(line, f"{name}/error"), color=colour, lw=2.4, marker=".")
-        _axes(column, first=name == "visited")
+        _axes(column, first=narrow or name == "visited")
         column[0].set_title(COLUMNS[name], loc="left", fontsize=12, weight="bold", color=GREY)
         column[1].set_xlabel(
             "step of the episode" if name == "visited" else "step of the branch", fontsize=13
@@ -56,8 +55,27 @@ def coverage(log: RunLog) -> Figure:
     _mark_horizon(grid[:, 1], log)
     grid[0, 0].set_ylabel("distance to the data\n[standard deviations]", fontsize=12)
     grid[1, 0].set_ylabel("error of the model\n[state units, RMS]", fontsize=12)
-    _legend(figure, grid)
+    _legend(figure, grid, columns=1 if narrow else 3)
     return figure
+
+
+def _square() -> tuple[Figure, Any]:
+    """A figure with two rows and two columns of axes."""
+    figure = Figure(figsize=(12, 8.2))
+    figure.subplots_adjust(left=0.1, right=0.93, top=0.83, bottom=0.15, wspace=0.06, hspace=0.12)
+    return figure, figure.subplots(2, 2, sharex="col", sharey="row")
+
+
+def _stacked() -> tuple[Figure, Any]:
+    """The same axes `(2, 2)` one below the other: the first column, then the second."""
+    figure = Figure(figsize=(NARROW, 13))
+    figure.subplots_adjust(left=0.22, right=0.9, top=0.9, bottom=0.16, hspace=0.32)
+    grid = figure.subplots(4, 1).reshape(2, 2).T
+    for upper, lower in grid.T:
+        lower.sharex(upper)
+    for left, right in grid:
+        right.sharey(left)
+    return figure, grid
 
 
 def _looks(log: RunLog) -> list[tuple[dict[str, Any], str, str]]:
@@ -133,11 +151,11 @@ def _mark_horizon(column: Any, log: RunLog) -> None:
         column[1].text(horizon, 0.02, f" recipe.horizon={horizon}", transform=where, **style)
 
 
-def _legend(figure: Figure, grid: Any) -> None:
+def _legend(figure: Figure, grid: Any, columns: int) -> None:
     """The looks by colour, and the two kinds of lines of the lower row."""
     axes: Axes = grid[0, 0]
     handles, labels = axes.get_legend_handles_labels()
     handles += grid[1, 0].plot([], [], color=INK, lw=2.4, marker=".")
     handles += grid[1, 0].plot([], [], color=INK, lw=1.8, ls=":")
     labels += ["true error of one step (visited)", "disagreement of the members"]
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=11)
+    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=11)

@@ -1,12 +1,10 @@
-"""The report of one run: a page with returns, figures and configuration, and PNGs of the figures."""
+"""The report of one run: a page with returns, figures and configuration, and the figures as SVG and PNG."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -14,10 +12,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from mbo2o.report import plots
+from mbo2o.report import html, plots
 from mbo2o.report.coverage import coverage as draw_coverage
+from mbo2o.report.estimates import estimates as draw_estimates
+from mbo2o.report.estimates import table as estimates_table
+from mbo2o.report.numbers import number
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import FEWEST, KIND, Array, interval, late_evaluations, summarise
+from mbo2o.report.switch import parts_of, policy_changed, switch_numbers, write_switch
 from mbo2o.types import duration
 
 
@@ -26,9 +28,10 @@ class Section:
     """A figure of the page."""
 
     name: str
-    """The name of its PNG."""
+    """The name of its files."""
     heading: str
-    draw: Callable[[RunLog], Figure]
+    draw: Callable[[RunLog, bool], Figure]
+    """Draws it, for a wide page or a narrow one."""
     needs: tuple[str, str]
     """The kind of log line and the metric that it shows; without them the page leaves it out."""
     caption: str
@@ -44,6 +47,15 @@ SECTIONS = [
         "Look at the switch: where the curve falls, the policy unlearns what the offline phase taught it. "
         "The last offline point and the first online point belong to the same policy; the gap between them "
         "is the noise of evaluations.",
+    ),
+    Section(
+        "estimates",
+        "Estimates from the log alone",
+        draw_estimates,
+        ("eval", "behaviour_value"),
+        "Values that rise above the dotted line promise more than the recorded policy earned. Believe them "
+        "only where both estimates agree, the bands are narrow and the TD error on held-out rows does not "
+        "rise: a policy far from the data's actions is judged by extrapolation.",
     ),
     Section(
         "uncertainty",
@@ -108,62 +120,43 @@ SECTIONS = [
     ),
 ]
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#222;--dim:#666;--line:#ddd;--back:#fff;--code:#f3f5f7}
-@media (prefers-color-scheme:dark){:root{--ink:#ddd;--dim:#999;--line:#444;--back:#16181b;--code:#22262b}}
-body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem}
-body{color:var(--ink);background:var(--back)}
-h1,.sub{overflow-wrap:anywhere} h1{margin-bottom:0} h2{margin-top:2.5rem}
-.sub,figcaption,.note{color:var(--dim)}
-figure{margin:0} img{width:100%;background:#fff}
-table{display:block;max-width:100%;overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums} td,th{padding:.3rem .8rem;text-align:right}
-td:first-child,th:first-child{text-align:left} tr{border-bottom:1px solid var(--line)}
-pre{background:var(--code);padding:1rem;overflow:auto}
-@media (max-width:600px){h1{font-size:1.3rem} td,th{padding:.3rem .4rem}}
-"""
-HEAD = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+
+CHANGED = (
+    "The switch itself changed the policy: its first online evaluation differs from the last offline one, on "
+    "the same starts and before any online step. Look below at what was not kept."
+)
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Write the PNGs and `index.html` to `out` (by default `run_dir/report`) and return the path of the page.
+    """Write figures and `index.html` to `out` (by default `run_dir/report`) and return the path of the page.
 
     The page contains its pictures, so the one file can be passed on. An unfinished run is shown as far as it
-    got. Raises `UserError` for a directory that is not a run.
+    got. Without `out`, the run's `switch.json` is brought up to date as well. Raises `UserError` for a
+    directory that is not a run.
     """
     log = read_run(run_dir)
+    if out is None:
+        write_switch(run_dir)
     out = Path(run_dir) / "report" if out is None else Path(out)
     out.mkdir(parents=True, exist_ok=True)
     body = [f"<h1>{escape(log.title)}</h1>", f'<p class="sub">{escape(_progress(log))}</p>', _table(log)]
+    if policy_changed(log):
+        body.append(f'<p class="warn">{CHANGED}</p>')
     body.append(_switch_table(Path(run_dir) / "switch.json"))
     for section in SECTIONS:
         png = out / f"{section.name}.png"
         if not log.has(*section.needs):
-            png.unlink(missing_ok=True)  # an earlier report may have left one here
+            for old in (png, png.with_suffix(".svg")):
+                old.unlink(missing_ok=True)  # an earlier report may have left one here
             continue
         body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
-        png.write_bytes(_png_bytes(section.draw(log)))
-        data = base64.b64encode(png.read_bytes()).decode()
-        body.append(
-            f'<figure><img alt="{section.heading}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{escape(section.caption)}</figcaption></figure>"
-        )
+        body.append(html.picture(partial(section.draw, log), png, section.heading, section.caption))
     config = escape(OmegaConf.to_yaml(OmegaConf.create(log.config)))
     body.append(
         f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>'
     )
-    page = (
-        f'<!doctype html><html lang="en"><head>{HEAD}<title>{escape(log.title)}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
-    (out / "index.html").write_text(page, encoding="utf-8")
+    (out / "index.html").write_text(html.document(log.title, body), encoding="utf-8")
     return out / "index.html"
-
-
-def _png_bytes(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()
 
 
 def _progress(log: RunLog) -> str:
@@ -188,6 +181,7 @@ def _table(log: RunLog) -> str:
         rows += [
             ("J0: at the switch, before any online update", s.j0),
             ("drop: J0 − lowest return in the first 20 % of online learning", s.drop),
+            *_switch_rows(log),
             (f"final: mean of the last {late_evaluations(online.step)} online evaluations", s.final),
             ("AUC: mean return over the online steps", s.auc),
             ("best online evaluation (chosen with hindsight)", s.best),
@@ -199,36 +193,49 @@ def _table(log: RunLog) -> str:
             continue
         what = "share of episodes with success" if metric == "success" else f"normalised {metric}"
         rows.append((f"last evaluation, {what} ({last.phase[-1]})", last.values[-1]))
+    if not rows and (estimated := estimates_table(log)):
+        return estimated
     if not rows:
         return '<p class="note">Nothing was evaluated yet.</p>'
     seeds = max(len(values) for _, values in rows)
-    head = "".join(f"<th>{x}</th>" for x in ["return", "mean", KIND, *(f"seed {i}" for i in range(seeds))])
-    behaviour = log.behaviour_return
-    first = ""
-    if behaviour is not None:
-        first = f"<tr><td>behaviour policy (dataset)</td><td>{_number(behaviour)}</td></tr>"
-    body = "".join(_row(*row) for row in rows)
+    head = ["return", "mean", "95 % interval", *(f"seed {i}" for i in range(seeds))]
+    cells = [_row(*row) for row in rows]
+    if log.behaviour_return is not None:
+        empty = [""] * (seeds + 1)
+        cells = [["behaviour policy (dataset)", number(log.behaviour_return), *empty], *cells]
     return (
-        f'<h2 id="numbers">Numbers</h2><table><tr>{head}</tr>{first}{body}</table>'
-        f'<p class="note">{_caution(seeds)} “–”: the log has no such value.</p>'
+        f'<h2 id="numbers">Numbers</h2>{html.table(head, cells)}'
+        f'<p class="note">{_caution(seeds)} “–”: the log has no such value, or a seed has not got there.</p>'
     )
+
+
+def _switch_rows(log: RunLog) -> list[tuple[str, Array]]:
+    """What the switch cost; nothing for a run without an offline phase."""
+    found = switch_numbers(log)
+    if found is None:
+        return []
+    return [
+        ("dip: the last offline return − lowest return in the same evaluations", found.dip),
+        ("recovery: online steps until the last offline return is reached again", found.recovery),
+        ("regret: mean online shortfall from the last offline return", found.regret),
+    ]
 
 
 def _switch_table(path: Path) -> str:
     """The table that says what the switch did with each part of the offline agent."""
-    if not path.is_file():
+    rows = [(x["what"], x["part"], x["note"]) for x in parts_of(path)]
+    if not rows:
         return ""
-    cells = [(x["what"], x["part"], x["note"]) for x in json.loads(path.read_text())]
-    rows = "".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in cells)
-    table = f"<details><summary>parts and settings</summary><table>{rows}</table></details>"
-    return f'<h2 id="switch">At the switch</h2>{table}'
+    table = html.table(("what", "part", "note"), rows, words=True)
+    return (
+        f'<h2 id="switch">At the switch</h2><details><summary>parts and settings</summary>{table}</details>'
+    )
 
 
-def _row(name: str, values: Array) -> str:
+def _row(name: str, values: Array) -> list[str]:
     low, high = (float(x) for x in interval(values))
-    between = f"{_number(low)} … {_number(high)}" if np.isfinite([low, high]).all() else "–"
-    cells = [escape(name), _number(float(values.mean())), between, *(_number(float(v)) for v in values)]
-    return "<tr>" + "".join(f"<td>{x}</td>" for x in cells) + "</tr>"
+    between = f"{number(low)} … {number(high)}" if np.isfinite([low, high]).all() else "–"
+    return [name, number(float(values.mean())), between, *(number(float(v)) for v in values)]
 
 
 def _caution(seeds: int) -> str:
@@ -237,9 +244,3 @@ def _caution(seeds: int) -> str:
     if seeds < FEWEST:
         return f"{seeds} seeds are too few for an interval, which needs {FEWEST}."
     return f"Interval: {KIND} for the mean over {seeds} seeds."
-
-
-def _number(x: float) -> str:
-    if not np.isfinite(x):
-        return "–"
-    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"

@@ -6,7 +6,7 @@ diverged does not vanish from a mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -194,6 +194,59 @@ def common_window(arms: Mapping[str, Pace]) -> tuple[int, dict[str, NDArray[np.i
     wanted = spacing * np.arange(1, looks + 1)
     found = {name: np.minimum(np.searchsorted(u, wanted), len(u) - 1) for name, u in updates.items()}
     return int(looks * spacing), found
+
+
+def interquartile_mean(x: ArrayLike) -> float:
+    """The mean of what is left of `x` (any shape) without its lowest and its highest quarter.
+
+    As in rliable (Agarwal et al. 2021), ⌊n / 4⌋ values are cut at each end. NaN if one is missing.
+    """
+    v = np.sort(np.asarray(x, float).ravel())
+    cut = len(v) // 4
+    return float("nan") if np.isnan(v).any() else float(v[cut : len(v) - cut].mean())
+
+
+def optimality_gap(x: ArrayLike, target: float = 1.0) -> float:
+    """By how much `x` (any shape) falls short of `target` on average; what lies above it gains nothing.
+
+    This is rliable's definition, which counts scores with the target 1 for a good policy.
+    """
+    return float(target - np.minimum(np.asarray(x, float), target).mean())
+
+
+def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
+    """The probability that a seed of `a` does better than a seed of `b`; a tie counts half.
+
+    `a` `(S, T)` and `b` `(R, T)` have a column for each task, `(S,)` and `(R,)` one task. As in rliable, this
+    is the mean over tasks of the Mann-Whitney statistic divided by S R. NaN if a value is missing.
+    """
+    a, b = (np.asarray(x, float).reshape(len(np.asarray(x)), -1) for x in (a, b))
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"both need the same tasks: got {a.shape[1]} and {b.shape[1]} columns")
+    if np.isnan(a).any() or np.isnan(b).any():
+        return float("nan")
+    more = a[:, None] > b[None]
+    return float((more + (a[:, None] == b[None]) / 2).mean())
+
+
+def stratified_bootstrap(
+    statistic: Callable[..., float], *arms: ArrayLike, level: float = 0.95, n: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of a statistic over seeds; each task's seeds are drawn again by themselves.
+
+    `arms` are `(S, T)`, or `(S,)` for one task, and may differ in S. This is rliable's stratified bootstrap.
+    NaN for an arm of fewer than FEWEST seeds.
+    """
+    rng, found = np.random.default_rng(seed), []
+    tables = [np.asarray(x, float).reshape(len(np.asarray(x)), -1) for x in arms]
+    if min(len(x) for x in tables) < FEWEST:
+        return float("nan"), float("nan")
+    for _ in range(n):
+        rows = [rng.integers(len(x), size=x.shape) for x in tables]
+        drawn = [np.take_along_axis(x, i, 0) for x, i in zip(tables, rows, strict=True)]
+        found.append(statistic(*drawn))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def late_evaluations(step: ArrayLike) -> int:

@@ -28,7 +28,6 @@ class RunConfig:
     # met so far in the dataset, the environment or the model
     q_limit: float | None = None
     online_capacity: int = 1_000_000  # rows of the online buffer, per seed
-    tensorboard: bool = False  # write TensorBoard files as well
     # agents learn from scale * r + shift, offline and online; returns in the log are the task's own.
     # auto: 1000 / (best - worst return of the dataset's whole episodes), as IQL's authors do on MuJoCo
     reward_scale: Any = 1.0

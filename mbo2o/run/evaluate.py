@@ -76,9 +76,10 @@ class Evaluator:
             return self._lanes[0].unrepeatable(self._starts[0])
 
     def __call__(self, policy: Policy, value: Value, rewards: RewardView = RAW) -> Metrics:
-        """Play all episodes; each metric is `(*S,)`, a mean over the seed's episodes.
+        """Play all episodes; each metric is `(*S,)`, a mean over the seed's episodes, but for `returns`.
 
-        `return`, `return_std` and `length` count the task's own rewards. `q` is the agent's value and
+        `return`, `return_std` and `length` count the task's own rewards; `returns` `(*S, E)` has the return
+        of each episode, always from the same E starts. `q` is the agent's value and
         `mc_return` the discounted sum of the rewards that followed, shown as `rewards` says, both averaged
         over states; `q_over_return` is their ratio. `success` is the share of episodes in which the task
         reported success at some step, and is missing where the task reports none.
@@ -102,6 +103,7 @@ class Evaluator:
         return {
             "return": self._means(returns),
             "return_std": spread.reshape(self._seeds),
+            "returns": torch.as_tensor(returns.reshape(*self._seeds, -1), dtype=torch.float32),
             **reported,
             "length": self._means(np.array([lane.length for lane in self._lanes], float)),
             "q": self._means(q_mean),

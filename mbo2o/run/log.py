@@ -1,4 +1,4 @@
-"""The log of a run: one JSON line per event in metrics.jsonl, optionally TensorBoard, and a progress bar."""
+"""The log of a run: one JSON line per event in metrics.jsonl, which loggers follow, and a progress bar."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mbo2o.envs import streams
+from mbo2o.loggers import Loggers
+from mbo2o.quiet import quiet
 from mbo2o.store.whole import writing
-from mbo2o.types import Metrics, UserError, duration
+from mbo2o.types import Metrics, duration
 
 
 class MetricsFile:
     """`metrics.jsonl`: one event a line, with its place in the run and values by seed (null: not finite)."""
 
-    def __init__(self, path: Path, tensorboard: bool):
-        self._path = path
+    def __init__(self, path: Path, loggers: Sequence[str] = ()):
+        self._path, self._loggers = path, Loggers(loggers, path)
         with writing(path):
             # unbuffered, so that a full disk raises where a line is written, and not again at closing
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  lives as long as the run
-            self._board = _board(path.parent) if tensorboard else None
 
     def write(self, place: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
         """Append one event, whole or not at all; returns the values as they were written."""
         values = {name: _plain(x.detach().cpu().tolist()) for name, x in metrics.items()}
-        with writing(self._path):
-            self._append(json.dumps({**place, **values}).encode() + b"\n")
-            if self._board is not None:
-                for name, x in metrics.items():
-                    for k, y in enumerate(x.detach().cpu().reshape(-1).tolist() if x.dim() <= 1 else []):
-                        self._board.add_scalar(f"{place['kind']}/{name}/seed{k}", y, place["total"])
+        line = {**place, **values}
+        with streams.private():  # a logger's own draws are no part of the run
+            self._loggers.begin()
+            with writing(self._path):
+                self._append(json.dumps(line).encode() + b"\n")
+            self._loggers.log(line)
         return values
 
     def _append(self, line: bytes) -> None:
@@ -69,11 +72,10 @@ class MetricsFile:
             self._file.truncate(size)
 
     def close(self) -> None:
-        """Close the file and the board."""
+        """Close the file and finish the loggers."""
         self._file.close()
-        if self._board is not None:
-            with writing(self._path.parent):
-                self._board.close()
+        with streams.private():
+            self._loggers.finish()
 
 
 class Means:
@@ -114,7 +116,7 @@ class Progress:
     def __init__(self, name: str, done: int, total: int):
         self._name, self._done, self._start, self._total = name, done, done, total
         self._since = time.monotonic()
-        tty = sys.stderr.isatty()
+        tty = sys.stderr.isatty() and not quiet()
         self._bar = tqdm(total=total, initial=done, desc=name, unit="step", file=sys.stderr) if tty else None
 
     def step(self) -> None:
@@ -141,6 +143,8 @@ class Progress:
 
 def tell(text: str) -> None:
     """Print a line on stderr. A closed terminal, or a log on a full disk, does not stop a run."""
+    if quiet():
+        return
     # RuntimeError: a signal handler prints while another print is in progress
     with contextlib.suppress(OSError, RuntimeError):
         print(text, file=sys.stderr, flush=True)
@@ -167,11 +171,3 @@ def _plain(x: Any) -> Any:
     if isinstance(x, list):
         return [_plain(y) for y in x]
     return x if math.isfinite(x) else None
-
-
-def _board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise UserError("run.tensorboard=true needs TensorBoard: pip install 'mbo2o[tensorboard]'") from e
-    return SummaryWriter(folder / "tensorboard")

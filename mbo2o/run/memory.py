@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,13 @@ class Memory:
     """
 
     def __init__(
-        self, directory: Path, world: World, tensorboard: bool, *, start_from: Path | None, look_only: bool
+        self,
+        directory: Path,
+        world: World,
+        loggers: Sequence[str],
+        *,
+        start_from: Path | None,
+        look_only: bool,
     ):
         """Read the latest checkpoint of `directory`, or else of `start_from`.
 
@@ -61,7 +67,7 @@ class Memory:
         if saved is None and start_from is not None:
             saved = _take_over(start_from, directory, device)
         self._saved = saved
-        self._file = None if look_only else MetricsFile(directory / "metrics.jsonl", tensorboard)
+        self._file = None if look_only else MetricsFile(directory / "metrics.jsonl", loggers)
         if saved is not None:
             world.online.load_state_dict(_under("online/", saved[0]))
             # checkpoints of older versions do not store the largest reward

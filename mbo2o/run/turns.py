@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,12 +64,13 @@ class Run:
         *,
         start_from: Path | None = None,
         look_only: bool = False,
+        loggers: Sequence[str] = (),
     ):
         """Open `directory` for a new run, or for the rest of the one that it holds.
 
         start_from: another run's directory, whose finished offline phase is this run's past; several online
         phases can share one offline phase. look_only: restore networks, take no turn and write nothing;
-        `Restored` is raised where the recipe would go on.
+        `Restored` is raised where the recipe would go on. loggers: what follows its log (`loggers.py`).
         """
         self.directory, self.cfg = directory, cfg
         self.world = World(task, cfg, dataset, self._warn)
@@ -93,9 +94,7 @@ class Run:
         self._lot = 1  # turns whose updates are made together
         # the updates of a turn that is over, and how many such turns wait
         self._waiting: tuple[Any, ...] = ()
-        self.memory = Memory(
-            directory, self.world, cfg.tensorboard, start_from=start_from, look_only=look_only
-        )
+        self.memory = Memory(directory, self.world, loggers, start_from=start_from, look_only=look_only)
         self._done = self.memory.done  # turns done of each loop, in the order they began
         self.divergence = Divergence(cfg.q_limit, self.world, self.memory, self._where)
         self.signals = Signals(self._where, self.world.faults)
@@ -304,7 +303,7 @@ class Run:
         """
         self._owed, self._may_leave = True, not last
         agents = self.memory.agents()
-        take, every = self.look or (None, 1)
+        take, every = (None if self.world.absent else self.look) or (None, 1)
         look = take is not None and (last or self.turn % (every * self.cfg.eval_every) == 0)
         ask = self._beside.ask
         found: list[Metrics | Pending] = []
@@ -323,7 +322,7 @@ class Run:
             raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; {again}") from e
         self._owed = False
         self._evaluated = (self.phase, self.turn)
-        shown = ("return", self.reference.metric, "success", "length")
+        shown = ("return", self.reference.metric, "success", "length", "fqe", "model_value")
         for name, x in zip(agents, found, strict=True):
             own = name == "agent"
             self._put(self._place("eval" if own else f"eval-{name}"), x, "", shown if own else ())

@@ -211,7 +211,44 @@ def _holder(path: Path) -> str:
     return "another process"
 
 
-OWN = (".lock", "config.yaml", "data.json", "io.json", "metrics.jsonl", "pretrained.json", "tensorboard")
+def in_use(directory: Path) -> bool:
+    """Whether a process runs in `directory` now, as far as this host can tell.
+
+    The lock is tried, for an instant and shared, only if the process that last held it is not known to be
+    gone: who polls a folder of runs then never stands in the way of a run that begins.
+    """
+    path = directory / ".lock"
+    if not path.is_file() or _gone(path):
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def _gone(path: Path) -> bool:
+    """Whether the process that a lock file names ran on this host and has ended."""
+    try:
+        holder = json.loads(path.read_text())
+        if holder["host"] == socket.gethostname():
+            os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return False
+
+
+OWN = (
+    *(".lock", "config.yaml", "data.json", "io.json", "metrics.jsonl", "pretrained.json", "state.json"),
+    *("metrics.csv", "tensorboard", "wandb"),
+)
 """What a run writes before the first line of its log."""
 
 

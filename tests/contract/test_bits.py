@@ -245,7 +245,8 @@ def outcome(directory):
     rows = [x for k, x in real.items() if k.endswith("/rows")]
     learned = [x for k, x in real.items() if not k.endswith("/rows")]
     lines = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
-    untimed = [json.dumps({k: v for k, v in x.items() if k != "time"}, sort_keys=True) for x in lines]
+    later = ("time", "returns")  # the clock, and what came after the recording
+    untimed = [json.dumps({k: v for k, v in x.items() if k not in later}, sort_keys=True) for x in lines]
     numbers = torch.cat([x.double().flatten() for x in learned])
     numbers = numbers[numbers.isfinite()]  # bounds that are not set are infinite
     returns = [x["return"] for x in lines if x["kind"] == "eval"][-1]

@@ -131,7 +131,9 @@ def test_pex_is_handed_iql_and_a_second_actor(pendulum, tmp_path):
     cfg = small("pex", pendulum, tmp_path / "run")
     assert (cfg.recipe.source, cfg.recipe.warmup) == (MixConfig(0.5), 5000)
     train(replace(cfg, recipe=replace(cfg.recipe, warmup=5)))
-    table = {x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
+    table = {
+        x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())["parts"]
+    }
     assert {x for x, what in table.items() if what == "new"} == {
         "second",
         "second_optim",
@@ -147,7 +149,8 @@ def test_balanced_replay_is_handed_networks_and_starts_moments_and_temperature_a
     tiny = replace(cfg.recipe.source, first_updates=6, ratio=NET)
     train(small("balanced", pendulum, tmp_path / "run", warmup=5, source=tiny))
     table = {
-        (x["part"], x["what"]): x["note"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())
+        (x["part"], x["what"]): x["note"]
+        for x in json.loads((tmp_path / "run" / "switch.json").read_text())["parts"]
     }
     assert {part for part, what in table if what == "kept"} == {"observe", "critic", "target", "actor"}
     assert table[("critic_optim", "reset")] == table[("actor_optim", "reset")] == "moments"
@@ -166,7 +169,7 @@ def test_preset_does_what_its_row_says(preset, pendulum, tmp_path, capsys):
     cfg = small(preset, pendulum, tmp_path / "run")
     assert (source_name(cfg.recipe.source), cfg.recipe.warmup) == (source, warmup)
     train(cfg)
-    table = json.loads((tmp_path / "run" / "switch.json").read_text())
+    table = json.loads((tmp_path / "run" / "switch.json").read_text())["parts"]
     assert {x["what"] for x in table} <= {"kept", "dropped", "changed"}
     parts = {x["part"] for x in table if x["what"] == "kept"}
     assert {"observe", "critic", "target", "critic_optim"} <= parts
@@ -266,7 +269,7 @@ def test_offline_moments_are_carried_or_reset(pendulum, tmp_path):
     notes = {}
     for carry in (True, False):
         train(small("cql-sac", pendulum, tmp_path / str(carry), carry_moments=carry))
-        table = json.loads((tmp_path / str(carry) / "switch.json").read_text())
+        table = json.loads((tmp_path / str(carry) / "switch.json").read_text())["parts"]
         notes[carry] = {x["part"]: (x["what"], x["note"]) for x in table if x["part"].endswith("_optim")}
     assert notes[True]["actor_optim"] == ("kept", "")
     assert notes[False]["actor_optim"] == ("reset", "moments")
@@ -290,7 +293,7 @@ def test_the_rates_after_the_switch_are_those_of_the_resolved_config(preset, pen
         if online is not cfg.recipe.online:
             changed = {
                 x["part"]
-                for x in json.loads((directory / "switch.json").read_text())
+                for x in json.loads((directory / "switch.json").read_text())["parts"]
                 if x["what"] == "changed"
             }
             assert set(rates) - {"lagrange_lr"} <= changed | {"second_lr"}
@@ -357,7 +360,7 @@ def test_what_goes_on_as_it_is_keeps_its_networks_of_any_size(preset, pendulum, 
     cfg = compose_config([f"switch={preset}", f"dataset={pendulum}"])
     offline = replace(shrink(cfg.recipe.offline), critics=3, gamma=0.9, clone_steps=5)
     train(small(preset, pendulum, tmp_path / "run", offline=offline))
-    table = json.loads((tmp_path / "run" / "switch.json").read_text())
+    table = json.loads((tmp_path / "run" / "switch.json").read_text())["parts"]
     assert {x["what"] for x in table} <= {"kept", "changed"}
     assert {x["part"] for x in table if x["what"] == "changed"} == {"clone_steps"} | (
         {"calibrate"} if preset == "calql-corl" else set()
@@ -488,7 +491,9 @@ def test_rlpd_starts_from_nothing_on_exact_halves(pendulum, tmp_path, monkeypatc
 )
 def test_a_choice_of_networks_crosses_the_switch(inherit, kept, pendulum, tmp_path):
     train(small("wsrl", pendulum, tmp_path / "run", inherit=inherit))
-    table = {x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())}
+    table = {
+        x["part"]: x["what"] for x in json.loads((tmp_path / "run" / "switch.json").read_text())["parts"]
+    }
     networks = {"observe", "actor", "log_alpha", "critic", "target"}
     assert {x for x in networks if table[x] == "kept"} == kept
     assert {x for x in networks if table[x] == "reset"} == networks - kept

@@ -105,7 +105,7 @@ def test_a_log_line_is_written_whole_or_not(tmp_path):
     path = tmp_path / "metrics.jsonl"
 
     def fill():
-        file = MetricsFile(path, False)
+        file = MetricsFile(path)
         for _ in range(10):
             try:
                 file.write({"kind": "x" * 300}, {})

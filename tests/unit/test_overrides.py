@@ -144,7 +144,8 @@ def test_a_path_to_nothing_is_no_such_file(name, capsys):
         (["recipe.rollouts=1.5"], "recipe.rollouts=1.5: expected a whole number"),
         (["recipe.batch=abc"], "recipe.batch=abc: expected a whole number"),
         (["recipe.coef=x"], "recipe.coef=x: expected a number"),
-        (["run.tensorboard=maybe"], "run.tensorboard=maybe: expected true or false"),
+        (["run.allow_mismatch=maybe"], "run.allow_mismatch=maybe: expected true or false"),
+        (["run.tensorboard=true"], "'run.tensorboard' is not a setting any more; it is log=[tensorboard]"),
         (["recipe.agent.actor.hidden=8"], "recipe.agent.actor.hidden: expected a list, such as [256,256]"),
         (["run=3"], "run=3: expected a group; set one of its settings"),
         (["recipe.batch=null"], "recipe.batch: expected a value, not null"),
@@ -239,7 +240,7 @@ LATE = [
     ["recipe=moore", "env=Hopper-v5"],
     ["recipe=moore", "env=Nothing-v0"],
     ["recipe=moore", "run.reference=foo"],
-    ["recipe=moore", "run.online_capacity=100000000000000", "run.tensorboard=true"],
+    ["recipe=moore", "run.online_capacity=100000000000000", "log=[csv]"],
     ["recipe=finetune", "recipe.inherit=foo"],
 ]
 

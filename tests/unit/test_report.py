@@ -338,8 +338,10 @@ def test_report_has_every_section_and_its_pictures(tmp_path: Path, seeds: int):
     assert page == run / "report" / "index.html"
     for section in ("numbers", "return", "uncertainty", "offline_share", "q_values", "calibration", "config"):
         assert f'id="{section}"' in html
-    assert html.count("data:image/png;base64,") == 5
-    assert not re.search(r"(src|href)=.(?!data:)", html), "the page needs nothing from elsewhere"
+    assert html.count("<svg ") == 2 * 5, "each picture for a wide page and for a narrow one"
+    assert not re.search(r"(src|href)=[\"'](?!#)", html), "the page needs nothing from elsewhere"
+    assert "<script" not in html
+    assert "@import" not in html
     assert "&lt;hopper &amp; medium&gt;" in html
     assert "<hopper" not in html
     assert ("no interval" in html) == (seeds == 1)
@@ -351,6 +353,7 @@ def test_report_has_every_section_and_its_pictures(tmp_path: Path, seeds: int):
     ):
         assert png.read_bytes().startswith(b"\x89PNG")
         assert png.stat().st_size > 20_000
+        assert "<svg" in png.with_suffix(".svg").read_text()
     j0 = read_run(run).series("eval", "return", "online").values[0]
     assert f"<td>{j0.mean():,.0f}</td>" in html
 
@@ -364,8 +367,8 @@ def test_report_on_runs_that_are_not_whole(
 ):
     page = write_report(synthesise(tmp_path / "run", 3, phases, model), tmp_path / "out")
     html = page.read_text()
-    assert html.count("data:image/png") == pictures == len(list(page.parent.glob("*.png")))
-    assert html.count("<img") == pictures
+    assert html.count("<svg ") == 2 * pictures
+    assert len(list(page.parent.glob("*.png"))) == len(list(page.parent.glob("*.svg"))) == pictures
     assert ("Nothing was evaluated yet" in html) == (not phases)
     assert ("J0: at the switch" in html) == ("online" in phases)
 

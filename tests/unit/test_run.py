@@ -33,12 +33,12 @@ from mbo2o.types import Diverged, RewardView, UserError, duration
 NET = MLPConfig(hidden=[8])
 
 
-def make(path, env_id="Pendulum-v1", gamma=0.9, dataset=None, **cfg):
+def make(path, env_id="Pendulum-v1", gamma=0.9, dataset=None, log=(), **cfg):
     path.mkdir(exist_ok=True)
     settings = RunConfig(
         **{"log_every": 5, "eval_every": 100, "eval_episodes": 1, "online_capacity": 500, **cfg}
     )
-    run = Run(path, settings, Task(env_id, seed=0, seeds=2, gamma=gamma), dataset)
+    run = Run(path, settings, Task(env_id, seed=0, seeds=2, gamma=gamma), dataset, loggers=log)
     run.enter("online")
     agent = SAC(run.spec, SACConfig(actor=NET, critic=NET))
     run.track(agent=agent)
@@ -94,14 +94,14 @@ def test_divergence_names_the_metric_and_the_turn(tmp_path, value, text):
 
 
 def test_tensorboard_is_written_when_asked_for(tmp_path, monkeypatch):
-    run, _ = make(tmp_path, tensorboard=True)
+    run, _ = make(tmp_path, log=["tensorboard"])
     for _ in run.steps(5):
         run.log({"x": torch.zeros(2)})
     run.close()
     assert list(Path(tmp_path, "tensorboard").glob("events.*"))
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"mbo2o\[tensorboard\]"):
-        make(tmp_path / "other", tensorboard=True)
+        make(tmp_path / "other", log=["tensorboard"])
 
 
 def test_means_survive_a_checkpoint():
