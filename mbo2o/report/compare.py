@@ -224,7 +224,7 @@ def compare_finals(
     arms: dict[str, Array], subject: str, colours: dict[str, str] | None = None, narrow: bool = False
 ) -> Figure:
     """Draw one number of each arm, by name `(S,)`: its seeds as dots, and their mean with its interval."""
-    colours = colours or _colours(list(arms))
+    colours = colours or colours_of(list(arms))
     width, text = (NARROW, 9) if narrow else (8.5, 12)
     height = 1.5 + 0.42 * len(arms)
     figure = Figure(figsize=(width, height))
