@@ -315,6 +315,10 @@ def add_to(commands: Any) -> None:
         "--config-dir", type=folder, metavar="DIR", help="a folder of YAML whose presets are listed"
     )
 
+    _add_study(commands)
+
+
+def _add_study(commands: Any) -> None:
     p = add(
         commands,
         "study",
