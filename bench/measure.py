@@ -181,6 +181,22 @@ def read(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def slower(then: Mapping[str, Any], now: Mapping[str, Any], times: float = 2.0) -> list[str]:
+    """A line for each rate that is more than `times` below that of the same work in earlier results.
+
+    then, now: results by the name of the work, as `read` gives them. Medians are compared. What only one of
+    the two has is left out.
+    """
+    found = []
+    for name in [x for x in now if x in then]:
+        before = {named(row): statistics.median(row["rates"]) for row in then[name]["rows"]}
+        for row in now[name]["rows"]:
+            rate, old = statistics.median(row["rates"]), before.get(named(row), 0.0)
+            if rate * times < old:
+                found.append(f"{name}: {named(row)} does {rate:,.4g} {now[name]['unit']}, {old:,.4g} before")
+    return found
+
+
 def named(row: Row) -> str:
     """Who worked: `mbo2o compiled bf16`, `sbx-rl 0.28.0 fp32`."""
     return " ".join(str(row[key]) for key in ("who", "engine", "precision") if key in row)

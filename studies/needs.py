@@ -8,6 +8,8 @@ from pathlib import Path
 
 NEEDS = 25
 """How many needs were collected; a number without a file has no test."""
+WORDS = {"xfail": "expected to fail", "skip": "one is left out", "skipif": "left out where"}
+"""What the table says of a test with one of pytest's marks, before the reason."""
 
 
 def table(folder: Path) -> str:
@@ -36,7 +38,6 @@ def _status(tree: ast.Module) -> str:
             reason = given.get("reason")
             if not (isinstance(reason, ast.Constant) and isinstance(reason.value, str)):
                 continue
-            if node.func.attr in ("xfail", "skip", "skipif"):
-                word = "expected to fail" if node.func.attr == "xfail" else "left out where"
+            if word := WORDS.get(node.func.attr):
                 reasons.append(f"{word}: {reason.value}")
     return "; ".join(["tested", *reasons])

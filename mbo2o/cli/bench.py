@@ -13,9 +13,19 @@ from mbo2o.cli.study import of_checkout
 ONE_CORE = "All take turns on one core, with one thread, by CPU time."
 
 
-def _measure(what: str, options: argparse.Namespace) -> None:
-    given = {name: x for name, x in vars(options).items() if name not in ("run", "typed")}
-    of_checkout(f"bench.{what}").main(of_checkout("bench.measure").Options(**given))
+def _measure(what: str, options: argparse.Namespace) -> int:
+    from mbo2o.errors import UserError
+
+    given = {name: x for name, x in vars(options).items() if name not in ("run", "typed", "against")}
+    measure = of_checkout("bench.measure")
+    if options.against and not options.json:
+        raise UserError("bench: --against compares what --json keeps; give --json F, too")
+    before = measure.read(options.against) if options.against else {}
+    of_checkout(f"bench.{what}").main(measure.Options(**given))
+    lines = measure.slower(before, measure.read(options.json)) if options.against else []
+    for line in lines:
+        print(line)
+    return int(bool(lines))
 
 
 def add_to(commands: Any) -> None:
@@ -93,6 +103,12 @@ def _add(
     p.add_argument("--rounds", type=int, default=5, help="turns of each; medians are shown")
     p.add_argument(
         "--json", type=Path, metavar="F", help="put the results into this file; works not measured now stay"
+    )
+    p.add_argument(
+        "--against",
+        type=Path,
+        metavar="F",
+        help="compare with these earlier results of the same machine; exit code 1 if a rate is below half",
     )
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="measure only these works")
     if works:

@@ -20,10 +20,12 @@ for _model in ("moore", "mopo", "mbpo"):
         "recipe.dynamics.elites": 2,
         "recipe.fit.max_updates": 60,
         "recipe.termination": "none",
-        "recipe.rollouts": 40,
     }
+for _model in ("moore", "mopo"):
+    SIZES[_model] |= {"recipe.rollouts": 40}
 for _model in ("moore", "mbpo"):
     SIZES[_model] |= {"recipe.refit.max_updates": 20, "recipe.model_every": 50, "recipe.online_rollouts": 40}
+SIZES["mbpo"] |= {"recipe.random_steps": 50}
 """Settings that make a recipe tiny."""
 RUN = {
     "recipe.batch": 16,
@@ -52,9 +54,8 @@ def tiny_run(pendulum, tmp_path_factory):
         chosen = recipe if "=" in recipe else f"recipe={recipe}"
         name = "finetune" if chosen.startswith("switch=") else chosen.partition("=")[2]
         online_alone = name in ("scratch", "mbpo")
-        steps = {"recipe.online_steps": 150} | (
-            {} if name == "rlpd" or online_alone else {"recipe.offline_steps": 100}
-        )
+        steps = {} if name == "mopo" else {"recipe.online_steps": 150}
+        steps |= {} if name == "rlpd" or online_alone else {"recipe.offline_steps": 100}
         subject = {"env": "Pendulum-v1"} if online_alone else {"dataset": pendulum}
         given = SIZES.get(name, {}) | RUN | steps | subject | settings
         texts = [chosen, *(f"{key}={value}" for key, value in given.items())]
