@@ -30,7 +30,7 @@ def table(folder: Path) -> str:
 
 
 def _status(tree: ast.Module) -> str:
-    """`tested`, and the reasons of those tests that are expected to fail or are left out."""
+    """`tested`, the reasons of tests that are expected to fail or are left out, and how many are slow."""
     reasons = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -40,4 +40,5 @@ def _status(tree: ast.Module) -> str:
                 continue
             if word := WORDS.get(node.func.attr):
                 reasons.append(f"{word}: {reason.value}")
-    return "; ".join(["tested", *reasons])
+    slow = sum(isinstance(node, ast.Attribute) and node.attr == "slow" for node in ast.walk(tree))
+    return "; ".join(["tested", *reasons, *([f"{slow} in the slow tests alone"] if slow else [])])
