@@ -244,3 +244,11 @@ def test_the_notebook_on_data_of_one_s_own_runs(tmp_path, monkeypatch):
     assert text.count("→  force") == 3
     assert sum("image/png" in x.get("data", {}) for x in outputs) == 1
     assert any("behaviour_value" in x.get("data", {}).get("text/html", "") for x in outputs)
+
+
+def test_a_table_without_rows_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "my.csv").write_text("obs_0,act_0,reward,terminal\n")
+    with pytest.raises(SystemExit) as left:
+        main(["train", "switch=td3bc", f"dataset={tmp_path / 'my.csv'}", "env=null"])
+    assert left.value.code == 2
+    assert "'actions' has no rows" in capsys.readouterr().err
