@@ -271,3 +271,9 @@ def test_a_model_is_fitted_to_a_log_whose_bounds_are_given(tmp_path, capsys):
     assert left.value.code == 0
     dynamics = mbo2o.load_dynamics(tmp_path / "m")
     assert (float(dynamics.low[0]), float(dynamics.high[0])) == (-2, 2)
+
+
+def test_a_policy_refuses_what_is_no_array_of_numbers(run):
+    for observation in ("abc", [[1, 2], [1, 2, 3]]):
+        with pytest.raises(UserError, match="not an array of numbers"):
+            run.policy().predict(observation)
