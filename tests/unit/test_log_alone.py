@@ -185,6 +185,11 @@ def test_model_based_methods_find_a_rule_of_termination(log, tmp_path, capsys):
     assert "recipe.termination=auto is none here: the log has no terminal row" in capsys.readouterr().err
     assert run.dynamics() is not None
     assert np.isfinite(run.metrics("eval")["model_value"]).all()
+    policy, model = mbo2o.load(tmp_path / "run"), mbo2o.load_dynamics(tmp_path / "run")
+    low, high = np.asarray(model.low), np.asarray(model.high)
+    actions = policy.predict(np.random.default_rng(0).normal(size=(50, 2)) * 100)[0]
+    assert ((low <= actions) & (actions <= high)).all()
+    assert not np.allclose(high, 1)  # the log's own units
 
 
 def test_the_core_installation_trains_from_a_csv(log, tmp_path):
