@@ -41,9 +41,11 @@ class Options:
     engine: Sequence[str] = ()  # none: those that can run here
     precision: Sequence[str] = ()
     seeds: int = 1
+    runs: Sequence[Path] = ()  # training runs, for `bench plan`
+    episodes: int = 5  # played for each seed of a run
 
     def __post_init__(self) -> None:
-        at_least_one("bench", rounds=self.rounds, seeds=self.seeds)
+        at_least_one("bench", rounds=self.rounds, seeds=self.seeds, episodes=self.episodes)
         if not self.seconds > 0:
             raise UserError(f"bench: seconds={self.seconds} must be above 0")
         if self.peers and self.device != "cpu":

@@ -1,4 +1,4 @@
-"""Tables of docs/results/speed.md, from the JSON files that `mbo2o bench` writes."""
+"""Tables of docs/results/speed.md and planning.md, from the JSON files that `mbo2o bench` writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import data, start, turn
+from bench import data, plan, start, turn
 from bench.measure import Row, named, read
 from bench.peers.processes import VERSIONS
 from bench.works import ROLLOUTS, WORKS, Rollout, Work
@@ -35,6 +35,9 @@ def tables(folder: Path) -> dict[str, Callable[[], str]]:
         "bench-utd": lambda: rates(of("update"), {"redq-10": WORKS["redq-10"], **alone}, peers=False),
         "bench-data": lambda: batches(of("data")),
         "bench-turn": lambda: turns(of("turn")),
+        "plan-bars": lambda: plan.bars(dict(of("plan"))),
+        "plan-speed": lambda: plan.speeds(dict(of("plan"))),
+        "plan-runs": lambda: plan.runs(dict(of("plan"))),
         "bench-start": lambda: starts(of("start")),
     }
 

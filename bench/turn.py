@@ -67,7 +67,9 @@ def turning(options: Options, folder: Path, acts: bool) -> Callable[[], object]:
     """A turn of a run that neither learns nor evaluates."""
     cfg = RunConfig(log_every=MANY, eval_every=MANY, checkpoint_every=MANY, online_capacity=100_000)
     folder.mkdir()
-    run = Run(folder, cfg, Task(ENV, 0, options.seeds, 0.99, options.device))
+    # as runs of all agents but Cal-QL, which reads the return that followed each row
+    task = Task(ENV, 0, options.seeds, 0.99, options.device, returns=False)
+    run = Run(folder, cfg, task)
     run.enter("online")
     agent: Agent | None = make_agent(SACConfig(), run.spec) if acts else None
     turns = run.interact(agent, MANY)

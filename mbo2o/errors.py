@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import importlib
+from typing import Any, ClassVar
 
 
 class UserError(Exception):
@@ -15,6 +16,19 @@ class Diverged(Exception):
     """Training produced numbers that are not finite: one line, exit code 3; the last checkpoint stays."""
 
     exit_code: ClassVar[int] = 3
+
+
+def optional(module: str, what: str, extra: str = "all") -> Any:
+    """Import a module that only some uses need; `UserError` names the extra that installs it.
+
+    what: what needs it, as the beginning of a sentence.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        missing = (e.name or module).partition(".")[0]
+        text = f"{what} needs {missing}, which is not installed: pip install 'mbo2o[{extra}]'"
+        raise UserError(text) from e
 
 
 def at_least_one(where: str, **counts: float) -> None:

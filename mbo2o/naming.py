@@ -21,6 +21,10 @@ FACTS = (SUM, "behaviour_return")
 OPEN = ("dir", "resume", "report", "log", "threads", "engine", "storage", "provenance", "plugins")
 OPEN_OF_RUN = ("env_faults", "env_seconds", "allow_mismatch", "eval_workers")
 """Settings that may differ between parts of one run: they decide how it runs, not what it computes."""
+STEPS = ("recipe.online_steps", "recipe.offline_steps")
+"""The settings that make a run longer, the last phase's first."""
+SCHEDULES = ("_decay_steps", "recipe.source.steps")
+"""Ends of the names of settings that say over how many steps something changes."""
 
 
 def decisive(cfg: Config, env_id: str) -> dict[str, Any]:
@@ -86,11 +90,16 @@ def directory_of(cfg: Config, env_id: str, content: str | None) -> tuple[Path, s
     if cfg.dir:
         return Path(cfg.dir), ""
     here = Path("runs") / name(cfg, env_id)
-    if not _began(here):
-        for other in sorted(Path("runs").glob(f"{glob.escape(_prefix(cfg, env_id))}-*")):
-            if _began(other) and _holds(other, cfg, env_id, content):
-                return other, f"{other} holds this run, under another name than {here.name}: going on there"
-    return here, ""
+    if _began(here):
+        return here, ""
+    said = ""
+    for other in sorted(Path("runs").glob(f"{glob.escape(_prefix(cfg, env_id))}-*")):
+        changed = _changed_since(other, cfg, env_id, content) if _began(other) else None
+        if changed == []:
+            return other, f"{other} holds this run, under another name than {here.name}: going on there"
+        if changed and len(changed) == 1 and changed[0] in STEPS:
+            said = f"{other} differs in {changed[0]} alone; with dir={other} a longer run goes on from there"
+    return here, said
 
 
 def _began(directory: Path) -> bool:
@@ -98,13 +107,14 @@ def _began(directory: Path) -> bool:
     return (directory / "config.yaml").is_file() and any((directory / "checkpoints").glob("[0-9]*"))
 
 
-def _holds(directory: Path, cfg: Config, env_id: str, content: str | None) -> bool:
+def _changed_since(directory: Path, cfg: Config, env_id: str, content: str | None) -> list[str] | None:
+    """The settings in which the run in `directory` differs; None if it is of other data or cannot be read."""
     try:
         then, now = _compared(directory, cfg, env_id, content)
         old = stored(directory).get(SUM)
     except UserError:
-        return False
-    return not _changed(then, now) and (old is None or content is None or old == content)
+        return None
+    return _changed(then, now) if old is None or content is None or old == content else None
 
 
 def _compared(
@@ -123,6 +133,9 @@ def _compared(
 def claim(directory: Path, cfg: Config, env_id: str, content: str | None) -> dict[str, Any]:
     """The entries of the run's config.yaml; empty if the run begins now.
 
+    A run goes on with the same settings, or with more steps of its last phase and all else the same: its
+    turns are those that the longer run would have begun with.
+
     Raises:
         UserError: The directory holds a run of other settings or of another dataset, or `resume` is false.
     """
@@ -133,7 +146,11 @@ def claim(directory: Path, cfg: Config, env_id: str, content: str | None) -> dic
             f"{directory}: holds a run already; choose another dir=, or resume=true to go on with it"
         )
     then, now = _compared(directory, cfg, env_id, content)
-    if changed := _changed(then, now):
+    changed, longer = _changed(then, now), extended(then, now)
+    if longer and (why := _bars(longer, changed, then, now)):
+        more = f"it could go on to {longer}={now[longer]} only as the run that it is"
+        raise UserError(f"{directory}: {more}, but {why}; choose another dir=")
+    if changed and not longer:
         back = f"give run.reference={then.get('run.reference')} run.allow_mismatch=true to go on with it, or "
         same = back if changed == ["run.reference"] else ""
         text = f"holds a run with {_differences(then, now)}; {same}choose another dir="
@@ -141,6 +158,36 @@ def claim(directory: Path, cfg: Config, env_id: str, content: str | None) -> dic
     found = stored(directory)
     check_content(directory, plain(cfg, env_id)["dataset"], found.get(SUM), content)
     return found
+
+
+def extended(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """The setting by which a run is asked for more steps of its last phase; "" if it is not.
+
+    The last phase is the online one, if there is one or if it is asked for now.
+    """
+    online, offline = STEPS
+    last = online if then.get(online) or now.get(online) else offline
+    before, after = then.get(last), now.get(last)
+    return last if isinstance(before, int) and isinstance(after, int) and after > before else ""
+
+
+def _bars(longer: str, changed: list[str], then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Why a run is not the beginning of a longer one; "" if it is.
+
+    Another setting differs, maybe since it follows from the steps, or a schedule was made to end with them.
+    """
+    others = [key for key in changed if key != longer]
+    if others:
+        key, rest = others[0], f" (and {len(others) - 1} more)" if others[1:] else ""
+        follows = f", which follows from {longer}" if now.get(key) == now[longer] else ""
+        return f"{key}={then.get(key)} there, not {now.get(key)}{follows}{rest}"
+    per_epoch = then.get("recipe.epoch" if longer == STEPS[0] else "recipe.rollout_every")
+    for key, value in then.items():
+        grows = isinstance(value, list) and key.endswith("horizon") and per_epoch
+        end = value[-1] * per_epoch if grows else value if key.endswith(SCHEDULES) else None
+        if end is not None and end == then[longer]:
+            return f"{key}={value} is a schedule that ends with its {then[longer]} steps"
+    return ""
 
 
 def check_content(directory: Path, path: object, then: str | None, now: str | None) -> None:
@@ -193,7 +240,10 @@ def _offline(cfg: Config, env_id: str) -> dict[str, Any]:
     values = plain(replace(cfg, dataset=Path(str(cfg.dataset)).stem), env_id)
     task = {
         x: values[x]
-        for x in ("seed", "seeds", "env", "dataset", "dataset_actions", "env_kwargs", "env_layout")
+        for x in (
+            *("seed", "seeds", "env", "dataset", "dataset_actions", "dataset_columns"),
+            *("env_kwargs", "env_layout"),
+        )
     }
     rewards = {x: values["run"][x] for x in ("reward_scale", "reward_shift", "failure_reward")}
     return flat(task | {"run": rewards, "recipe": values_of(cfg.recipe.offline_part())})

@@ -23,8 +23,9 @@ from mbo2o.errors import UserError
 T = TypeVar("T", bound=type)
 ENTRY_POINTS = "mbo2o.plugins"
 """Group of entry points: the module that each one names is imported before any name is looked up."""
-WORDS = ("dataset", "dir", "start_from", "env")
+WORDS = ("dataset", "dir", "start_from", "pretrain_from", "env")
 """Settings whose values are names and paths of the user's."""
+NO_ENV = "none"  # the `env` of a run that learns from a log alone; `env=null` on the command line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Entry:
 AGENTS: dict[str, Entry] = {}
 RECIPES: dict[str, Entry] = {}
 SOURCES: dict[str, Entry] = {}
+PLANNERS: dict[str, Entry] = {}
 REGISTERED: list[Any] = []
 """Every class and function that was registered under a name, also penalties and termination rules."""
 
@@ -64,6 +66,11 @@ def source(name: str, config: type) -> Callable[[T], T]:
             f"{name!r}: its config {config.__name__} has to derive from mbo2o.sources.SourceConfig"
         )
     return _register(SOURCES, name, config)
+
+
+def planner(name: str, config: type) -> Callable[[T], T]:
+    """Class decorator: register a planner under `name`, configured by a dataclass from `SearchConfig`."""
+    return _register(PLANNERS, name, config)
 
 
 def _register(table: dict[str, Entry], name: str, config: type) -> Callable[[T], T]:

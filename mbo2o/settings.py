@@ -26,7 +26,7 @@ KINDS = {
     "small": "sized for a CPU",
 }
 """What a preset's provenance begins with."""
-AS_STORED = (*WORDS, "provenance", "env_kwargs", "plugins")
+AS_STORED = (*WORDS, "provenance", "env_kwargs", "dataset_actions", "dataset_columns", "plugins")
 """Settings that are read from config.yaml as they stand there: `${KEY}` in them is text."""
 MAX_THREADS = 1024
 
@@ -42,10 +42,14 @@ class Config:
     # where the dataset is held; memmap: one larger than memory is converted once into files that runs share
     storage: str = "ram"
     # units of the dataset's actions. unit: [-1, 1]; env: the environment's box, which is mapped to [-1, 1];
-    # clip, env-clip: a policy's outputs in these units, clipped; None: unit, but refused if they look like
-    # the box's units
-    dataset_actions: str | None = None
-    # gymnasium id; None: the dataset's
+    # clip, env-clip: a policy's outputs in these units, clipped; [LOW, HIGH]: these bounds, each a number or
+    # a list, are mapped; None: unit, but refused if they look like the box's units
+    dataset_actions: Any = None
+    # which column of a table (CSV, Parquet) holds what: {observations: [x, y], actions: [u], rewards: r,
+    # terminals: done}; None: the columns' names say so (store/columns.py)
+    dataset_columns: Any = None
+    # gymnasium id; None: the dataset's. none (on the command line env=null): there is no environment, so that
+    # the offline phase alone learns from the log, and what the log says of the policy is measured
     env: str | None = None
     # a dict: arguments for gymnasium.make beside the id, wherever the run makes its environment
     env_kwargs: Any = None
@@ -69,6 +73,8 @@ class Config:
     dir: str | None = None
     # a run that ended after its offline phase (online_steps=0): go on from there
     start_from: str | None = None
+    # such a run of any method: take its networks as far as they fit, and its settings of the offline phase
+    pretrain_from: str | None = None
     # go on where the directory's checkpoint is; false: refuse a directory that has one
     resume: bool = True
     # write DIR/report at the end

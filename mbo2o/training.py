@@ -5,24 +5,32 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import math
+import warnings
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from mbo2o import naming
+from mbo2o import naming, policy, pretraining
 from mbo2o.agents import Agent
 from mbo2o.data.actions import Actions
 from mbo2o.data.dataset import TransitionDataset
+from mbo2o.dynamics import termination
+from mbo2o.envs.absent import Absent
 from mbo2o.envs.layouts import ANT, find_layout
 from mbo2o.envs.make import EnvChoice
+from mbo2o.errors import optional
+from mbo2o.judge.judge import Judge
+from mbo2o.judge.split import split
+from mbo2o.model.runs import complete
 from mbo2o.recipes import Recipe, make_recipe
-from mbo2o.registry import AGENTS, check_trust, entry_of, load_entry_points, load_plugins, trusting
-from mbo2o.report.page import write_report
+from mbo2o.registry import AGENTS, NO_ENV, check_trust, entry_of, load_entry_points, load_plugins, trusting
 from mbo2o.report.runs import noting_end
 from mbo2o.report.switch import write_switch
 from mbo2o.run.engine import EngineConfig
@@ -30,12 +38,13 @@ from mbo2o.run.memory import Restored
 from mbo2o.run.turns import Run
 from mbo2o.run.world import Task
 from mbo2o.settings import Config, flat, kept, parts, plain, read_config, stored, stored_plugins, values_of
-from mbo2o.store import datasets, whole
+from mbo2o.store import datasets, remembered, whole
 from mbo2o.store.datasets import Named, units_for
 from mbo2o.store.hdf5 import imports_module
-from mbo2o.types import UserError
+from mbo2o.store.remembered import Remembered
+from mbo2o.types import Metrics, RewardView, UserError
 
-__all__ = ["Config", "load", "read_config", "restore", "train"]
+__all__ = ["Config", "load_agent", "read_config", "restore", "train"]
 
 
 def train(cfg: Config) -> Path:
@@ -63,11 +72,23 @@ def _train(cfg: Config) -> Path:
     _check(cfg)
     torch.set_num_threads(cfg.threads)
     keep_memory()
+    cfg, taken = pretraining.take(cfg) if cfg.pretrain_from else (cfg, [])
+    if cfg.env == NO_ENV:
+        cfg = _offline_alone(cfg)
     recipe = make_recipe(cfg.recipe)
     asked, (cfg, why) = cfg.engine, _engine(cfg)
-    found = datasets.find(cfg.dataset) if recipe.needs_dataset else None
+    found = datasets.find(cfg.dataset, cfg.dataset_columns) if recipe.needs_dataset else None
     env_id = _environment(cfg, found)
-    cfg, dataset, content, said = _loaded(cfg, found, env_id)
+    absent: Absent | None = None
+    dataset: TransitionDataset | None
+    content: str | None
+    if found is not None and env_id == NO_ENV:
+        dataset, content, absent, line = _log_alone(cfg, found, recipe.gamma)
+        cfg, scaled = _with_reward_scale(cfg, dataset)
+        cfg, ends = _with_termination(cfg, dataset)
+        recipe, said = make_recipe(cfg.recipe), [line, scaled, ends]
+    else:
+        cfg, dataset, content, said = _loaded(cfg, found, env_id)
     if cfg.start_from:
         naming.check_start(cfg, env_id, content)
     directory, moved = naming.directory_of(cfg, env_id, content)
@@ -78,11 +99,16 @@ def _train(cfg: Config) -> Path:
         facts = _facts(before, dataset, content)
         text = OmegaConf.to_yaml(OmegaConf.create(plain(cfg, env_id) | facts))
         whole.write_whole(directory / "config.yaml", text)
-        run = _open(directory, cfg, recipe, env_id, dataset)
+        run = _open(directory, cfg, recipe, env_id, dataset, absent)
+        _write_facts(run, dataset)
+        if taken and not before:
+            pretraining.record(cfg, taken, directory)
+            said += taken
         for line in [moved, *said, why, _new_engine(before, cfg)]:
             if line:
                 run.say(line)
-        run.say(f"{naming.method(cfg)} on {env_id}, {cfg.seeds} seed(s) → {directory}")
+        where = "the log alone" if absent else env_id
+        run.say(f"{naming.method(cfg)} on {where}, {cfg.seeds} seed(s) → {directory}")
         try:
             with noting_end(directory), run.signals.handled(), run.divergence.explained():
                 recipe(run)
@@ -91,9 +117,29 @@ def _train(cfg: Config) -> Path:
             run.close()
         with contextlib.suppress(UserError):  # a log that was damaged; `mbo2o report` says where
             write_switch(directory)
+        _complete_models(run, cfg, recipe, dataset)
         if cfg.report:
-            run.say(f"report: {write_report(directory)}")
+            run.say(f"report: {_report(directory)}")
     return directory
+
+
+def _complete_models(run: Run, cfg: Config, recipe: Recipe, dataset: TransitionDataset | None) -> None:
+    """Make the models that the run has kept usable on their own, and measure the latest."""
+    ends: Any = getattr(recipe, "termination", None)
+    if ends is not None and (run.directory / "dynamics").is_dir():
+        rule, reward = (getattr(cfg.recipe, x, None) for x in ("termination", "reward"))
+        path = termination.name_of(reward, "reward") if reward else None
+        complete(run.directory, cfg.seeds, dataset, run.env, (rule, ends), run.world.rewards, path)
+
+
+def _report(directory: Path) -> str:
+    """Draw the run; returns where, or why it could not be drawn, which harms nothing else."""
+    try:
+        optional("matplotlib", "it")
+        from mbo2o.report.page import write_report
+    except UserError as e:
+        return f"not drawn, {e}"
+    return str(write_report(directory))
 
 
 def _engine(cfg: Config) -> tuple[Config, str]:
@@ -120,6 +166,8 @@ def _new_engine(before: dict[str, Any], cfg: Config) -> str:
 
 def _environment(cfg: Config, found: Named | None) -> str:
     """The environment that `cfg` names, or else the dataset; `UserError` for none, or an untrusted one."""
+    if cfg.env == NO_ENV:
+        return NO_ENV
     if cfg.env:
         if imports_module(cfg.env):
             check_trust("env", cfg.env)
@@ -127,13 +175,57 @@ def _environment(cfg: Config, found: Named | None) -> str:
     env_id = found and found.attrs().get("env_id")
     if not env_id:
         raise UserError(
-            "no environment is named: give env=ID (the dataset does not say which it was collected in)"
+            "no environment is named: give env=ID (the dataset does not say which it was collected in), "
+            "or env=null to learn from the log alone"
         )
     if imports_module(env_id):
         raise UserError(
             f"the dataset names environment {env_id!r}, which imports a module; env={env_id} if you trust it"
         )
     return str(env_id)
+
+
+def _offline_alone(cfg: Config) -> Config:
+    """The config without an online phase; `UserError` for a method that has no other one."""
+    recipe = make_recipe(cfg.recipe)
+    if type(recipe).offline is Recipe.offline:
+        text = f"{naming.method(cfg)} learns by acting, and env=null leaves it no environment"
+        raise UserError(f"{text}; give env=ID, or an offline method, such as switch=td3bc, switch=iql, mopo")
+    if not hasattr(cfg.recipe, "online_steps"):
+        return cfg
+    return replace(cfg, recipe=replace(cfg.recipe, online_steps=0))
+
+
+def _log_alone(cfg: Config, found: Named, gamma: float) -> tuple[TransitionDataset, str, Absent, str]:
+    """The rows to learn from, the sha256 of all, what stands for the environment, and a line to say."""
+    units, (low, high), said = datasets.units_of_log(found, cfg.dataset_actions)
+    dataset, content = found.read_with_sha256(cfg.storage, units)
+    _check_returns(cfg, dataset)
+    rows, held = split(dataset)
+    made: list[Judge] = []
+
+    def judge(agent: Agent, rewards: RewardView) -> Metrics:
+        if not made:
+            made.append(Judge(rows, held, gamma, cfg.seed))
+        return made[0](agent, rewards)
+
+    low, high = (np.broadcast_to(x, dataset.act_dim) for x in (low, high))
+    about = (
+        f"{dataset.obs_dim} observations, {dataset.act_dim} actions, {int(dataset.episode[-1]) + 1} episodes"
+    )
+    line = f"the log: {dataset.n_rows} rows, {about}; {held.n_rows} rows are held out"
+    return rows, content, Absent(dataset.obs_dim, low, high, judge), "; ".join(x for x in (line, said) if x)
+
+
+def _with_termination(cfg: Config, dataset: TransitionDataset) -> tuple[Config, str]:
+    """The config with a rule in place of termination=auto, which an environment's name would decide."""
+    if getattr(cfg.recipe, "termination", None) != "auto":
+        return cfg, ""
+    known = bool(dataset.terminated.any())
+    rule = "learned" if known else "none"
+    why = "from the log's terminal rows" if known else "the log has no terminal row"
+    said = f"recipe.termination=auto is {rule} here: {why}"
+    return replace(cfg, recipe=replace(cfg.recipe, termination=rule)), said
 
 
 def _facts(
@@ -222,7 +314,10 @@ def _check(cfg: Config) -> None:
     for _, part in parts(cfg):
         if hasattr(part, "__post_init__"):
             part.__post_init__()
-    Actions(cfg.dataset_actions, option="dataset_actions=")
+    if isinstance(cfg.dataset_actions, list | tuple):
+        datasets.given_bounds(cfg.dataset_actions, "dataset_actions=")
+    else:
+        Actions(cfg.dataset_actions, option="dataset_actions=")
     for key, value in flat(values_of(cfg)).items():
         if isinstance(value, float):
             _check_number(key, value)
@@ -276,7 +371,8 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
 
     Raises:
         UserError: It is no run, has no checkpoint, names code that is not trusted, or its dataset has
-            changed since.
+            changed since. Where the dataset is gone, an old run (see `Remembered`), and later a call that
+            asks for its rows.
     """
     with trusting(trust):
         load_entry_points()
@@ -286,26 +382,70 @@ def restore(directory: Path, trust: bool | Collection[str] = ()) -> tuple[Run, R
             check_trust("env", env_id)
         cfg.device, cfg.engine, cfg.precision = "cpu", "eager", "fp32"  # no step is learned
         recipe = make_recipe(cfg.recipe)
-        dataset = None
+        dataset, absent = None, None
         if recipe.needs_dataset:
-            found = datasets.find(cfg.dataset)
-            # without a box: the units that were trained on are no longer in doubt
-            how = Actions(cfg.dataset_actions)
-            if how.maps:
-                how = units_for(found, cfg.dataset_actions, EnvChoice(env_id, cfg.env_kwargs or {}))
-            dataset, content = found.read_with_sha256(cfg.storage, how)
-            naming.check_content(directory, cfg.dataset, stored(directory).get(naming.SUM), content)
-        run = _open(directory, cfg, recipe, env_id, dataset, look_only=True)
-        with contextlib.suppress(Restored):
+            dataset, absent = _dataset_of(directory, cfg, env_id, recipe.gamma)
+        run = _open(directory, cfg, recipe, env_id, dataset, absent, look_only=True)
+        with contextlib.ExitStack() as inside:
+            if isinstance(dataset, Remembered):
+                run.say(f"{dataset.why}: restored by what the run kept of it")
+                inside.enter_context(dataset.while_restoring())
+                inside.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")  # rules that are compared with its rows
+            inside.enter_context(contextlib.suppress(Restored))
             recipe(run)
     return run, recipe
 
 
-def load(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
+def _dataset_of(
+    directory: Path, cfg: Config, env_id: str, gamma: float
+) -> tuple[TransitionDataset, Absent | None]:
+    """The dataset that a run learned from; what the run remembers of it, if it is not there any more.
+
+    The second one stands for the environment, if the run has none.
+    """
+    alone = env_id == NO_ENV
+    try:
+        found = datasets.find(cfg.dataset, cfg.dataset_columns)
+        if not found.source.exists():
+            raise UserError(f"{found.where}: no such file")
+    except UserError as e:
+        kept = Remembered.read(directory, str(e))
+        return kept, _without_rows(directory, kept) if alone else None
+    absent = None
+    if alone:
+        dataset, content, absent, _ = _log_alone(cfg, found, gamma)
+    else:
+        dataset, content = found.read_with_sha256(cfg.storage, _settled_units(cfg, found, env_id))
+    naming.check_content(directory, cfg.dataset, stored(directory).get(naming.SUM), content)
+    return dataset, absent
+
+
+def _without_rows(directory: Path, kept: Remembered) -> Absent:
+    """What stands for the environment where the log is gone: nothing can be measured any more."""
+    path = directory / policy.FILE
+    box = policy.facts.box_of(policy.facts.check_facts(path, path.read_text()))
+
+    def judge(agent: Agent, rewards: RewardView) -> Metrics:
+        raise UserError(f"{kept.why}; without the log nothing can be said of the policy")
+
+    return Absent(kept.obs_dim, box.low.ravel(), box.high.ravel(), judge)
+
+
+def _settled_units(cfg: Config, found: Named, env_id: str) -> Actions:
+    """The units that were trained on, which are no longer in doubt; a box is needed only to map."""
+    mode = cfg.dataset_actions
+    if isinstance(mode, list | tuple) or Actions(mode).maps:
+        return units_for(found, mode, EnvChoice(env_id, cfg.env_kwargs or {}))
+    return Actions(mode)
+
+
+def load_agent(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
     """The agent of a run as its last checkpoint has it; `trust` and the errors are those of `restore`.
 
     `agent.act(obs)` takes observations `(S, B, D)` in raw units, with S seeds, and returns actions
-    `(S, B, A)` in [-1, 1].
+    `(S, B, A)` in [-1, 1]. It also has critics and optimisers, for research; `mbo2o.load` gives a policy that
+    acts in the environment's own units.
     """
     _, recipe = restore(Path(directory), trust)
     agent: Agent | None = getattr(recipe, "agent", None)
@@ -314,20 +454,35 @@ def load(directory: str | Path, trust: bool | Collection[str] = ()) -> Agent:
     return agent
 
 
+def _write_facts(run: Run, dataset: TransitionDataset | None) -> None:
+    """Write what the run needs without its environment and its dataset: io.json and data.json.
+
+    The first says what a policy takes and gives.
+    """
+    said = None if dataset is None else dataset.attrs
+    said_of = policy.facts_of(run.env_id, run.spec.obs_dim, run.world.lanes.box, said, run.env.layout)
+    whole.write_whole(run.directory / policy.FILE, json.dumps(said_of, indent=1))
+    if dataset is not None:
+        remembered.write(dataset, run.directory)
+
+
 def _open(
     directory: Path,
     cfg: Config,
     recipe: Recipe,
     env_id: str,
     dataset: TransitionDataset | None,
+    absent: Absent | None = None,
     look_only: bool = False,
 ) -> Run:
     engine = EngineConfig(cfg.engine, cfg.precision)
     task = Task(
         *(env_id, cfg.seed, cfg.seeds, recipe.gamma, cfg.device, cfg.env_kwargs, cfg.env_layout, engine),
         returns=bool(_readers(cfg)),
+        absent=absent,
     )
-    start_from = Path(cfg.start_from) if cfg.start_from else None
+    phase = cfg.start_from or cfg.pretrain_from
+    start_from = Path(phase) if phase else None
     return Run(
         *(directory, cfg.run, task, dataset), start_from=start_from, look_only=look_only, loggers=cfg.log
     )

@@ -24,7 +24,7 @@ from mbo2o.envs.scores import sets
 from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
 from mbo2o.report.switch import DEFINITIONS
-from studies import enoto, methods, moore, needs, obac, offline, parity, protocol, wsrl
+from studies import enoto, methods, moore, needs, obac, offline, parity, protocol, sb3_in_model, wsrl
 from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, Measured, figures, verdicts
 from studies.methodpages import method_pages, page_of, quoted
@@ -393,6 +393,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "finetuned": partial(_arms, "methods"),
     "obac": partial(_arms, "obac"),
     "parity": partial(parity.table, RESULTS),
+    "sb3-in-model": partial(sb3_in_model.table, RESULTS),
     **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     **{f"{kind}-bullets": partial(_bullets, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     **{f"{kind}-statements": partial(_statements, study.CLAIMS) for kind, study in STUDIES.items()},

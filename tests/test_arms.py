@@ -42,6 +42,7 @@ UNCOMPARED = (
 )
 """Settings that decide no number; and how steps are run, which came later and is left at its default."""
 LATER = {
+    "pretrain_from": "null",
     "recipe.weigh": '"none"',
     "recipe.exponent": "1.0",
     "recipe.refresh": "1",
@@ -50,9 +51,11 @@ LATER = {
     "recipe.imagined_rows": "null",
     "recipe.truncate": "null",
     "recipe.penalty_draws": "10",
+    "run.eval_workers": "0",
+    "dataset_columns": "null",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }
-"""Settings of recipes that came after the record, with the defaults at which they change nothing."""
+"""Settings that came after the record, with the defaults at which they change nothing."""
 
 
 def flat(value, path=""):

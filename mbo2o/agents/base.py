@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -144,6 +144,11 @@ class Agent(nn.Module, ABC):
         self.updates.zero_()
         table += [Change(name, "dropped") for name in theirs if name not in mine]
         return table + _settings(other.cfg, self.cfg)
+
+    def described(self) -> dict[str, Any]:
+        """Its registered name, its class's module and its settings: what makes an agent like it."""
+        name = next((x.name for x in AGENTS.values() if x.cls is type(self)), type(self).__name__)
+        return {"name": name, "module": type(self).__module__, "config": asdict(self.cfg)}
 
     def inner(self, kind: str) -> set[str]:
         """Names of parts: "all", "policy" (and temperature), "critics", or "none"; each holds the scales."""

@@ -1,4 +1,4 @@
-"""The commands `bench update`, `rollout`, `data`, `turn` and `start`, which a checkout has."""
+"""The commands `bench update`, `rollout`, `data`, `turn`, `start` and `plan`, which a checkout has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mbo2o.cli.command import add
+from mbo2o.cli.command import add, folder
 from mbo2o.cli.study import of_checkout
 
 ONE_CORE = "All take turns on one core, with one thread, by CPU time."
@@ -61,6 +61,18 @@ def add_to(commands: Any) -> None:
         "mbo2o bench start --json data/results/bench-start.json",
         works=False,
     )
+    _add(
+        kinds,
+        "plan",
+        "Returns of planning in learned models, beside the true dynamics and mbrl's CEM, and plans per "
+        "second; with --runs returns of a run's policy, of planning, and of both.",
+        "mbo2o bench plan --json data/results/bench-plan.json\n"
+        "  mbo2o bench plan --runs runs/moore-hopper --episodes 5 --json data/results/bench-plan.json",
+        engine=True,
+    )
+    p = kinds.choices["plan"]
+    p.add_argument("--runs", nargs="+", type=folder, default=[], metavar="RUN", help="of mopo, moore or mbpo")
+    p.add_argument("--episodes", type=int, default=5, help="for each seed of a run")
 
 
 def _add(

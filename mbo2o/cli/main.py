@@ -15,7 +15,7 @@ from collections.abc import Sequence
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from mbo2o.cli import bench, data, report, slurm, study, train
+from mbo2o.cli import bench, data, doctor, model, plan, policy, report, slurm, study, train
 from mbo2o.cli.command import guarded
 from mbo2o.cli.train import compose_config
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _dispatch(args: list[str]) -> int:
     if not args:
         # the main job: MOPO offline, MOORe online, on the Hopper data that the repository holds
-        return train.run(["experiment=hopper-small"])
+        return train.run(["experiment=first-run"])
     if args[0] == "train" and not {"-h", "--help"} & set(args):
         return train.run(args[1:])  # in Hydra's grammar
     options, left = parser().parse_known_args(args, argparse.Namespace(typed=args))
@@ -49,10 +49,10 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands; that of `train` shows help alone."""
     top = argparse.ArgumentParser(
         "mbo2o",
-        description="Model-based offline-to-online RL. Without a command it runs experiment=hopper-small.",
+        description="Model-based offline-to-online RL. Without a command it runs experiment=first-run.",
         epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, report, slurm, study, bench, data):
+    for group in (train, policy, report, slurm, study, bench, data, model, plan, doctor):
         group.add_to(commands)
     return top

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mbo2o.errors import UserError
-from mbo2o.registry import AGENTS, RECIPES, SOURCES, WORDS, conf_folder, did_you_mean
+from mbo2o.registry import AGENTS, NO_ENV, RECIPES, SOURCES, WORDS, conf_folder, did_you_mean
 
 HYDRA_FLAGS = "--multirun -m --cfg -c --info -i --resolve --package -p --hydra-help --shell-completion -sc"
 LOOKS = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"}
@@ -109,7 +109,10 @@ def literal(override: str, sweep: bool = False) -> str:
     Values of `WORDS` are quoted, so that commas, blanks, brackets and backslashes in a path are characters
     like others; a leading `~/` is the home directory. A value that is quoted already stays as it is, as do
     `null` and, with `sweep`, a value that Hydra reads as several ones. `${...}` is an interpolation.
+    `env=null` is no environment, and not the one that is taken if `env` is left out.
     """
+    if re.fullmatch(r"\+{0,2}env=null", override, re.IGNORECASE):
+        return f"env={NO_ENV}"
     m = re.fullmatch(rf"(\+{{0,2}}({'|'.join(WORDS)})=)(.+)", override, re.DOTALL)
     if not m or m[3].lower() == "null" or _stays(override, sweep):
         return override
@@ -196,7 +199,7 @@ def _check_one(parsed: Any, given: Sequence[str], tree: Tree) -> None:
         raise UserError(f"{parsed.input_line}: expected a name; choices: {choices}")
     anything = key.startswith(("hydra.", "env_kwargs."))  # the environment says what it takes
     forced = (parsed.is_add() or parsed.is_force_add()) and "@" not in key and not anything
-    if forced and (text := _no_setting(key.split("."), _chosen(given, tree))):
+    if forced and (text := _missing(key, given, tree)):
         raise UserError(text)
 
 
@@ -239,8 +242,8 @@ def _explain(error: Exception, given: Sequence[str], tree: Tree) -> str:
             return f"{m[2]!r} is an argument that is not there yet: add it with a plus, +{m[2]}=VALUE"
         base = _chosen(given, tree)
         if "@" in m[2] or tree.folders(m[2]):
-            return _no_place(m[2], m[1], base)
-        return _no_setting(m[2].split("."), base) or one_line(texts[-1])
+            return no_place(m[2], m[1], base.hydra.runtime.choices)
+        return no_setting(m[2].split("."), base, base.hydra.runtime.choices) or one_line(texts[-1])
     return one_line(texts[-1])
 
 
@@ -270,9 +273,17 @@ def _chosen(given: Sequence[str], tree: Tree) -> Any:
     return tree.compose([], return_hydra_config=True)
 
 
-def _no_place(key: str, chosen_in: str | None, base: Any) -> str:
-    """Why the recipe has no such place for an agent or a source, and which places it has."""
-    choices, group = base.hydra.runtime.choices, key.partition("@")[0]
+def _missing(key: str, given: Sequence[str], tree: Tree) -> str:
+    base = _chosen(given, tree)
+    return no_setting(key.split("."), base, base.hydra.runtime.choices)
+
+
+def no_place(key: str, chosen_in: str | None, choices: Mapping[str, Any]) -> str:
+    """Why the recipe has no such place for an agent or a source, and which places it has.
+
+    chosen_in: the file that chooses it, as GROUP/NAME or GROUP=NAME. choices: by group, or `group@place`.
+    """
+    group = key.partition("@")[0]
     recipe, places = choices["recipe"], sorted(k for k in choices if k.startswith(f"{group}@"))
     if chosen_in and chosen_in != "config":
         preset = chosen_in.replace("/", "=")
@@ -284,13 +295,13 @@ def _no_place(key: str, chosen_in: str | None, base: Any) -> str:
     return f"recipe={recipe} has no place {key!r}; it {has}"
 
 
-def _no_setting(path: Sequence[str], base: Any) -> str:
+def no_setting(path: Sequence[str], base: Any, choices: Mapping[str, Any]) -> str:
     """Which part of a dotted key is not there, and what is there instead; empty if all of it is there."""
     node: Any = base
     for i, part in enumerate(path):
         here, full = ".".join(path[:i]), ".".join(path)
         if not OmegaConf.is_dict(node):
-            places = [k for k in base.hydra.runtime.choices if k.endswith(f"@{here}")]
+            places = [k for k in choices if k.endswith(f"@{here}")]
             if node is None and places:
                 text = f"{here} is null, as long as none is chosen by name"
                 return f"{text}; give {places[0]}=NAME before you set {full!r}"

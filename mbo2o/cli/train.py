@@ -6,7 +6,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,14 @@ TRUST = "import the code that the config names: plugins, functions, environments
 
 def run(args: list[str]) -> int:
     """`mbo2o train` with these arguments."""
-    import hydra
-
     from mbo2o.cli.overrides import LOOKS, Tree, check_overrides, literals
     from mbo2o.cli.schema import tell_hydra
 
-    args, trust, folder = _own_options(args)
+    args, trust, folder, file = _own_options(args)
+    if file or not find_spec("hydra"):
+        return _without_hydra(args, Tree(folder), trust, file)
+    import hydra
+
     tree, args = Tree(folder), literals(args)
     load_chosen(args, tree, trust)
     kept = tell_hydra(look=True)  # a mistake is told, and settings are shown, without waiting for torch
@@ -45,6 +48,37 @@ def run(args: list[str]) -> int:
         lambda node: codes.append(job(node))
     )()
     return max(codes, default=0)
+
+
+def _without_hydra(args: list[str], tree: Tree, trust: bool, file: Path | None) -> int:
+    """Train, or show the config with `--cfg job`, without sweeps and what else only Hydra does.
+
+    file: YAML that holds settings by name, on top of which the arguments count.
+    """
+    from omegaconf import OmegaConf
+
+    from mbo2o.cli.compose import compose, load_asked, read_settings, settings_of
+    from mbo2o.errors import UserError
+    from mbo2o.registry import trusting
+    from mbo2o.settings import values_of
+    from mbo2o.training import train
+
+    shown = [x for x in ("--cfg job", "-c job", "--cfg=job") if x in " ".join(args)]
+    rest = [x for x in args if x not in ("--cfg", "-c", "--cfg=job", "job")] if shown else args
+    if flags := [x for x in rest if x.startswith(("-", "~"))]:
+        why = "does not go with --config" if file else "needs Hydra: pip install 'mbo2o[all]'"
+        raise UserError(f"train: {flags[0]} {why}; settings are given as KEY=VALUE")
+    typed = settings_of(rest, {})
+    found = [*settings_of([], read_settings(file) if file else {}), *typed]
+    load_asked(found, tree, trust)
+    names = {str(y) for x in typed for y in (x.value if isinstance(x.value, list) else [x.value])}
+    cfg = compose(found, tree)
+    if shown:
+        print(OmegaConf.to_yaml(OmegaConf.create(values_of(cfg))), end="")
+        return 0
+    with trusting(trust or names):
+        train(cfg)
+    return 0
 
 
 def _job(trust: bool) -> Callable[[Any], int]:
@@ -65,7 +99,7 @@ def _job(trust: bool) -> Callable[[Any], int]:
             cfg = to_config(node)  # first, because it says what is wrong with an interpolation
             given = HydraConfig.get().overrides.task
             with trusting(trust or set(_texts(given))):
-                train(_declare(cfg, given))
+                train(declare(cfg, given))
             return 0
 
         code = stopped[0] if stopped else guarded(work)
@@ -87,17 +121,43 @@ def _sweep(overrides: list[str], tree: Tree, job: Callable[[Any], int]) -> int:
     return max((int(run.return_value) for batch in batches or () for run in batch), default=0)
 
 
-def config(*overrides: str) -> Config:
-    """The config that `mbo2o train` would run with these overrides: "experiment=hopper-small", "seed=3".
+def config(*given: str | Mapping[str, Any], **settings: Any) -> Config:
+    """The config of a run, from names and settings.
+
+        config("wsrl", "hopper-medium-v5", seed=1)
+        config("moore", dataset="my.csv", env=None, recipe={"horizon": 1})
+        config("experiment=hopper-small", "seeds=3", {"recipe.alpha": 0.5})
+
+    Args:
+        given: A method's name, which is an experiment's, a switch's or a recipe's (the first that has it);
+            after it a dataset's; settings as text, `KEY=VALUE`, as on the command line; dicts of settings.
+        settings: By name. A dict stands for the settings below it; `**{"recipe.horizon": 1}` is one of them.
+            `env=None` means no environment: the method learns from the log alone.
+
+    The same settings give the same config, and so the same directory, here, in a YAML file and on the command
+    line. Hydra is not needed.
 
     Raises:
         UserError: There is a mistake in them.
     """
+    from mbo2o.cli.compose import compose, find_preset, load_asked, settings_of
+    from mbo2o.cli.overrides import Tree
     from mbo2o.errors import UserError
 
-    if wrong := [x for x in overrides if not isinstance(x, str)]:
-        raise UserError(f'config takes settings as text, such as "seeds=3", and {wrong[0]!r} is none')
-    return compose_config(list(overrides))
+    tree, found, names = Tree(), [], 0
+    for x in given:
+        if isinstance(x, Mapping):
+            found += settings_of([], x)
+        elif not isinstance(x, str):
+            raise UserError(f'config takes settings as text, such as "seeds=3", and {x!r} is none')
+        elif "=" in x or names > 1:
+            found += settings_of([x], {})
+        else:
+            found += settings_of([], {"dataset": x}) if names else [find_preset(x, tree)]
+            names += 1
+    found += settings_of([], settings)
+    load_asked(found, tree, trust=False)
+    return compose(found, tree)
 
 
 def compose_config(overrides: list[str]) -> Config:
@@ -106,14 +166,7 @@ def compose_config(overrides: list[str]) -> Config:
     Raises:
         UserError: There is a mistake in them.
     """
-    from mbo2o.cli.overrides import Tree, check_overrides, literal
-    from mbo2o.cli.schema import tell_hydra
-
-    tree, overrides = Tree(), [literal(x) for x in overrides]
-    load_chosen(overrides, tree, trust=False)
-    tell_hydra()
-    check_overrides(overrides, tree)
-    return _declare(to_config(tree.compose(overrides)), overrides)
+    return config(*overrides)
 
 
 def to_config(node: Any) -> Any:
@@ -130,7 +183,7 @@ def to_config(node: Any) -> Any:
         raise UserError(one_line(str(e))) from e
 
 
-def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
+def declare(cfg: Config, overrides: Sequence[str]) -> Config:
     """The config whose provenance names the preset, and the settings that were given on top of it.
 
     Where a run happens and on what (dataset, seed, device, dir) is no setting of the method.
@@ -150,12 +203,12 @@ def _declare(cfg: Config, overrides: Sequence[str]) -> Config:
 # ------------------------------------------------------------------------------------------ plugins and trust
 
 
-def _own_options(args: Sequence[str]) -> tuple[list[str], bool, Path | None]:
-    """The arguments that are for Hydra, whether there is --trust, and the folder of --config-dir."""
+def _own_options(args: Sequence[str]) -> tuple[list[str], bool, Path | None, Path | None]:
+    """The arguments that are for Hydra, whether there is --trust, and what --config-dir and --config name."""
     from mbo2o.errors import UserError
 
     left: list[str] = []
-    trust, folder, rest = False, None, iter(args)
+    trust, folder, file, rest = False, None, None, iter(args)
     for a in rest:
         option, equals, value = a.partition("=")
         if a == "--trust":
@@ -166,9 +219,11 @@ def _own_options(args: Sequence[str]) -> tuple[list[str], bool, Path | None]:
                 raise UserError(
                     f"--config-dir {folder}: no such folder; give one that holds groups of YAML files"
                 )
+        elif option == "--config":
+            file = Path(value if equals else next(rest, ""))
         else:
             left.append(a)
-    return left, trust, folder
+    return left, trust, folder, file
 
 
 def load_chosen(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
@@ -178,15 +233,20 @@ def load_chosen(overrides: Sequence[str], tree: Tree, trust: bool) -> None:
         UserError: A preset names a plugin that the overrides do not, and it is not trusted.
     """
     from mbo2o.errors import UserError
-    from mbo2o.registry import load_entry_points, load_plugins, trusting
 
-    load_entry_points()
     given = [o for o in overrides if re.match(r"\+*plugins=", o)]
     for o in given:
         if not re.fullmatch(r"\+*plugins=\[.*\]", o):
             raise UserError(f"{o}: expected a list of modules, as plugins=[my.module]")
-    if given:
-        names = list(_texts(given))
+    load_named(list(_texts(given)) if given else None, overrides, tree, trust)
+
+
+def load_named(names: Sequence[str] | None, overrides: Sequence[str], tree: Tree, trust: bool) -> None:
+    """Import these plugins, or without any those of the presets that the overrides choose."""
+    from mbo2o.registry import load_entry_points, load_plugins, trusting
+
+    load_entry_points()
+    if names is not None:
         load_plugins(names)
         check_plugins(names)
         return
@@ -276,10 +336,16 @@ def _eval(options: argparse.Namespace) -> None:
     if seed < 0:
         raise UserError(f"eval: --seed {seed} must not be negative")
     run, recipe = restore(run_dir, options.trust or repeated(options.settings, run_dir))
-    result = run.evaluate(evaluator=run.world.evaluator(episodes, seed, recipe.gamma))
+    alone = run.world.absent is not None
+    result = run.evaluate(evaluator=None if alone else run.world.evaluator(episodes, seed, recipe.gamma))
     rows = {name: x.tolist() for name, x in result.items()}
     if options.json:
         print(json.dumps(rows))
+        return
+    if alone:
+        print("no environment: what the log says of the policy")
+        for name, values in rows.items():
+            print(f"  {name:<22} {'  '.join(f'{x:.6g}' for x in values)}")
         return
     print(f"{run.env_id}, {episodes} episodes per seed, deterministic policy, starts drawn from seed {seed}")
     metric = run.reference.metric
@@ -310,6 +376,7 @@ def add_to(commands: Any) -> None:
     p.add_argument(
         "--config-dir", metavar="DIR", help="a folder of YAML beside mbo2o's own: DIR/recipe/mine.yaml"
     )
+    p.add_argument("--config", metavar="FILE", help="YAML with settings by name; KEY=VALUE count on top")
     p.add_argument("--trust", action="store_true", help=TRUST)
 
     p = add(

@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import mujoco
 import numpy as np
 import torch
 from torch import Tensor
@@ -122,7 +120,8 @@ def _fields(steps: Iterator[tuple[Any, ...]], rows: int) -> Fields:
 
 
 def _write(path: Path, env_id: str, fields: Fields, seed: int, about: str, more: Attrs) -> None:
-    versions = {f"{m.__name__}_version": str(m.__version__) for m in (gymnasium, mujoco, torch)}
+    versions = {f"{x}_version": version(x) for x in ("gymnasium", "mujoco")}
+    versions["torch_version"] = str(torch.__version__)
     own: Attrs = {"env_id": env_id, "behaviour": about, "tier": about.split(":")[0], "seed": seed}
     write_hdf5(path, fields, {**own, **versions, **more})
     summary = datasets.summary(datasets.read(path))

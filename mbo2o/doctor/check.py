@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.envs.registration import parse_env_id
 
 from mbo2o.data import precision
 from mbo2o.data.actions import Actions
@@ -55,6 +54,10 @@ def check(
     task = find_task(choice, bool(env_id))
     box = None if task is None or task.low is None else (task.low, task.high)
     how = Actions(actions, box, "--actions ")
+    if task is None and actions is None and found.is_table:
+        how, _, said = datasets.units_of_log(found, None, "--actions ")
+        if said:
+            warnings.warn(f"{name}: {said.partition(';')[0]}", stacklevel=2)
     with precision.heard() as lost:
         fields, attrs = found.read_stored(how)
     obs = fields["observations"]
@@ -104,14 +107,20 @@ def find_task(choice: EnvChoice | None, given: bool) -> Task | None:
 
 
 def _newest(env_id: str) -> str | None:
-    """The registered environment of the same name with the highest version."""
+    """The registered environment of the same name, in the same module, with the highest version."""
     try:
-        namespace, base, _ = parse_env_id(env_id.split(":")[-1])
+        import gymnasium
+        from gymnasium.envs.registration import parse_env_id
+    except ImportError:
+        return None
+    module, colon, name = env_id.rpartition(":")
+    try:
+        namespace, base, _ = parse_env_id(name)
     except gymnasium.error.Error:
         return None
     specs = [x for x in gymnasium.registry.values() if (x.namespace, x.name) == (namespace, base)]
     versions = {x.version: x.id for x in specs if x.version is not None}
-    return versions[max(versions)] if versions else None
+    return f"{module}{colon}{versions[max(versions)]}" if versions else None
 
 
 def _find_rule(

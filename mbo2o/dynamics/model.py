@@ -70,9 +70,17 @@ class GaussianDynamics(nn.Module):
             self.inputs = Normalizer(spec.seeds, n_in)
             self.targets = Normalizer(spec.seeds, n_out)
             self.net = GaussianEnsemble((*spec.seeds, cfg.members), n_in, n_out, cfg.net)
-            self.register_buffer("elites", torch.arange(cfg.elites).expand(*spec.seeds, -1).clone())
+            # on a device without memory (see `load`), arange and randint would import sympy for half a second
+            elites = torch.tensor(range(cfg.elites), dtype=torch.int64)
+            self.register_buffer("elites", elites.expand(*spec.seeds, -1).clone())
             # decides which rows each member never trains on, as long as the model lives (see `fit`)
-            self.register_buffer("bootstrap", torch.randint(1 << 31, (*spec.seeds, cfg.members)))
+            sizes = (*spec.seeds, cfg.members)
+            drawn = (
+                torch.zeros(sizes, dtype=torch.int64)
+                if spec.device == "meta"
+                else torch.randint(1 << 31, sizes)
+            )
+            self.register_buffer("bootstrap", drawn)
             self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def predict(self, obs: Tensor, act: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,25 +190,6 @@ class GaussianDynamics(nn.Module):
             text = f"{path}: no dynamics model can be read from it ({reason})"
             raise UserError(f"{text}; expected a folder of `save`") from e
         return model
-
-
-def load_dynamics(path: str | Path, device: str = "cpu") -> GaussianDynamics:
-    """The dynamics model of a run, or of a folder that `GaussianDynamics.save` wrote.
-
-    A run gives the model of the last phase that kept one. The model's `info` names its environment, its rule
-    of termination and its phase.
-
-    Raises:
-        UserError: There is no model, or it cannot be read.
-    """
-    path = Path(path)
-    phases = [path / "dynamics" / phase for phase in ("online", "offline")]
-    for folder in (path, *phases):
-        if (folder / "model.json").is_file():
-            return GaussianDynamics.load(folder, device)
-    raise UserError(
-        f"{path}: holds no dynamics model; give a run of mopo, moore or mbpo, or a folder of `save`"
-    )
 
 
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
 from mbo2o.envs import streams
-from mbo2o.envs.disturb import DisturbConfig, Disturbed
+from mbo2o.envs.box import ActionBox
+from mbo2o.envs.disturb import DisturbConfig
 from mbo2o.envs.faults import EnvironmentFault, Faults, describe, flag, observation, reward
-from mbo2o.envs.make import ActionBox, EnvChoice, make_env, time_limited
+from mbo2o.envs.make import EnvChoice, make_env, time_limited
 from mbo2o.types import Batch, UserError
+
+if TYPE_CHECKING:
+    import gymnasium
 
 Taken = tuple[np.ndarray, float, np.ndarray, bool, bool]
 """A step of one lane: observation, reward, next observation, terminated, truncated."""
@@ -50,16 +53,19 @@ class Lane:
         self._choice, self._disturb, self._faults = EnvChoice.of(env), disturb, faults or Faults()
         self.env_id = self._choice.id
         self.env = self._make()
-        space, obs_space = self.env.action_space, self.env.observation_space
-        assert isinstance(space, gymnasium.spaces.Box)  # make_env checks it
-        assert isinstance(obs_space, gymnasium.spaces.Box)
-        self._box = ActionBox(space)
-        self.obs_dim, self.act_dim = obs_space.shape[0], self._box.size
+        space: Any = self.env.action_space  # boxes, as make_env checks
+        obs_space: Any = self.env.observation_space
+        self.box = ActionBox(space)
+        self.obs_dim, self.act_dim = obs_space.shape[0], self.box.size
         self._broken = False
         self.start(seed)
 
     def _make(self) -> gymnasium.Env:
         env = make_env(self._choice)
+        import gymnasium
+
+        from mbo2o.envs.disturbed import Disturbed
+
         self.capped = False
         if self._choice.cap is not None and not time_limited(env):
             self.capped = True
@@ -87,8 +93,10 @@ class Lane:
         if self._broken:
             self._replace()
             self._broken = False
+        from gymnasium.utils import seeding
+
         raw = self.env.unwrapped
-        raw.np_random, _ = gymnasium.utils.seeding.np_random(seed)
+        raw.np_random, _ = seeding.np_random(seed)
         for space in (raw.action_space, raw.observation_space):
             space.seed(seed)
         self.reset(seed)
@@ -130,7 +138,7 @@ class Lane:
         self._broken = True
         try:
             with self._faults:
-                obs, paid, terminated, truncated, info = self.env.step(self._box(act))
+                obs, paid, terminated, truncated, info = self.env.step(self.box(act))
             after, rew = observation(obs, self.obs_dim), reward(paid)
             raw = reward(info.get("undisturbed_reward", paid))
             terminated, truncated = flag(terminated, "terminated"), flag(truncated, "truncated")
@@ -247,6 +255,7 @@ class Lanes:
         self._lanes = [Lane(env, seed + k, disturb, self._faults) for k in range(n)]
         first = self._lanes[0]
         self.obs_dim, self.act_dim, self.capped = first.obs_dim, first.act_dim, first.capped
+        self.box = first.box
         self._fault: EnvironmentFault | None = (
             None  # met in a reset after a turn was done; raised in the next turn
         )

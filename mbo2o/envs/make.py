@@ -1,4 +1,4 @@
-"""How environments are made, which ones are supported, and how actions in [-1, 1] fit their box."""
+"""How environments are made, and which ones are supported."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
-import mujoco
 import numpy as np
 
-from mbo2o.envs import goals, layouts
+from mbo2o.envs import goals
+from mbo2o.envs.box import ActionBox as ActionBox
 from mbo2o.envs.faults import describe
+from mbo2o.errors import optional
 from mbo2o.types import UserError
 
-# without this, MuJoCo prints warnings about gymnasium's models and logs them to a file in the working
-# directory; errors are raised all the same
-mujoco.set_mju_user_warning(lambda message: None)
+if TYPE_CHECKING:
+    import gymnasium
 
 CAP = 1000
 """Length in steps at which an episode is truncated where the task has no time limit of its own."""
@@ -66,10 +65,13 @@ def make_env(env: str | EnvChoice) -> gymnasium.Env:
     mazes go on until the time limit. `layouts` provides other layouts of observations.
     """
     choice = EnvChoice.of(env)
+    gymnasium = simulator(f"environment {choice.id!r}")
     if goals.MAZE.fullmatch(choice.id):
         _import_mazes(choice.id)
     if choice.layout:
-        made = layouts.make(
+        from mbo2o.envs import antmaze
+
+        made = antmaze.make(
             choice.id, choice.layout, lambda more: _gymnasium(choice, {**more, **choice.kwargs})
         )
     else:
@@ -89,7 +91,18 @@ def make_env(env: str | EnvChoice) -> gymnasium.Env:
     return made
 
 
+def simulator(what: str) -> Any:
+    """The module gymnasium, with MuJoCo beside it. `UserError` if one is missing that `what` needs."""
+    gymnasium, mujoco = optional("gymnasium", what), optional("mujoco", what)
+    # without this, MuJoCo prints warnings about gymnasium's models and logs them to a file in the working
+    # directory; errors are raised all the same
+    mujoco.set_mju_user_warning(lambda message: None)
+    return gymnasium
+
+
 def _gymnasium(choice: EnvChoice, kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    import gymnasium
+
     ends_at_goal = {"continuing_task": False} if goals.sparse_maze(choice.id) else {}
     arguments: dict[str, Any] = {"disable_env_checker": True, **ends_at_goal, **kwargs}
     start = f"environment {choice.id!r} cannot be made"
@@ -119,6 +132,8 @@ def _import_mazes(env_id: str) -> None:
 
 
 def _check_actions(env_id: str, space: gymnasium.Space[Any]) -> None:
+    import gymnasium
+
     start = f"environment {env_id!r}"
     if not isinstance(space, gymnasium.spaces.Box):
         raise UserError(f"{start}: needs a bounded Box of actions, found {_short(space)}")
@@ -144,37 +159,11 @@ def _short(space: gymnasium.Space[Any]) -> str:
 
 def time_limited(env: gymnasium.Env) -> bool:
     """Whether the task has a time limit of its own, as far as gymnasium knows."""
+    import gymnasium
+
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
         if isinstance(layer, gymnasium.wrappers.TimeLimit):
             return True
         layer = layer.env
     return env.spec is not None and env.spec.max_episode_steps is not None
-
-
-class ActionBox:
-    """The box of an environment's actions. Agents act in `[-1, 1]`, one number for each entry, in C order.
-
-    -1 becomes exactly `low` and 1 exactly `high`. Numbers between become `mid + half * act`, rounded to the
-    box's dtype, and never leave the box. Where `low` equals `high`, every action becomes that number.
-    """
-
-    def __init__(self, space: gymnasium.spaces.Box):
-        self.shape, self._low, self._high = space.shape, space.low, space.high
-        self.size = int(np.prod(space.shape))
-        # halved before the sum: the sum of two bounds may overflow where their width does not
-        self._mid, self._half = space.low / 2 + space.high / 2, (space.high - space.low) / 2
-        ends = [self._between(np.full(space.shape, x, np.float32)) for x in (-1, 1)]
-        self._exact = np.array_equal(ends[0], space.low) and np.array_equal(ends[1], space.high)
-
-    def __call__(self, act: np.ndarray) -> np.ndarray:
-        """`(A,)` → the box's shape and dtype; numbers beyond ±1 count as ±1."""
-        act = np.minimum(np.maximum(act, -1), 1).reshape(self.shape)
-        found = self._between(act)
-        if self._exact:  # rounding keeps the order, so that numbers between the ends stay there
-            return found
-        found = np.minimum(np.maximum(found, self._low), self._high)
-        return np.where(act == 1, self._high, np.where(act == -1, self._low, found))
-
-    def _between(self, act: np.ndarray) -> np.ndarray:
-        return np.asarray(self._mid + self._half * act).astype(self._low.dtype, copy=False)

@@ -25,6 +25,8 @@ from mbo2o.envs.goals import sparse_maze
 from mbo2o.envs.make import EnvChoice
 from mbo2o.types import UserError
 
+ABSENT = "none"
+"""The id of no environment."""
 FILE = Path(__file__).with_name("references.json")
 VERSION = re.compile(r"-v(\d+)$")
 
@@ -54,6 +56,10 @@ class Reference:
     def spread(self, std: Tensor) -> Tensor:
         """A standard deviation of returns as one of scores; the offset cancels."""
         return 100 * std / abs(self.high - self.low)
+
+
+UNKNOWN = Reference("none", math.nan, math.nan)
+"""Where there are no returns to score."""
 
 
 @cache
@@ -98,6 +104,8 @@ def find_reference(choice: Any, env_id: str, allow_mismatch: bool = False) -> Re
 
 def reference_for(choice: Any, env: EnvChoice, allow_mismatch: bool) -> Reference:
     """`find_reference` for an environment with arguments, which make it a task without scores."""
+    if env.id == ABSENT:
+        return UNKNOWN
     found = find_reference(choice, env.id, allow_mismatch)
     if not (env.kwargs and found.known) or found.name == "own" or allow_mismatch:
         return found

@@ -8,11 +8,13 @@ import json
 import random
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    import gymnasium
 
 KINDS = (np.random.Generator, np.random.RandomState, random.Random)
 
@@ -23,6 +25,8 @@ def own(env: Any) -> dict[str, Any]:
     Searched are its wrappers, the environment itself, environments inside it, and their spaces, but no other
     objects. The generator `env.unwrapped.np_random`, which every environment has, is left out.
     """
+    import gymnasium
+
     found: dict[str, Any] = {}
     known = {id(env.unwrapped.np_random)}
 

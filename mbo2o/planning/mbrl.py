@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mbo2o.dynamics.model import GaussianDynamics
 from mbo2o.ensemble.uncertainty import PENALTIES
+from mbo2o.model.dynamics import Dynamics
 from mbo2o.types import TerminationFn, UserError
 
 BROKEN = -1e6
@@ -25,16 +26,22 @@ class MbrlModel:
     """What `mbrl.models.ModelEnv` needs of a dynamics model: `device`, `reset` and `sample`.
 
         model = MbrlModel(dynamics, coef=1.0)
-        env = ModelEnv(real_env, model, model.ends(rule), generator=torch.Generator().manual_seed(0))
+        env = ModelEnv(real_env, model, model.ends(), generator=torch.Generator().manual_seed(0))
 
-    Observations are raw and actions in [-1, 1], as for `GaussianDynamics`. Each row is predicted by a random
-    elite, which is drawn again at every step (TS1); batches may have any size. ModelEnv's reward function
-    does not get the observation that a step starts from, so the penalty coef·u(s, a) is subtracted here. Give
-    ModelEnv a generator, because its own has a fixed seed. Raises `UserError` for a model with a seed axis
-    and for an unknown penalty.
+    With `Dynamics` actions are in the environment's units, clipped to its box, as the planners of mbrl give
+    them, and rewards are the task's. With `GaussianDynamics` actions are in [-1, 1]. Observations are raw.
+    Each row is predicted by a random elite, which is drawn again at every step (TS1); batches may have any
+    size. ModelEnv's reward function does not get the observation that a step starts from, so the penalty
+    coef·u(s, a) is subtracted here. Give ModelEnv a generator, because its own has a fixed seed. Raises
+    `UserError` for a model with a seed axis and for an unknown penalty.
     """
 
-    def __init__(self, dynamics: GaussianDynamics, penalty: str = "max_aleatoric", coef: float = 0.0):
+    def __init__(
+        self, dynamics: Dynamics | GaussianDynamics, penalty: str = "max_aleatoric", coef: float = 0.0
+    ):
+        self._task = dynamics if isinstance(dynamics, Dynamics) else None
+        if isinstance(dynamics, Dynamics):
+            dynamics = dynamics.net
         if dynamics.spec.seeds:
             raise UserError(
                 f"planning needs one model; this one has seeds {dynamics.spec.seeds}: give it model.seed(k)"
@@ -59,12 +66,14 @@ class MbrlModel:
         `deterministic` gives the elites' mean instead of a draw. A row whose prediction is not finite stays
         where it was and gets the reward `BROKEN`.
         """
-        obs, act = model_state["obs"], act.to(torch.float32)
+        obs, act = model_state["obs"], self._in_unit(act.to(torch.float32))
         if deterministic:
             y = self.dynamics.elite_mean(self.dynamics.predict(obs, act)[0])
             next_obs, rew = obs + y[:, :-1], y[:, -1]
         else:
             next_obs, rew = self.dynamics.step(obs, act, rng)
+        if self._task is not None:
+            rew = self._paid(self._task, rew, obs, act, next_obs)
         if self.coef:
             rew = rew - self.coef * self._penalty(*self.dynamics.predict(obs, act))
         fine = next_obs.isfinite().all(-1) & rew.isfinite()
@@ -73,11 +82,28 @@ class MbrlModel:
         self._obs = obs
         return next_obs, rew.unsqueeze(-1), None, {"obs": next_obs}
 
-    def ends(self, rule: TerminationFn) -> Callable[[Tensor, Tensor], Tensor]:
-        """`rule` as ModelEnv calls it, `(act, next_obs)` → bool `(B, 1)`.
+    def _in_unit(self, act: Tensor) -> Tensor:
+        if self._task is None:
+            return act
+        low, high = (x.to(act.device) for x in (self._task.about.low, self._task.about.high))
+        return self._task.to_unit(torch.minimum(torch.maximum(act, low), high))
+
+    @staticmethod
+    def _paid(task: Dynamics, rew: Tensor, obs: Tensor, act: Tensor, next_obs: Tensor) -> Tensor:
+        """The reward in the task's own units, or by its function."""
+        if task.about.reward is not None:
+            return task.about.reward(obs, act, next_obs)
+        return (rew - task.about.rewards.shift) / task.about.rewards.scale
+
+    def ends(self, rule: TerminationFn | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """`rule` as ModelEnv calls it, `(act, next_obs)` → bool `(B, 1)`; None: the rule of `Dynamics`.
 
         The observation is that of the last `sample`.
         """
+        if rule is None:
+            if self._task is None:
+                raise UserError("GaussianDynamics has no rule of termination; give one")
+            rule = self._task.about.ends
 
         def ends(act: Tensor, next_obs: Tensor) -> Tensor:
             assert self._obs is not None, "ModelEnv steps before it asks"

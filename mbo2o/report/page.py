@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 
 from mbo2o.report import html, plots
 from mbo2o.report.coverage import coverage as draw_coverage
+from mbo2o.report.estimates import estimates as draw_estimates
+from mbo2o.report.estimates import table as estimates_table
 from mbo2o.report.numbers import number
 from mbo2o.report.read import RunLog, read_run
 from mbo2o.report.statistics import FEWEST, KIND, Array, interval, late_evaluations, summarise
@@ -45,6 +47,15 @@ SECTIONS = [
         "Look at the switch: where the curve falls, the policy unlearns what the offline phase taught it. "
         "The last offline point and the first online point belong to the same policy; the gap between them "
         "is the noise of evaluations.",
+    ),
+    Section(
+        "estimates",
+        "Estimates from the log alone",
+        draw_estimates,
+        ("eval", "behaviour_value"),
+        "Values that rise above the dotted line promise more than the recorded policy earned. Believe them "
+        "only where both estimates agree, the bands are narrow and the TD error on held-out rows does not "
+        "rise: a policy far from the data's actions is judged by extrapolation.",
     ),
     Section(
         "uncertainty",
@@ -182,6 +193,8 @@ def _table(log: RunLog) -> str:
             continue
         what = "share of episodes with success" if metric == "success" else f"normalised {metric}"
         rows.append((f"last evaluation, {what} ({last.phase[-1]})", last.values[-1]))
+    if not rows and (estimated := estimates_table(log)):
+        return estimated
     if not rows:
         return '<p class="note">Nothing was evaluated yet.</p>'
     seeds = max(len(values) for _, values in rows)

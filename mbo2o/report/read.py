@@ -37,12 +37,11 @@ class RunLog:
     @property
     def title(self) -> str:
         """The recipe, the environment and the dataset, in one line."""
-        recipe, dataset = self.config.get("recipe"), self.config.get("dataset")
+        recipe, dataset, env = (self.config.get(x) for x in ("recipe", "dataset", "env"))
+        env = "the log alone" if env == "none" else env
         if dataset and Path(str(dataset)).is_absolute():
             dataset = Path(str(dataset)).stem
-        names = [
-            x.get("name") if isinstance(x, dict) else x for x in (recipe, self.config.get("env"), dataset)
-        ]
+        names = [x.get("name") if isinstance(x, dict) else x for x in (recipe, env, dataset)]
         return " · ".join(str(x) for x in names if x) or "unnamed run"
 
     @property

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from mbo2o.envs import streams
 from mbo2o.loggers import Loggers
+from mbo2o.quiet import quiet
 from mbo2o.store.whole import writing
 from mbo2o.types import Metrics, duration
 
@@ -115,7 +116,7 @@ class Progress:
     def __init__(self, name: str, done: int, total: int):
         self._name, self._done, self._start, self._total = name, done, done, total
         self._since = time.monotonic()
-        tty = sys.stderr.isatty()
+        tty = sys.stderr.isatty() and not quiet()
         self._bar = tqdm(total=total, initial=done, desc=name, unit="step", file=sys.stderr) if tty else None
 
     def step(self) -> None:
@@ -142,6 +143,8 @@ class Progress:
 
 def tell(text: str) -> None:
     """Print a line on stderr. A closed terminal, or a log on a full disk, does not stop a run."""
+    if quiet():
+        return
     # RuntimeError: a signal handler prints while another print is in progress
     with contextlib.suppress(OSError, RuntimeError):
         print(text, file=sys.stderr, flush=True)

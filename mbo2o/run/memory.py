@@ -127,6 +127,7 @@ class Memory:
             "lanes": lane_rngs,
             "globals": streams.dumps(streams.globals_state()),
             "largest": self._world.largest,
+            "agents": {key: x.described() for key, x in self._tracked.values() if isinstance(x, Agent)},
             "metrics_bytes": self._file.size(),
         }
         checkpoint.save(self._folder, sum(clock["done"].values()), tensors, state)

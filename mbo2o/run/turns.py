@@ -251,6 +251,9 @@ class Run:
             return
         self._go_live()
         entered = key in self._done
+        if entered:  # a loop that was finished and got more turns: the phase's later stages happen again
+            later = list(self._done)[list(self._done).index(key) + 1 :]
+            self._done = {k: n for k, n in self._done.items() if k not in later or ":" not in k}
         self._done[key] = first
         before = self.turn - first  # turns of the phase's earlier loops
         self._bar = Progress(self.phase, self.turn, before + n)
@@ -300,7 +303,7 @@ class Run:
         """
         self._owed, self._may_leave = True, not last
         agents = self.memory.agents()
-        take, every = self.look or (None, 1)
+        take, every = (None if self.world.absent else self.look) or (None, 1)
         look = take is not None and (last or self.turn % (every * self.cfg.eval_every) == 0)
         ask = self._beside.ask
         found: list[Metrics | Pending] = []
@@ -319,7 +322,7 @@ class Run:
             raise EnvironmentFault(f"{e} in the evaluation at {self._where()}; {again}") from e
         self._owed = False
         self._evaluated = (self.phase, self.turn)
-        shown = ("return", self.reference.metric, "success", "length")
+        shown = ("return", self.reference.metric, "success", "length", "fqe", "model_value")
         for name, x in zip(agents, found, strict=True):
             own = name == "agent"
             self._put(self._place("eval" if own else f"eval-{name}"), x, "", shown if own else ())

@@ -15,6 +15,7 @@ from mbo2o.agents.base import Agent
 from mbo2o.data.buffer import ReplayBuffer
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs import streams
+from mbo2o.envs.absent import Absent, NoLanes
 from mbo2o.envs.faults import Faults
 from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
@@ -42,6 +43,7 @@ class Task:
     engine: EngineConfig = field(default_factory=EngineConfig)
     returns: bool = True
     """Whether batches hold the return that followed each row, which costs memory and a gather."""
+    absent: Absent | None = None  # what stands for the environment, if there is none
 
 
 class World:
@@ -62,19 +64,20 @@ class World:
         self.largest: tuple[float, str] = (0.0, "")
         """The largest |reward| that the agent may have learned from, and where it was met."""
         self.faults = Faults(cfg.env_faults, cfg.env_seconds, warn)
-        self._disturb = cfg.disturb
-        self.lanes = Lanes(
-            self.env, (task.seeds,), task.seed, cfg.disturb, self.faults, lambda k: self.online.cut(k)
-        )
+        self._disturb, self.absent = cfg.disturb, task.absent
+        how = (self.env, (task.seeds,), task.seed, cfg.disturb, self.faults, lambda k: self.online.cut(k))
+        self.lanes: Any = Lanes(*how) if task.absent is None else NoLanes(task.absent)
         inits = tuple(torch.Generator().manual_seed(task.seed + k) for k in range(task.seeds))
         self.spec = Spec(self.lanes.obs_dim, self.lanes.act_dim, (task.seeds,), task.device, inits)
         self.reference = reference_for(cfg.reference, self.env, cfg.allow_mismatch)
         self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward, task.returns)
-        self.online = _online_buffer(self.spec, cfg, task.gamma if task.returns else None)
+        self.online: ReplayBuffer = _online_buffer(self.spec, cfg, task.gamma if task.returns else None)
         # a step of each seed with returns that are not known yet
         self._blank = np.full((task.seeds, self.online.layout.width), -np.inf, np.float32)
         nan = torch.full(self.spec.seeds, torch.nan, device=task.device)
         self._none_ended = (torch.zeros_like(nan, dtype=torch.bool), nan, nan)
+        if self.absent is not None:
+            return
         self._evaluator = self.evaluator(cfg.eval_episodes, task.seed, task.gamma)
         if text := self._evaluator.unrepeatable():
             warnings.warn(text, stacklevel=3)
@@ -149,7 +152,7 @@ class World:
     def beside(self, workers: int, episodes: int, seed: int) -> Beside:
         """So many processes that play this task's evaluations as the run's own evaluator does."""
         args = (self.env, self.spec.seeds, episodes, seed, self.gamma, self._disturb)
-        return Beside(workers, self.faults.seconds, *args)
+        return Beside(0 if self.absent else workers, self.faults.seconds, *args)
 
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """An evaluator that plays this task, `episodes` per seed, from starts that follow from `seed`."""
@@ -176,6 +179,8 @@ class World:
 
         agent.eval()  # no dropout
         try:
+            if self.absent is not None:
+                return dict(self.absent.judge(agent, self.rewards))
             result = (evaluator or self._evaluator)(act, value, self.rewards)
         finally:
             agent.train()

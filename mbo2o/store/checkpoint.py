@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mbo2o.store.whole import file_sha256, whole_folder, writing
@@ -45,8 +46,12 @@ def save(folder: Path, turn: int, tensors: dict[str, Tensor], state: dict[str, A
         shutil.rmtree(old, ignore_errors=True)
 
 
-def latest(folder: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def latest(
+    folder: Path, device: str, wanted: Callable[[str], bool] = lambda key: True
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest checkpoint whose checksums hold, or None if there never was a checkpoint.
+
+    wanted: says of a tensor's name whether it is read; a policy needs no buffer of experience.
 
     A warning names each damaged checkpoint, which is skipped. Raises `UserError` if all are damaged, because
     a run that starts from the beginning would overwrite the log.
@@ -57,7 +62,7 @@ def latest(folder: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]
         path = new[-1]
         tried.add(path)
         try:
-            return _read(path, device)
+            return _read(path, device, wanted)
         except damage as e:
             if path.is_dir():  # otherwise the run that is being read removed it, and there are newer ones
                 warnings.warn(f"checkpoint {path} is damaged ({e}): skipped", stacklevel=2)
@@ -68,7 +73,7 @@ def latest(folder: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]
     return None
 
 
-def _read(path: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, device: str, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest = json.loads((path / "manifest.json").read_text())
     if manifest["schema"] > SCHEMA:
         raise UserError(
@@ -79,7 +84,10 @@ def _read(path: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name in FILES:
         if file_sha256(path / name) != manifest["sha256"][name]:
             raise ValueError(f"sha256 of {name} differs")
-    return load_file(path / FILES[0], device=device), json.loads((path / FILES[1]).read_text())
+    with safe_open(path / FILES[0], "pt", device=device) as file:
+        names = [x for x in file.keys() if wanted(x)]  # noqa: SIM118  it is no dict
+        tensors = {name: file.get_tensor(name) for name in names}
+    return tensors, json.loads((path / FILES[1]).read_text())
 
 
 def _checkpoints(folder: Path) -> list[Path]:

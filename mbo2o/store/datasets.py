@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -16,17 +17,20 @@ import numpy as np
 from torch import Tensor
 
 import mbo2o
-from mbo2o.data.actions import Actions, Bounds
+from mbo2o.data.actions import TOLERANCE, Actions, Bounds
 from mbo2o.data.dataset import COLUMNS, TransitionDataset, build_dataset, fields_of
 from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, blocks, in_ram
 from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.errors import UserError
 from mbo2o.registry import did_you_mean
 from mbo2o.store import addresses, compact, content, mapped, remote, table
+from mbo2o.store.columns import columns_of
+from mbo2o.store.columns import given as columns_given
 from mbo2o.store.d4rl import read_d4rl, read_d4rl_attrs
-from mbo2o.store.hdf5 import check_signature, imports_module, write_hdf5
-from mbo2o.store.minari import minari_folder, read_minari, read_minari_attrs
+from mbo2o.store.hdf5 import check_signature, imports_module, open_hdf5, write_hdf5
+from mbo2o.store.minari import minari_box, minari_folder, read_minari, read_minari_attrs
 from mbo2o.store.remote import Remote
+from mbo2o.store.table import Columns
 from mbo2o.store.whole import shown
 
 SUFFIXES = (".hdf5", ".h5")
@@ -47,6 +51,13 @@ class Named:
     """Its Minari id; None for a file."""
     entry: Remote | None = None
     """Its line of the registry, if it is a fetched file."""
+    columns: Columns | None = None
+    """Which column holds each field, if it is a table; None: their names say so."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a CSV or Parquet file."""
+        return self.dataset_id is None and Path(self.name).suffix in table.SUFFIXES
 
     @property
     def where(self) -> str:
@@ -60,6 +71,9 @@ class Named:
 
     def attrs(self) -> Attrs:
         """Its attributes, without its rows. Raises `UserError` for a file that cannot be read."""
+        if self.is_table:
+            columns = self._columns()
+            return {f"{x[:-1]}_names": json.dumps(columns[x]) for x in ("observations", "actions")}
         own = read_d4rl_attrs(self.name) if self.dataset_id is None else read_minari_attrs(self.dataset_id)
         return (self.entry.attrs if self.entry else {}) | own
 
@@ -74,6 +88,8 @@ class Named:
         """
         if storage not in STORAGES:
             raise UserError(f"storage={storage} is not one of {', '.join(STORAGES)}")
+        if self.is_table and storage != "ram":
+            raise UserError(f"{self.where}: a table is read into memory; write it as HDF5 for {storage}")
         dataset = self._in_ram(units) if storage == "ram" else self._mapped(units)
         # A Minari set names its own action space, so that there is no doubt.
         parts = list(blocks(dataset.n_rows, dataset.act_dim))
@@ -83,7 +99,7 @@ class Named:
 
     def read_with_sha256(self, storage: str, units: Actions) -> tuple[TransitionDataset, str]:
         """Its rows and the sha256 of their content. Raises `UserError` if that changes meanwhile."""
-        if self.dataset_id is None:
+        if self.dataset_id is None and not self.is_table:
             check_signature(Path(self.name))
         before = content.stat_keys(self.source)
         dataset, found = self.read(storage, units), self.sha256()
@@ -94,13 +110,37 @@ class Named:
         """Its rows as they are stored, but with actions in [-1, 1], and its attributes; nothing is mended."""
         if self.dataset_id is not None:
             return read_minari(self.dataset_id, units=units)
+        if self.is_table:
+            return self._fields(units)
         fields, attrs = read_d4rl(self.name, units=units, mend=False)
         return fields, (self.entry.attrs if self.entry else {}) | attrs
 
     def _fields(self, units: Actions, new: New = in_ram) -> tuple[Fields, Attrs]:
+        if self.is_table:
+            return table.table_fields(Path(self.name), self._columns(), units), self.attrs()
         if self.dataset_id is None:
             return read_d4rl(self.name, new, units)
         return read_minari(self.dataset_id, new, units)
+
+    def _columns(self) -> Columns:
+        path = Path(self.name)
+        return self.columns or columns_of(table.header_of(path), self.where)
+
+    def extent(self) -> Bounds:
+        """The lowest and the highest action that is stored, each `(A,)` float64, in the file's own units.
+
+        A Minari set gives the box of its action space.
+        """
+        if self.dataset_id is not None:
+            return minari_box(self.dataset_id)
+        if self.is_table:
+            names = self._columns()
+            stored: Any = table.table_columns(Path(self.name), names, "actions")
+        else:
+            with open_hdf5(self.name) as file:
+                stored = np.asarray(file["actions"][()])
+        rows = stored.reshape(len(stored), -1).astype(np.float64)
+        return rows.min(0), rows.max(0)
 
     def _in_ram(self, units: Actions) -> TransitionDataset:
         return build_dataset(*self._fields(units), self.where)
@@ -125,12 +165,14 @@ def data_folders() -> list[Path]:
     return folders[:1] if len(folders) == 2 and folders[0].samefile(folders[1]) else folders
 
 
-def find(name: str | os.PathLike[str] | None) -> Named:
+def find(name: str | os.PathLike[str] | None, columns: Any = None) -> Named:
     """Find a dataset by its path, its address, its name or its Minari id.
 
     In this order: an address (`minari:ID` is always an id); a path that exists; a name, which is the stem of
     a file in a data folder or the name of a fetched dataset; a Minari id, `namespace/name-v0`. Raises
     `UserError`, with the nearest name, if there is none, and for a dataset that has to be fetched first.
+
+    columns: which column holds each field, if it is a table whose columns' names do not say so.
     """
     if name is None:
         raise UserError(
@@ -145,8 +187,7 @@ def find(name: str | os.PathLike[str] | None) -> Named:
         if not os.path.exists(name):
             raise UserError(f"{shown(name)}: no such file; check the address")
     if os.path.exists(name):
-        _refuse_table(Path(name))
-        return Named(name)
+        return Named(name, columns=columns_given(columns))
     shipped = {p.stem: p for folder in reversed(data_folders()) for p in folder.glob("*.hdf5")}
     if name in shipped:
         return Named(str(shipped[name]))
@@ -170,15 +211,6 @@ def _unknown_name(name: str, shipped: list[str]) -> UserError:
     return UserError(
         f"no dataset is called {name!r}; {hint}known by name: {known}; `mbo2o data list` shows all"
     )
-
-
-def _refuse_table(path: Path) -> None:
-    if path.suffix in table.SUFFIXES:
-        raise UserError(
-            f"{shown(path)}: a table does not say which column is what; turn it into HDF5 in Python: "
-            f'write(read_table({str(path)!r}, {{"observations": [...], ...}}), "{path.stem}.hdf5"), '
-            "from mbo2o.store.table and mbo2o.store.datasets"
-        )
 
 
 # -------------------------------------------------------------------------------------- reading and writing
@@ -230,13 +262,14 @@ def read(
     return found.read(storage, units_for(found, actions, choice, option))
 
 
-def units_for(
-    found: Named, mode: str | None, env: EnvChoice | None, option: str = "dataset_actions="
-) -> Actions:
+def units_for(found: Named, mode: Any, env: EnvChoice | None, option: str = "dataset_actions=") -> Actions:
     """The units of a dataset's actions, with the box of the environment if the mode or a doubt needs it.
 
-    A Minari set names its own box. Raises `UserError` if the environment is needed and cannot be made.
+    mode: one of `data.actions.MODES`, or the bounds themselves, [LOW, HIGH]. A Minari set names its own box.
+    Raises `UserError` if the environment is needed and cannot be made.
     """
+    if isinstance(mode, list | tuple):
+        return Actions("env", given_bounds(mode, option), option)
     units = Actions(mode, option=option)
     doubted = mode is None and found.dataset_id is None
     if env is None or not (units.maps or doubted):
@@ -245,6 +278,41 @@ def units_for(
     box: Any = made.action_space
     made.close()
     return Actions(mode, (box.low, box.high), option)
+
+
+def given_bounds(mode: Any, option: str) -> Bounds:
+    """The bounds `[LOW, HIGH]`, each a number or a list of them. Raises `UserError` for anything else."""
+    try:
+        low, high = (np.asarray(x, np.float64) for x in mode)
+        np.broadcast_shapes(low.shape, high.shape)
+    except (TypeError, ValueError) as error:
+        text = "give [LOW, HIGH], each a number or a list with one for each action"
+        raise UserError(f"{option}{mode}: these are no bounds of actions; {text}") from error
+    return low, high
+
+
+def units_of_log(found: Named, mode: Any, option: str = "dataset_actions=") -> tuple[Actions, Bounds, str]:
+    """The units of a dataset's actions where there is no environment, the box of actions, and a line to say.
+
+    mode: as in `units_for`; None: [-1, 1] if no action lies outside, else the lowest and the highest action
+    that was recorded. Raises `UserError` for a mode that needs an environment's box.
+    """
+    if isinstance(mode, list | tuple):
+        units = units_for(found, mode, None, option)
+        assert units.box is not None
+        return units, units.box, ""
+    low, high = found.extent()
+    if found.dataset_id is not None:
+        return units_for(found, mode, None, option), (low, high), ""
+    if mode in ("env", "env-clip"):
+        text = f"{option}{mode} needs an environment's box of actions, and there is none (env=null)"
+        raise UserError(f"{text}; give the bounds, {option}[LOW,HIGH]")
+    unit = bool((np.abs([low, high]) <= 1 + TOLERANCE).all())
+    if mode is not None or unit:
+        return Actions(mode or "unit", option=option), (-np.ones_like(low), np.ones_like(low)), ""
+    shown_bounds = "; ".join(f"[{a:.6g}, {b:.6g}]" for a, b in zip(low, high, strict=True))
+    said = f"actions lie in {shown_bounds}: these bounds are taken; {option}[LOW,HIGH] gives others"
+    return Actions("env", (low, high), option), (low, high), said
 
 
 def write(

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from mbo2o.data.actions import Actions
+from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.dataset import TransitionDataset, fields_of
 from mbo2o.data.fields import AS_GIVEN, Attrs, Fields, New, check_fields, in_ram
 from mbo2o.envs import goals
+from mbo2o.errors import optional
 from mbo2o.store.hdf5 import imports_module
 from mbo2o.store.whole import one_line
 from mbo2o.types import UserError
@@ -38,7 +39,7 @@ def read_minari(dataset_id: str, new: New = in_ram, units: Actions = AS_GIVEN) -
     store and cannot be downloaded, if it is empty or unreadable, if its observations are neither flat vectors
     nor goal-conditioned, or if its actions have no bounds.
     """
-    import minari
+    minari = optional("minari", "a Minari dataset")
 
     where = f"minari:{dataset_id}"
     minari_folder(dataset_id)
@@ -60,7 +61,7 @@ def read_minari(dataset_id: str, new: New = in_ram, units: Actions = AS_GIVEN) -
 
 def read_minari_attrs(dataset_id: str) -> Attrs:
     """The attributes alone. Raises `UserError` as `read_minari` does."""
-    import minari
+    minari = optional("minari", "a Minari dataset")
 
     minari_folder(dataset_id)
     try:
@@ -75,8 +76,17 @@ def _attrs(dataset: Any, dataset_id: str) -> Attrs:
     return {"minari_id": dataset_id, **known}
 
 
+def minari_box(dataset_id: str) -> Bounds:
+    """The lowest and the highest action of the set's action space, each `(A,)`. Raises `UserError`."""
+    minari = optional("minari", "a Minari dataset")
+    minari_folder(dataset_id)
+    space = minari.load_dataset(dataset_id).action_space
+    return space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+
+
 def minari_folder(dataset_id: str) -> Path:
     """The folder of the set in the local store; it is downloaded if necessary. Raises `UserError`."""
+    optional("minari", "a Minari dataset")
     from minari.storage import get_dataset_path
 
     path: Path = get_dataset_path(dataset_id) / "data"
@@ -105,7 +115,7 @@ def _joined(episodes: Iterator[Fields], steps: int, new: New) -> Fields:
 
 
 def _download(dataset_id: str, where: str) -> None:
-    import minari
+    minari = optional("minari", "a Minari dataset")
     from minari.storage import get_dataset_path
 
     try:
@@ -203,7 +213,7 @@ def write_minari(dataset: TransitionDataset, dataset_id: str) -> None:
     termination would be lost. The environment is stored with the set if it can be made here and its spaces
     are those of the data. Raises `UserError`.
     """
-    import minari
+    minari = optional("minari", "a Minari dataset")
     from gymnasium.spaces import Box
     from minari.storage import get_dataset_path
 

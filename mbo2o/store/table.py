@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import re
 import warnings
@@ -16,6 +17,7 @@ import numpy as np
 from mbo2o.data.actions import Actions, Bounds
 from mbo2o.data.dataset import TransitionDataset, build_dataset
 from mbo2o.data.fields import FIELDS, OPTIONAL, VECTORS, Attrs, Fields, check_fields
+from mbo2o.errors import optional
 from mbo2o.registry import did_you_mean
 from mbo2o.store.whole import one_line, shown
 from mbo2o.types import UserError
@@ -46,16 +48,47 @@ def read_table(
     columns, rows in another order are sorted, episodes by their first row, and a warning says so. With
     `episode` alone, an episode that continues after another one is refused. If `step` counts by one and some
     numbers are missing, the episode is cut there, with a warning. The last row of an `episode` counts as a
-    timeout if it did not terminate.
+    timeout if it did not terminate. The columns' names become the attributes `observation_names` and
+    `action_names`, JSON lists, which a policy's io.json repeats.
 
     Raises `UserError` for a column that is missing (naming the nearest), a cell that is not a number, and as
     `from_arrays` does.
     """
-    fields = _table_fields(Path(path), columns, Actions.given(bounds, clip))
-    return build_dataset(fields, attrs, os.fspath(path))
+    fields = table_fields(Path(path), columns, Actions.given(bounds, clip))
+    names = _names(columns, Path(path))
+    said: Attrs = {f"{key[:-1]}_names": json.dumps(names[key]) for key in ("observations", "actions")}
+    return build_dataset(fields, said | (attrs or {}), os.fspath(path))
 
 
-def _table_fields(path: Path, columns: Columns, units: Actions) -> Fields:
+def header_of(path: Path) -> list[str]:
+    """The names of a table's columns. Raises `UserError` for a file that is no table."""
+    if path.suffix == ".parquet":
+        try:
+            return list(optional("pyarrow.parquet", f"{path}: Parquet", "parquet").read_schema(path).names)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            line = file.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not text in UTF-8 ({one_line(error)}); is it a CSV file?") from error
+    return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+
+
+def _delimiter(line: str) -> str:
+    return max(",;\t", key=line.count)
+
+
+def table_columns(path: Path, columns: Columns, key: str) -> np.ndarray:
+    """The columns of one field as they are stored, `(N, n)`. Raises `UserError` as `read_table` does."""
+    names = _names(columns, path)
+    table = (
+        _parquet(path, names[key]) if path.suffix == ".parquet" else _csv(path, names[key], {key: names[key]})
+    )
+    return np.column_stack([table[name] for name in names[key]])
+
+
+def table_fields(path: Path, columns: Columns, units: Actions) -> Fields:
     """The fields that `columns` maps to columns, checked and in time order."""
     names = _names(columns, path)
     if not path.is_file():
@@ -109,7 +142,7 @@ def _csv(path: Path, wanted: list[str], names: dict[str, list[str]]) -> Table:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file, warnings.catch_warnings():
             line = file.readline()
-            delimiter = max(",;\t", key=line.count)
+            delimiter = _delimiter(line)
             header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
             at = _find(wanted, header, path)
             lines = _lines(file, delimiter, len(header), path)

@@ -245,7 +245,10 @@ def _gone(path: Path) -> bool:
     return False
 
 
-OWN = (".lock", "config.yaml", "metrics.jsonl", "state.json", "metrics.csv", "tensorboard", "wandb")
+OWN = (
+    *(".lock", "config.yaml", "data.json", "io.json", "metrics.csv", "metrics.jsonl", "pretrained.json"),
+    *("state.json", "tensorboard", "wandb"),
+)
 """What a run writes before the first line of its log."""
 
 

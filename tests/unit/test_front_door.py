@@ -10,15 +10,17 @@ import torch
 
 import mbo2o
 from mbo2o.agents.bc import BCConfig
-from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics, load_dynamics
+from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.recipes.finetune import FinetuneConfig
 from mbo2o.run.config import RunConfig
 from mbo2o.types import Spec, UserError
 
 NAMES = {
-    *("train", "load", "load_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec", "Batch", "Source"),
+    *("train", "load", "load_dynamics", "fit_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec"),
+    *("Batch", "Source"),
     *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
+    *("Policy", "load_agent", "restore", "RunHandle"),
 }
 
 FRESH = """
@@ -75,12 +77,13 @@ def test_a_run_through_the_door(pendulum, tmp_path):
     directory = mbo2o.train(
         mbo2o.Config(recipe=recipe, dataset=str(pendulum), dir=str(tmp_path / "run"), report=False, run=often)
     )
-    assert directory == tmp_path / "run"
-    act = mbo2o.load(directory).act(torch.randn(1, 5, 3))
+    assert directory.directory == tmp_path / "run"
+    act = mbo2o.load_agent(directory).act(torch.randn(1, 5, 3))
     assert act.shape == (1, 5, 1)
     assert bool((act.abs() <= 1).all())
+    assert mbo2o.load(directory).predict(torch.randn(5, 3))[0].shape == (5, 1)
     with pytest.raises(mbo2o.UserError, match="not a run"):
-        mbo2o.load(tmp_path)
+        mbo2o.load_agent(tmp_path)
 
 
 def test_a_config_through_the_door():
@@ -94,9 +97,9 @@ def test_dynamics_are_loaded_from_a_run_and_from_a_folder(tmp_path):
     cfg = DynamicsConfig(members=2, elites=1, net=MLPConfig(hidden=[4]))
     for phase in ("offline", "online"):
         GaussianDynamics(Spec(3, 1), cfg).save(tmp_path / "run" / "dynamics" / phase, {"phase": phase})
-    model = load_dynamics(tmp_path / "run")
-    assert model.info == {"phase": "online"}
-    assert model.step(torch.randn(5, 3), torch.randn(5, 1))[0].shape == (5, 3)
-    assert load_dynamics(tmp_path / "run" / "dynamics" / "offline").info == {"phase": "offline"}
+    model = mbo2o.load_dynamics(tmp_path / "run")
+    assert model.net.info == {"phase": "online"}
+    assert model.step(torch.randn(5, 3), torch.zeros(5, 1)).obs.shape == (5, 3)
+    assert mbo2o.load_dynamics(tmp_path / "run" / "dynamics" / "offline").net.info == {"phase": "offline"}
     with pytest.raises(UserError, match="holds no dynamics model"):
-        load_dynamics(tmp_path)
+        mbo2o.load_dynamics(tmp_path)

@@ -16,7 +16,7 @@ from mbo2o.agents.sac import SACConfig
 from mbo2o.agents.td3bc import TD3BCConfig
 from mbo2o.dynamics.termination import TERMINATIONS, resolve
 from mbo2o.ensemble.mlp import MLPConfig
-from mbo2o.envs import layouts
+from mbo2o.envs import antmaze
 from mbo2o.envs.lanes import Lane
 from mbo2o.envs.make import EnvChoice, make_env
 from mbo2o.recipes.finetune import FinetuneConfig
@@ -88,7 +88,7 @@ def test_rows_of_the_map_count_along_y(name, mazes):
     own = gymnasium.spec(f"AntMaze_{name}-v5").kwargs["maze_map"]
     assert found == {(i, j) for i, row in enumerate(own) for j, x in enumerate(row) if x == 1}
     assert (1, 1) not in found
-    assert layouts.GOAL_CELLS[name] not in found
+    assert antmaze.GOAL_CELLS[name] not in found
     if name == "UMaze":  # D4RL's U opens towards +x: from the start one cannot go up
         assert (2, 1) in found
         assert (1, 2) not in found
