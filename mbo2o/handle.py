@@ -73,7 +73,7 @@ class RunHandle:
         from mbo2o.report.page import SECTIONS
 
         log = read_run(self.directory)
-        return {x.name: x.draw(log) for x in SECTIONS if log.has(*x.needs)}
+        return {x.name: x.draw(log, False) for x in SECTIONS if log.has(*x.needs)}
 
     def policy(self, seed: int = 0) -> Any:
         """The trained policy of one of the run's seeds, counted from 0; see `mbo2o.load`."""
