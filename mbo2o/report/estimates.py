@@ -111,4 +111,5 @@ def table(log: RunLog) -> str:
         "they disagree, neither is to be trusted. An interval knows what varies in the log, not what the log "
         "lacks."
     )
-    return f'<h2 id="numbers">Numbers</h2><div class="table"><table>{head}{body}</table></div><p class="note">{note}</p>'
+    table = f'<div class="table"><table>{head}{body}</table></div>'
+    return f'<h2 id="numbers">Numbers</h2>{table}<p class="note">{note}</p>'
