@@ -53,9 +53,9 @@ def tiny_run(pendulum, tmp_path_factory):
         chosen = recipe if "=" in recipe else f"recipe={recipe}"
         name = "finetune" if chosen.startswith("switch=") else chosen.partition("=")[2]
         online_alone = name in ("scratch", "mbpo")
-        steps = {"recipe.online_steps": 150} | (
-            {} if name == "rlpd" or online_alone else {"recipe.offline_steps": 100}
-        )
+        steps = {} if name == "mopo" else {"recipe.online_steps": 150}
+        if name != "rlpd" and not online_alone:
+            steps["recipe.offline_steps"] = 100
         subject = {"env": "Pendulum-v1"} if online_alone else {"dataset": pendulum}
         given = SIZES.get(name, {}) | RUN | steps | subject | settings
         texts = [chosen, *(f"{key}={value}" for key, value in given.items())]
