@@ -115,9 +115,9 @@ def _train(cfg: Config) -> Path:
                 run.finish()
         finally:
             run.close()
+        _complete_models(run, cfg, recipe, dataset)
         with contextlib.suppress(UserError):  # a log that was damaged; `mbo2o report` says where
             write_switch(directory)
-        _complete_models(run, cfg, recipe, dataset)
         if cfg.report:
             run.say(f"report: {_report(directory)}")
     return directory

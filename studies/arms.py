@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,13 +28,25 @@ QUICK = [
 """Sizes that only show that a study runs: from scratch, with an offline phase, and without a model."""
 QUICK_OFFLINE = [*QUICK, "recipe.offline_steps=40"]
 QUICK_Q = [*QUICK_OFFLINE, "recipe.batch=16", "recipe.warmup=20", "recipe.probe_every=20"]
+BESIDE = ("-curves", "-drops", "-q", "-distances")
+"""How the files that stand beside a table of results end."""
 DIVERGED = "diverged.txt"
 """In an arm's directory: why it ended early."""
 
 
-def run_offline(base: Config, directory: Path) -> None:
-    """Run the offline phase of `base` alone, for arms to start from; a finished one is not run again."""
-    train(replace(base, dir=str(directory), recipe=replace(base.recipe, online_steps=0), report=False))
+class Job(NamedTuple):
+    """A run of a study: an arm, or an offline phase that arms start from."""
+
+    name: str
+    """Its directory in the folder of the study."""
+    config: Config
+    start: str | None = None
+    """The job whose end it starts from."""
+
+
+def offline_job(name: str, base: Config) -> Job:
+    """The offline phase of `base` alone, for arms to start from."""
+    return Job(name, replace(base, recipe=replace(base.recipe, online_steps=0)))
 
 
 def offline_alone(recipe: FinetuneConfig) -> FinetuneConfig:
@@ -44,21 +56,21 @@ def offline_alone(recipe: FinetuneConfig) -> FinetuneConfig:
     )
 
 
-def run_arm(base: Config, directory: Path, start_from: Path | None = None) -> None:
-    """Run `base`, from the end of the offline run at `start_from` if one is given.
+def run_job(job: Job, out: Path) -> None:
+    """Run a job in its directory under `out`; one that is finished, or has diverged before, is not run again.
 
-    An arm that is finished, or has diverged before, is not run again. An arm that diverges says so, and the
-    others run.
+    A job that diverges says so, and the others run. An arm whose offline phase diverged is not run.
     """
+    directory, start = out / job.name, out / job.start if job.start else None
     if (directory / DIVERGED).exists():
         return
+    if start and (start / DIVERGED).exists():
+        print(f"{directory.name}: is not run, because {start.name} diverged", file=sys.stderr)
+        return
     try:
-        train(
-            replace(
-                base, dir=str(directory), start_from=str(start_from) if start_from else None, report=False
-            )
-        )
+        train(replace(job.config, dir=str(directory), start_from=str(start) if start else None, report=False))
     except Diverged as e:
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / DIVERGED).write_text(f"{e}\n")
         print(f"{directory.name}: diverged: {e}", file=sys.stderr)
 
@@ -103,6 +115,12 @@ def online_rows(logs: dict[str, RunLog]) -> dict[str, list[Row]]:
         rows[arm] = [{"arm": arm, "seed": k} | layout for k in range(online.values.shape[1])]
     found = measures(arms)
     return {arm: [row | mine for row, mine in zip(rows[arm], found[arm], strict=True)] for arm in logs}
+
+
+def wobble(log: RunLog) -> np.ndarray:
+    """The noise around a straight line, however steep, of the online returns of each seed."""
+    deviation: np.ndarray = np.diff(log.series("eval", "return", "online").values, axis=0).std(0) / 2**0.5
+    return deviation
 
 
 def measures(arms: dict[str, tuple[Curve, int, bool]]) -> dict[str, list[Row]]:

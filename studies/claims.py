@@ -30,6 +30,8 @@ class Claim(NamedTuple):
     value: Callable[[Measured], Any]
     sanity: bool = False
     """Whether the comparison can hardly fail: it shows that a measure works, and is not corrected."""
+    only: str = ""
+    """A part of the names of the data that the claim is about; "": any."""
 
 
 class Finding(NamedTuple):
@@ -59,6 +61,8 @@ def verdicts(claims: Sequence[Claim], studied: dict[str, Measured]) -> list[Find
     found = []
     for claim in claims:
         for data, measured in studied.items():
+            if claim.only not in data:
+                continue
             try:
                 value = claim.value(measured)
             except KeyError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,25 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import ks_two_sample
 from mbo2o.store import datasets
 from mbo2o.training import Config, restore
-from studies.arms import QUICK_Q, Row, draw, online_rows, publish, read_arms, read_rows, run_arm, run_offline
+from studies.arms import (
+    QUICK_Q,
+    Job,
+    Row,
+    draw,
+    offline_job,
+    online_rows,
+    publish,
+    read_arms,
+    read_rows,
+    wobble,
+    write,
+)
 from studies.claims import Apart, Claim, apart, difference
 from studies.presets import changed, drawing
 
 SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig
+LARGER = {"mid": "experiment=enoto-mid", "paper": "switch=cql-enoto"}
 SMALLEST = [*QUICK_Q, "recipe.critics=3"]
 
 
@@ -70,30 +82,30 @@ UNSHOWN = ("kept-n", "ucb", "ucb-10", "weight", "weight-scalar")
 """Arms without a panel."""
 
 
-def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """Run the chosen arms, and the offline phases that they need, under `out`; none runs twice."""
-    known = arms(base)
-    for name in chosen:
-        arm = known[name]
-        offline = out / f"offline-{arm.recipe.critics}"
-        run_offline(changed(known["freed"], {"recipe.critics": arm.recipe.critics}), offline)
-        run_arm(arm, out / name, offline)
+def jobs(known: dict[str, Config], name: str) -> list[Job]:
+    """The arm, after the offline phase that it needs."""
+    arm = known[name]
+    offline = f"offline-{arm.recipe.critics}"
+    phase = changed(known["freed"], {"recipe.critics": arm.recipe.critics})
+    return [offline_job(offline, phase), Job(name, arm, offline)]
 
 
-def collect(base: Config, out: Path, results: Path, name: str) -> None:
+def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
-    known = list(arms(base))
     others = sorted(
         p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("offline-")
     )
     logs = read_arms(out, [*known, *others])  # others: runs of other methods, put here to be compared
-    random = {"random_distance": _random_distance(datasets.read(str(base.dataset)).act)}
+    random = {"random_distance": _random_distance(datasets.read(str(known["freed"].dataset)).act)}
     spread = _distance_gaps(out) if {"kept", "freed-n"} <= set(logs) else {}
     measured = online_rows(logs)
     rows = [row | random for arm, log in logs.items() for row in _enoto_rows(measured[arm], log)]
     for row in rows:  # A7: how differently they act from the data, as distributions
         row["ks"], row["ks_p"] = spread.get((row["arm"], row["seed"]), (float("nan"), float("nan")))
     publish(results / f"{name}.csv", rows, logs)
+    write(results / f"{name}-q.csv", _values_kept(logs))
+    if histograms := _histograms(out, [x for x in PAIR if x in logs]):
+        write(results / f"{name}-distances.csv", histograms)
     figure(results / f"{name}.csv")
 
 
@@ -102,6 +114,39 @@ def figure(path: Path) -> None:
     shown = {arm for names in PANELS.values() for arm in names}
     others = [arm for arm in read_rows(path) if arm not in shown and arm not in UNSHOWN]
     draw(path, PANELS | ({"Beside other methods": ["kept", "kept-n", "sunrise", *others]} if others else {}))
+
+
+PAIR = ("kept", "freed-n")
+"""Arms whose distances to the data are compared as distributions."""
+BINS = 60
+
+
+def _values_kept(logs: dict[str, RunLog]) -> list[Row]:
+    """Mean Q over fixed rows of the dataset, by arm, seed and step of the online phase."""
+    return [
+        {"arm": arm, "seed": k, "step": int(step), "q": float(value)}
+        for arm, log in logs.items()
+        for series in [log.series("probe", "q", "online")]
+        for step, values in zip(series.step, series.values, strict=True)
+        for k, value in enumerate(values)
+    ]
+
+
+def _histograms(out: Path, names: list[str]) -> list[Row]:
+    """Shares of rows by distance to the data's action, over all seeds; random actions are among the arms."""
+    found = {name: _distances(out / name).ravel() for name in names}
+    if not found:
+        return []
+    run, _ = restore(out / names[0])
+    act = run.dataset.act[torch.linspace(0, len(run.dataset) - 1, ROWS).long()]
+    chance = torch.rand(act.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found["random"] = (chance - act).norm(dim=-1).numpy()
+    edges = np.linspace(0, max(float(x.max()) for x in found.values()), BINS + 1)
+    return [
+        {"arm": name, "from": low, "to": high, "share": share}
+        for name, x in found.items()
+        for low, high, share in zip(edges, edges[1:], np.histogram(x, edges)[0] / len(x), strict=False)
+    ]
 
 
 def _distance_gaps(out: Path) -> dict[tuple[str, int], tuple[float, float]]:
@@ -128,11 +173,11 @@ def _enoto_rows(rows: list[Row], log: RunLog) -> list[Row]:
     ret = log.series("eval", "return", "online").values
     # Q is measured on rows of the dataset
     q, distance = log.series("probe", "q", "online").values, log.series("probe", "distance", "online").values
-    end = max(1, round(0.1 * len(ret)))
+    end, wobbles = max(1, round(0.1 * len(ret))), wobble(log)
     believed, true = (log.series("eval", x, "online").values[-end:].mean(0) for x in ("q", "mc_return"))
     for k, row in enumerate(rows):
         row |= {
-            "wobble": np.diff(ret[:, k]).std() / 2**0.5,  # the noise around a straight line, however steep
+            "wobble": wobbles[k],
             "q_range": np.ptp(q[:, k]) / max(abs(q[0, k]), 1e-8) if len(q) else np.nan,
             "distance": distance[-1, k] if len(distance) else np.nan,
             "q_end": believed[k],

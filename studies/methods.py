@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import OmegaConf
 
-from mbo2o.recipes.enoto import ENOTO
+from mbo2o.recipes.enoto import ENOTO, ENOTOConfig
 from mbo2o.recipes.moore import MOOReConfig
 from mbo2o.recipes.wsrl import WSRLConfig
 from mbo2o.registry import AGENTS, conf_folder
@@ -19,24 +18,31 @@ from mbo2o.report.statistics import interval
 from mbo2o.training import Config
 from studies import moore as moore_study
 from studies.arms import (
+    BESIDE,
     QUICK_Q,
+    Job,
     draw,
     offline_alone,
+    offline_job,
     online_rows,
     publish,
     read_arms,
     read_rows,
-    run_arm,
-    run_offline,
+    wobble,
 )
-from studies.claims import Claim, apart, difference
-from studies.presets import at_size, changed, drawing, preset, task_of, warmup
+from studies.claims import Apart, Claim, Measured, apart, difference
+from studies.presets import at_size, changed, drawing, preset, published, task_of, warmup
 
 SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "wsrl-small", WSRLConfig
+LARGER = {"mid": "experiment=wsrl-mid", "paper": "switch=wsrl"}
 SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
 UCB_COEF = 1.0
 """The weight of the upper bound; the authors' code has 10 (the arm `ucb-10` of the study enoto)."""
+
+
+LOOSENED = ("target", "explore", "sunrise")
+"""What ENOTO changes online."""
 
 
 def arms(base: Config) -> dict[str, Config]:
@@ -138,18 +144,20 @@ def _from_nothing(base: Config) -> dict[str, Config]:
     )
     loosened = enoto_online(base)
     n = at_size("switch=sacn", base, cql, cql.critics).recipe.offline
-    n = replace(n, target=loosened.target, explore=loosened.explore, sunrise=loosened.sunrise)
+    n = replace(n, **{x: getattr(loosened, x) for x in LOOSENED})
     return {"sac": sac, "scratch": changed(sac, {"recipe.agent": n})}
 
 
 def _model_based(base: Config) -> dict[str, Config]:
     """MOPO, which learns offline alone, MOORe, which goes on from it, and MBPO from nothing.
 
-    The model, its rollouts and the agent's first temperature are those of experiment=hopper-small; the
-    agent's other settings are SAC's. Fits and rollouts are not larger than the base's offline phase.
+    The model, its rollouts and the agent's first temperature are those of experiment=hopper-small, or
+    hopper-mid for a base that is not small; the agent's other settings are SAC's. Fits and rollouts are not
+    larger than the base's offline phase.
     """
     most, epoch = base.recipe.offline_steps, max(50, base.recipe.online_steps // 10)
-    moore: MOOReConfig = preset("experiment=hopper-small").recipe
+    small = (base.provenance or "small").startswith("small")
+    moore: MOOReConfig = preset(f"experiment=hopper-{'small' if small else 'mid'}").recipe
     own: Any = moore.agent
     sac = at_size("experiment=sac-paper", base, base.recipe.offline).recipe.agent
     moore = replace(
@@ -177,38 +185,79 @@ PANELS = {
 }
 
 
-def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """Run the chosen methods, and the offline phases that they need; none runs twice."""
-    known = arms(base)
-    for name in chosen:
-        arm = known[name]
-        if arm.dataset is None:  # it learns from nothing
-            run_arm(replace(arm, env=task_of(base)), out / name)
-        elif not hasattr(arm.recipe, "offline_steps"):  # it has no offline phase
-            run_arm(arm, out / name)
-        elif name in ("mopo", "moore"):
-            run_arm(known["mopo"], out / "mopo")
-            if name == "moore":
-                run_arm(arm, out / name, out / "mopo")
-        else:
-            agent = next(entry.name for entry in AGENTS.values() if entry.config is type(arm.recipe.offline))
-            run_offline(replace(arm, recipe=offline_alone(arm.recipe)), out / f"offline-{agent}")
-            run_arm(arm, out / name, out / f"offline-{agent}")
+PAPERS = {
+    **{x: f"switch={x}" for x in ("cql", "cql-sac", "wsrl", "balanced", "iql", "pex", "awac")},
+    **{"enoto": "switch=cql-enoto", "calql": "switch=calql-dense", "adaptive-bc": "switch=adaptive-bc"},
+    **{"rlpd": "switch=rlpd", "sac": "experiment=sac-paper", "mopo": "experiment=mopo-paper"},
+    **{"moore": "experiment=moore-full", "mbpo": "experiment=mbpo-paper"},
+}
+"""The preset with the numbers of the paper, by arm."""
 
 
-def collect(base: Config, out: Path, results: Path, name: str) -> None:
+def papers(base: Config) -> dict[str, Config]:
+    """Every method as its preset has it, over as many environment steps as the base.
+
+    Offline phases are the presets' own, so that few arms share one.
+    """
+    steps = base.recipe.online_steps
+    found = {
+        arm: changed(x, {"recipe.online_steps": steps}) if getattr(x.recipe, "online_steps", 0) else x
+        for arm, x in ((arm, published(command, base)) for arm, command in PAPERS.items())
+    }
+    n = preset("switch=sacn").recipe.offline
+    online = ENOTO(found["enoto"].recipe).configs()[1]
+    n = replace(n, critics=online.critics, **{x: getattr(online, x) for x in LOOSENED})
+    found["scratch"] = changed(found["sac"], {"recipe.agent": n})
+    found["no-data"] = changed(found["rlpd"], drawing("online"))
+    return found | {x: replace(found[x], dataset=None) for x in ("sac", "scratch", "mbpo")}
+
+
+def jobs(known: dict[str, Config], name: str) -> list[Job]:
+    """The method, after the offline phase that it needs; methods with the same one share it."""
+    arm = known[name]
+    if arm.dataset is None:  # it learns from nothing
+        return [Job(name, replace(arm, env=task_of(known["wsrl"])))]
+    if not hasattr(arm.recipe, "offline_steps"):  # it has no offline phase
+        return [Job(name, arm)]
+    if name in ("mopo", "moore"):
+        return [Job("mopo", known["mopo"]), *([Job(name, arm, "mopo")] if name == "moore" else [])]
+    phase = _phase(arm)
+    offline = f"offline-{_phase_name(known, phase)}"
+    return [offline_job(offline, phase), Job(name, arm, offline)]
+
+
+def _phase(arm: Config) -> Config:
+    """The offline phase of an arm; ENOTO decides the settings of its learner itself."""
+    own = isinstance(arm.recipe, ENOTOConfig)
+    return replace(arm, recipe=replace(arm.recipe, online=None) if own else offline_alone(arm.recipe))
+
+
+def _phase_name(known: dict[str, Config], phase: Config) -> str:
+    """The name of the learner, if all arms with it share one phase, or of the first arm with this phase."""
+    kind = type(phase.recipe.offline)
+    arms = {x: arm for x, arm in known.items() if type(getattr(arm.recipe, "offline", None)) is kind}
+    phases = {x: _phase(arm).recipe for x, arm in arms.items()}
+    if all(x == phase.recipe for x in phases.values()):
+        return next(entry.name for entry in AGENTS.values() if entry.config is kind)
+    return next(x for x, recipe in phases.items() if recipe == phase.recipe)
+
+
+def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per method and seed), its curves, and the figure.
 
     MOPO has no online phase. Its curve stays at the return of the end of its offline phase, over the same
     steps.
     """
-    known = list(arms(base))
+    steps = known["wsrl"].recipe.online_steps
     logs = read_arms(out, [x for x in known if x != "mopo"])
-    logs |= {
-        arm: _held(log, base.recipe.online_steps) for arm, log in read_arms(out, ["mopo"], "offline").items()
-    }
+    logs |= {arm: _held(log, steps) for arm, log in read_arms(out, ["mopo"], "offline").items()}
     logs = {arm: logs[arm] for arm in known if arm in logs}
-    publish(results / f"{name}.csv", [row for rows in online_rows(logs).values() for row in rows], logs)
+    rows = [
+        row | {"wobble": wobble(logs[arm])[row["seed"]]}
+        for arm, found in online_rows(logs).items()
+        for row in found
+    ]
+    publish(results / f"{name}.csv", rows, logs)
     figure(results / f"{name}.csv")
 
 
@@ -226,7 +275,46 @@ def _held(log: RunLog, steps: int) -> RunLog:
     )
 
 
+RIVALS = ("awac", "balanced", "pex", "calql", "iql")
+"""The methods that ENOTO's paper compares with; SAC and the same from nothing are added where they ran."""
+
+
+def _best_rival(m: Measured) -> Apart:
+    """The finals of ENOTO, and of the best of the other methods by its mean."""
+    others = [m[x]["final"] for x in RIVALS] + [m[x]["final"] for x in ("sac", "scratch") if x in m]
+    return Apart(m["enoto"]["final"], max(others, key=np.mean))
+
+
+def _second(m: Measured) -> Apart:
+    """The finals of balanced replay, and of the best of the methods that are not ENOTO."""
+    best = max((m[x]["final"] for x in RIVALS if x != "balanced"), key=np.mean)
+    return Apart(m["balanced"]["final"], best)
+
+
+def _rise(name: str, more: str, less: str) -> Claim:
+    """A claim that one method gains more than another online: these start from different checkpoints."""
+
+    def value(m: Measured) -> Apart:
+        return Apart(*(m[x]["final"] - m[x]["j0"] for x in (more, less)))
+
+    return Claim(name, f"gain, final - J0: {TITLES[more]} > {TITLES[less]}", value)
+
+
+TITLES = {"enoto": "ENOTO", "iql": "IQL with its data", "awac": "AWAC", "calql": "Cal-QL"}
+
 CLAIMS = [
+    Claim("D1", "final: ENOTO > the best of the others", _best_rival),
+    Claim("D2", "drop: PEX > IQL with its data", difference("drop", "pex", "iql")),
+    _rise("D3", "enoto", "iql"),
+    _rise("D3", "awac", "iql"),
+    Claim("D4", "AUC: ENOTO > AWAC", apart("auc", "enoto", "awac")),
+    Claim("D5", "final: balanced replay > the best of the others but ENOTO", _second),
+    Claim("D5", "wobble: balanced replay > ENOTO", difference("wobble", "balanced", "enoto")),
+    Claim("D6", "drop: CQL to SAC > Cal-QL", apart("drop", "cql-sac", "calql")),
+    Claim("D6", "AUC: ENOTO > Cal-QL", apart("auc", "enoto", "calql")),
+    Claim("D6", "AUC: Cal-QL > IQL with its data, in a maze", apart("auc", "calql", "iql"), only="maze"),
+    Claim("D7", "drop: ENOTO > Cal-QL", apart("drop", "enoto", "calql"), only="medium-expert"),
+    Claim("D8", "AUC: ENOTO > the same from nothing", apart("auc", "enoto", "scratch")),
     Claim("W4", "final: WSRL > Cal-QL with half offline", apart("final", "wsrl", "calql")),
     Claim("W4", "AUC: Cal-QL with half offline > RLPD", apart("auc", "calql", "rlpd")),
     Claim("W4", "final: RLPD > Cal-QL with half offline", apart("final", "rlpd", "calql")),
@@ -318,14 +406,15 @@ MEASURED_BY = {
 
 OLDER = "5ccba87"
 """The commit whose small experiments all files but TODAYS were measured with; today's differ from them."""
-TODAYS = ("enoto-hopper-medium-100k", "methods-hopper-medium-100k")
+TODAYS = {"enoto-hopper-medium-100k": "7ca47d7", "methods-hopper-medium-100k": "7ca47d7"}
+"""Files that were measured later, and the commit that added the last of their arms."""
 
 
 def _found(method: Method, results: Path) -> list[tuple[str, list[dict[str, str]]]]:
     """The files under `results` that have the method's arm, by name, with its rows."""
     study, arm, _ = method.measured
     paths = (
-        [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith("-curves")] if study else []
+        [p for p in sorted(results.glob(f"{study}-*.csv")) if not p.stem.endswith(BESIDE)] if study else []
     )
     return [(path.stem, rows) for path in paths if (rows := read_rows(path).get(arm, []))]
 

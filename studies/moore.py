@@ -14,13 +14,14 @@ from mbo2o.recipes.moore import MOOReConfig
 from mbo2o.recipes.mopo import MOPOConfig
 from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import spearman
-from mbo2o.training import Config, train
-from studies.arms import QUICK_OFFLINE, Row, draw, online_rows, publish, read_arms, run_arm
+from mbo2o.training import Config
+from studies.arms import QUICK_OFFLINE, Job, Row, draw, online_rows, publish, read_arms
 from studies.claims import Claim, Measured, apart, difference
 from studies.presets import changed, preset, task_of, warmup
 
 SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "hopper-small", MOOReConfig
+LARGER = {"mid": "experiment=hopper-mid", "paper": "experiment=moore-full"}
 SMALLEST = [
     *QUICK_OFFLINE,
     *(
@@ -57,16 +58,13 @@ def arms(base: Config) -> dict[str, Config]:
     return found | {"mbpo": replace(base, recipe=mbpo(base.recipe), dataset=None)}
 
 
-def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """One offline phase, then the chosen arms, under `out`; what is finished is not run again."""
-    known, offline = arms(base), out / "offline"
+def jobs(known: dict[str, Config], name: str) -> list[Job]:
+    """The arm, after the offline phase that all but MBPO need."""
+    base = known["priority"]
+    if name == "mbpo":
+        return [Job(name, replace(known[name], env=task_of(base)))]
     # a run of MOPO, so that it serves arms whose online settings differ
-    train(replace(base, recipe=as_mopo(base.recipe), dir=str(offline), report=False))
-    for name in chosen:
-        if name == "mbpo":
-            run_arm(replace(known[name], env=task_of(base)), out / name)
-        else:
-            run_arm(known[name], out / name, offline)
+    return [Job("offline", replace(base, recipe=as_mopo(base.recipe))), Job(name, known[name], "offline")]
 
 
 def as_mopo(moore: MOOReConfig) -> MOPOConfig:
@@ -90,9 +88,9 @@ def _shared(kind: type, moore: MOOReConfig) -> dict[str, Any]:
     return {f.name: getattr(moore, f.name) for f in fields(kind) if hasattr(moore, f.name)}
 
 
-def collect(base: Config, out: Path, results: Path, name: str) -> None:
+def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure of the arms."""
-    logs = read_arms(out, list(arms(base)))
+    logs = read_arms(out, list(known))
     measured = online_rows(logs)
     publish(
         results / f"{name}.csv",
@@ -170,6 +168,12 @@ CLAIMS = [
         "M6",
         "range of AUC: over alpha of 0, the base's and 1 > over 0.5, the base's and 0.9",
         lambda m: _auc_range(m, EXTREMES) - _auc_range(m, PACES),
+    ),
+    Claim(
+        "M8",
+        "gain on random data: AUC - J0",
+        lambda m: m["priority"]["auc"] - m["priority"]["j0"],
+        only="random",
     ),
     Claim("", "final: priority > half", difference("final", "priority", "half")),
     Claim("", "final: priority > online", difference("final", "priority", "online")),

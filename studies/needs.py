@@ -34,9 +34,9 @@ def _status(tree: ast.Module) -> str:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             given = {x.arg: x.value for x in node.keywords}
             reason = given.get("reason")
-            called = node.func.attr
-            if called not in ("xfail", "skip", "skipif") or not isinstance(reason, ast.Constant):
+            if not (isinstance(reason, ast.Constant) and isinstance(reason.value, str)):
                 continue
-            word = "expected to fail" if called == "xfail" else "left out where"
-            reasons.append(f"{word}: {reason.value!s}")
+            if node.func.attr in ("xfail", "skip", "skipif"):
+                word = "expected to fail" if node.func.attr == "xfail" else "left out where"
+                reasons.append(f"{word}: {reason.value}")
     return "; ".join(["tested", *reasons])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mbo2o.envs.disturb import DisturbConfig
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.report.read import RunLog
 from mbo2o.training import Config
-from studies.arms import QUICK, Row, draw, online_rows, publish, read_arms, run_arm
+from studies.arms import QUICK, Job, Row, draw, online_rows, publish, read_arms
 from studies.claims import Apart, Claim, Measured, apart, difference
 from studies.presets import RATES, at_size, changed, preset, resized
 
@@ -27,9 +26,12 @@ DISTURBED = {
     "sparse": DisturbConfig(reward_every=50),
 }
 WATCHER = "iql-watching"
+DERIVED = {WATCHER: "sac"}
+"""Rows of the table that come from the run of another arm."""
 
 SUBJECT = "env"
 EXPERIMENT, CONFIG = "obac-small", ScratchConfig
+LARGER = {"mid": "experiment=obac-mid", "paper": "experiment=obac-paper"}
 SMALLEST = [*QUICK, "recipe.batch=16", "recipe.random_steps=20"]
 
 
@@ -83,16 +85,14 @@ PANELS = {
 }
 
 
-def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """The chosen arms under `out`; what is finished is not run again."""
-    known = arms(base)
-    for name in chosen:
-        run_arm(known[name], out / name)
+def jobs(known: dict[str, Config], name: str) -> list[Job]:
+    """The arm, which starts from nothing."""
+    return [Job(name, known[name])]
 
 
-def collect(base: Config, out: Path, results: Path, name: str) -> None:
+def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base)))
+    logs = read_arms(out, list(known))
     if "sac" in logs:
         logs[WATCHER] = _of_watcher(logs["sac"])
     wins = {WATCHER: _wins(logs["sac"], logs[WATCHER])} if "sac" in logs else {}

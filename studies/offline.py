@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mbo2o.recipes.enoto import ENOTOConfig
 from mbo2o.report.statistics import late_evaluations
 from mbo2o.training import Config
-from studies.arms import QUICK_Q, Row, draw, offline_alone, publish, read_arms, run_offline
-from studies.presets import preset, resized
+from studies.arms import QUICK_Q, Job, Row, draw, offline_alone, offline_job, publish, read_arms
+from studies.presets import preset, published, resized
 
 PANELS = {
     "Held to the data's actions": ["bc", "td3bc", "iql", "awac", "lapo"],
@@ -19,6 +18,7 @@ PANELS = {
 LEARNERS = tuple(x for names in PANELS.values() for x in names)
 
 SUBJECT = "dataset"
+LARGER = {"mid": "experiment=enoto-mid", "paper": "switch=cql-enoto"}
 EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig  # whose offline agent gives nets and rates
 SMALLEST = QUICK_Q
 
@@ -39,16 +39,20 @@ def arms(base: Config) -> dict[str, Config]:
     }
 
 
-def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """Train each chosen agent offline under `out`; what is finished is not run again."""
-    known = arms(base)
-    for name in chosen:
-        run_offline(known[name], out / name)
+def papers(base: Config) -> dict[str, Config]:
+    """The offline phase of each learner as its preset has it: the papers' nets, rates and budgets."""
+    found = {x: published(f"switch={x}", base) for x in LEARNERS}
+    return {name: replace(x, recipe=offline_alone(x.recipe)) for name, x in found.items()}
 
 
-def collect(base: Config, out: Path, results: Path, name: str) -> None:
+def jobs(known: dict[str, Config], name: str) -> list[Job]:
+    """The learner's offline phase, which is the arm."""
+    return [offline_job(name, known[name])]
+
+
+def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per agent and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base)), "offline")
+    logs = read_arms(out, list(known), "offline")
     rows: list[Row] = []
     for arm, log in logs.items():
         curve = log.series("eval", "return", "offline")

@@ -83,6 +83,15 @@ def at_size(
     )
 
 
+SHARED = ("dataset", "dataset_actions", "env", "seed", "seeds", "device", "engine", "precision")
+"""What arms of a study share at the size of their papers."""
+
+
+def published(command: str, base: Config) -> Config:
+    """The preset `command` with all of its own numbers, on the data, the task and the seeds of `base`."""
+    return replace(preset(command), **{x: getattr(base, x) for x in (*SHARED, "storage", "threads")})
+
+
 def resized(agent: Any, like: Any, critics: int | None = None, rates: Sequence[str] = RATES) -> Any:
     """An agent's config with the nets of `like` and those of its `rates` that both have.
 

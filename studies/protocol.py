@@ -143,6 +143,16 @@ STATED = {
     },
 }
 """What the papers state, in our words, by the number that claims have here."""
+SANITY = {
+    "the model, our own": {
+        "ME1": "the penalty ranks the model's true errors, and the disagreement of members does so best",
+        "ME2": "the aleatoric penalty levels off far from the data, and the disagreement of members does not",
+        "ME3": "errors grow with the length of a rollout",
+        "ME4": "planning with the model beats random actions over a short horizon",
+        "ME5": "on a small dataset a method with a model beats one without",
+    }
+}
+"""What a model has to do if the methods that use it shall work."""
 
 
 def stated_table(studies: dict[str, Sequence[Claim]]) -> str:

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -24,15 +23,14 @@ from mbo2o.envs.scores import sets
 from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
 from mbo2o.report.switch import DEFINITIONS
-from studies import enoto, methods, moore, needs, obac, offline, parity, protocol, sb3_in_model, wsrl
+from studies import ledger, methods, moore, needs, offline, parity, protocol, sb3_in_model
 from studies.arms import read_rows, recompute
-from studies.claims import Claim, Finding, Measured, figures, verdicts
+from studies.claims import Claim, Finding, figures
+from studies.measured import RESULTS, ROOT, STUDIES, files_of, findings
 from studies.methodpages import method_pages, page_of, quoted
 from studies.methods import METHODS, declared, measured, measured_by, with_interval
 from studies.offline import LEARNERS
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "data" / "results"
 DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
@@ -42,8 +40,6 @@ PAGES = [
     DOCS / "methods" / "index.md",
 ]
 """Pages written by hand, with generated blocks. The other pages of docs/methods are generated as a whole."""
-STUDIES = {"moore": moore, "enoto": enoto, "wsrl": wsrl, "methods": methods, "obac": obac}
-"""Those that test claims."""
 
 
 def render(text: str) -> str:
@@ -97,11 +93,6 @@ def _moore_main() -> str:
     return "\n".join([*lines, "", _layout("moore")])
 
 
-def files_of(kind: str = "moore") -> list[Path]:
-    """The results files of a kind of study."""
-    return sorted(p for p in RESULTS.glob(f"{kind}-*.csv") if not p.stem.endswith("-curves"))
-
-
 def _offline() -> str:
     tables = {path.stem.removeprefix("offline-"): read_rows(path) for path in files_of("offline")}
     first = {name: next(iter(arms.values()))[0] for name, arms in tables.items()}
@@ -141,23 +132,9 @@ def _arms(kind: str) -> str:
     return "\n".join([*lines, "", _layout(kind)])
 
 
-def studied(kind: str) -> dict[str, Measured]:
-    """What was measured in each study of a kind, by data."""
-    return {path.stem.removeprefix(f"{kind}-"): numbers(path) for path in files_of(kind)}
-
-
-def numbers(path: Path) -> Measured:
-    """What a results file holds, words left out."""
-    words = ("arm", "behaviour", "env")
-    return {
-        arm: {k: np.array([float(r[k]) for r in rows]) for k in rows[0] if k not in words}
-        for arm, rows in read_rows(path).items()
-    }
-
-
 def _claims(kind: str, claims: Sequence[Claim]) -> str:
     """A row for each claim, a column for each data; a dagger marks what was tuned on the study's seeds."""
-    found = verdicts(claims, studied(kind))
+    found = findings(kind, claims)
     notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
     columns = list(dict.fromkeys(f.data for f in found))
     heads = [data + _dagger(kind, data, ("*",), notes) for data in columns]
@@ -199,7 +176,7 @@ BULLETS = 5
 
 def _bullets(kind: str, claims: Sequence[Claim]) -> str:
     """The counts of all verdicts, and the claims that hold or are contrary after correction, sorted by q."""
-    found = [f for f in verdicts(claims, studied(kind)) if not f.claim.sanity]
+    found = [f for f in findings(kind, claims) if not f.claim.sanity]
     notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
     sure = sorted((f for f in found if f.verdict in ("holds", "contrary")), key=lambda f: f.q)
     lines = [f"- {len(found)} comparisons: {_counts(found)}."]
@@ -226,7 +203,7 @@ def _short() -> str:
     """By study the counts of its verdicts, and the claims that hold or are contrary after correction."""
     lines = []
     for kind, study in STUDIES.items():
-        found = [f for f in verdicts(study.CLAIMS, studied(kind)) if not f.claim.sanity]
+        found = [f for f in findings(kind, study.CLAIMS) if not f.claim.sanity]
         notes = list(dict.fromkeys(note for _, note in _tuned(kind)))
         lines.append(
             f"- **{TITLES[kind]}** ([results]({kind}.md); {len(found)} comparisons: {_counts(found)})."
@@ -396,6 +373,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sb3-in-model": partial(sb3_in_model.table, RESULTS),
     **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     **{f"{kind}-bullets": partial(_bullets, kind, study.CLAIMS) for kind, study in STUDIES.items()},
+    "claims-counts": ledger.counts_table,
+    "claims-ledger": ledger.table,
     **{f"{kind}-statements": partial(_statements, study.CLAIMS) for kind, study in STUDIES.items()},
     "methods-short": _methods_short,
     "times": partial(_costs, "times"),
@@ -430,10 +409,15 @@ def main(options: Sequence[str]) -> int:
             (STUDIES | {"offline": offline})[kind].figure(path)
     if "--coverage" in options:
         protocol.write_coverage(RESULTS / protocol.COVERAGE)
+    if "--check" not in options:
+        ledger.write_ledger()
     fresh = {page: render(page.read_text()) for page in PAGES}
     fresh |= {DOCS / "methods" / f"{name}.md": text for name, text in method_pages().items()}
     if "--check" in options:
-        return int(any(not page.exists() or page.read_text() != text for page, text in fresh.items()))
+        return int(
+            bool(ledger.disagreements())
+            or any(not page.exists() or page.read_text() != text for page, text in fresh.items())
+        )
     for page, text in fresh.items():
         page.write_text(text)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,21 +14,22 @@ from mbo2o.training import Config
 from studies import methods
 from studies.arms import (
     QUICK_Q,
+    Job,
     Row,
     draw,
     offline_alone,
+    offline_job,
     online_rows,
     publish,
     read_arms,
     read_rows,
-    run_arm,
-    run_offline,
 )
 from studies.claims import Claim, Measured, difference
 from studies.presets import changed, drawing, warmup
 
 SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "wsrl-small", WSRLConfig
+LARGER = {"mid": "experiment=wsrl-mid", "paper": "switch=wsrl"}
 SMALLEST = QUICK_Q
 
 
@@ -97,19 +97,17 @@ WATCHED = ["warm", "cold", "seeded", "mix-5", "mix-50", "kept"]
 """Arms whose critics are looked at."""
 
 
-def run(base: Config, out: Path, chosen: Sequence[str]) -> None:
-    """Run the chosen arms, and the offline phases that they need, under `out`; none runs twice."""
-    known = arms(base)
-    for name in chosen:
-        agent, retained, _ = name.partition("-keep-")
-        offline = out / (f"offline-{agent}" if retained else "offline")
-        run_offline(replace(known[name], recipe=offline_alone(known[name].recipe)), offline)
-        run_arm(known[name], out / name, offline)
+def jobs(known: dict[str, Config], name: str) -> list[Job]:
+    """The arm, after the offline phase that it needs."""
+    agent, retained, _ = name.partition("-keep-")
+    offline = f"offline-{agent}" if retained else "offline"
+    phase = replace(known[name], recipe=offline_alone(known[name].recipe))
+    return [offline_job(offline, phase), Job(name, known[name], offline)]
 
 
-def collect(base: Config, out: Path, results: Path, name: str) -> None:
+def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per arm and seed), its curves, and the figure."""
-    logs = read_arms(out, list(arms(base)))
+    logs = read_arms(out, list(known))
     measured = online_rows(logs)
     rows = [row for arm, log in logs.items() for row in _wsrl_rows(measured[arm], log)]
     publish(results / f"{name}.csv", rows, logs)

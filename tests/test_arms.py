@@ -10,7 +10,9 @@ import pytest
 from mbo2o.cli.main import compose_config
 from mbo2o.recipes import make_recipe
 from mbo2o.registry import SOURCES
+from studies.arms import run_job
 from studies.presets import BUDGETS, RATES, preset
+from studies.results import jobs_of
 
 RECORD = Path(__file__).parent / "golden" / "arms.json"
 """By base: setting -> value -> the runs that have it, `*` for all others. This file as a script writes it."""
@@ -53,6 +55,7 @@ LATER = {
     "recipe.penalty_draws": "10",
     "run.eval_workers": "0",
     "dataset_columns": "null",
+    "log": "[]",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }
 """Settings that came after the record, with the defaults at which they change nothing."""
@@ -137,7 +140,9 @@ def trained(name, monkeypatch):
 
     for where in ("studies.arms", module.__name__):
         monkeypatch.setattr(f"{where}.train", record, raising=False)
-    module.run(cfg, Path("/out"), list(module.arms(cfg)))
+    known = module.arms(cfg)
+    for job in jobs_of(module, known, list(known)).values():
+        run_job(job, Path("/out"))
     return found
 
 

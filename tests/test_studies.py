@@ -20,11 +20,11 @@ from mbo2o.store.datasets import data_folders
 from mbo2o.training import read_config, train
 from mbo2o.types import Diverged
 from studies import enoto, methods, moore, obac, offline, protocol, wsrl
-from studies.arms import read_rows, recompute, run_arm
+from studies.arms import BESIDE, Job, read_rows, recompute, run_job
 from studies.claims import Claim, figures, verdicts
+from studies.measured import RESULTS, files_of, numbers
+from studies.measured import STUDIES as MEASURED
 from studies.presets import changed, preset, resized
-from studies.readme import RESULTS, files_of, numbers
-from studies.readme import STUDIES as MEASURED
 
 
 def study(*args):
@@ -154,6 +154,7 @@ def test_arms_from_different_checkpoints_are_not_paired():
         ("moore", "M3"),
         ("methods", "W4"),
         ("methods", ""),
+        *(("methods", x) for x in ("D1", "D3", "D4", "D5", "D6", "D7", "D8")),
         ("obac", "O2"),
     }
 
@@ -246,13 +247,13 @@ def test_a_study_goes_on_after_an_arm_diverges(pendulum, tmp_path, monkeypatch, 
 
     monkeypatch.setattr("studies.arms.train", explode)
     for _ in range(2):
-        run_arm(
-            compose_config(["experiment=qensemble-small", f"dataset={pendulum}"]),
-            tmp_path,
-            tmp_path / "offline",
-        )
+        config = compose_config(["experiment=qensemble-small", f"dataset={pendulum}"])
+        run_job(Job("arm", config), tmp_path)
     assert capsys.readouterr().err.count("loss is nan") == 1  # the second time nothing is run
-    assert (tmp_path / "diverged.txt").exists()
+    assert (tmp_path / "arm" / "diverged.txt").exists()
+    run_job(Job("next", config, "arm"), tmp_path)
+    assert "arm diverged" in capsys.readouterr().err
+    assert not (tmp_path / "next").exists()
 
 
 def test_other_methods_stand_beside_the_arms(pendulum, tmp_path, where):
@@ -458,7 +459,7 @@ def test_the_paper_s_command_and_the_study_that_measured_are_two_things():
 MEASURED_FILES = [
     p.stem
     for p in sorted((data_folders()[0] / "results").glob("*-*.csv"))
-    if p.stem.split("-")[0] in (*MEASURED, "offline") and not p.stem.endswith("-curves")
+    if p.stem.split("-")[0] in (*MEASURED, "offline") and not p.stem.endswith(BESIDE)
 ]
 
 

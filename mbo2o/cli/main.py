@@ -53,6 +53,6 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, policy, report, slurm, study, bench, data, model, plan, doctor):
+    for group in (train, report, policy, slurm, study, bench, data, model, plan, doctor):
         group.add_to(commands)
     return top

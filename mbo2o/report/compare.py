@@ -73,7 +73,7 @@ def compare_panels(
     colours: others than COLOURS, by name. narrow: one panel for a page of a phone's width.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    colours = colours or _colours(names)
+    colours = colours or colours_of(names)
     columns = 3 if len(panels) == 1 and not narrow else 2  # columns of the legends
     text = 9 if narrow else 12
     entries = (
@@ -155,7 +155,7 @@ COLOURS: dict[str, str] = {
 """The colour of each method and arm. Names that occur in one figure have different colours."""
 
 
-def _colours(names: list[str]) -> dict[str, str]:
+def colours_of(names: list[str]) -> dict[str, str]:
     """The colour of each name.
 
     A name that is not in COLOURS gets one that no other name of the figure has.
@@ -224,7 +224,7 @@ def compare_finals(
     arms: dict[str, Array], subject: str, colours: dict[str, str] | None = None, narrow: bool = False
 ) -> Figure:
     """Draw one number of each arm, by name `(S,)`: its seeds as dots, and their mean with its interval."""
-    colours = colours or _colours(list(arms))
+    colours = colours or colours_of(list(arms))
     width, text = (NARROW, 9) if narrow else (8.5, 12)
     height = 1.5 + 0.42 * len(arms)
     figure = Figure(figsize=(width, height))
@@ -281,7 +281,7 @@ def compare_critics(runs: dict[str, dict[str, Curve]], subject: str) -> Figure:
     figure.subplots_adjust(left=0.05, right=0.98, top=0.79, bottom=0.25, wspace=0.2)
     add_title(figure, subject, f"what the critics learn after the switch: {_marks(runs.values())}")
     row = figure.subplots(1, len(CRITICS))
-    colours = _colours(list(dict.fromkeys(name for found in runs.values() for name in found)))
+    colours = colours_of(list(dict.fromkeys(name for found in runs.values() for name in found)))
     last = max((c.step[-1] for found in runs.values() for c in found.values()), default=1)
     for axes, (name, title) in zip(row, CRITICS.items(), strict=True):
         _draw_curves(axes, runs.get(name, {}), colours)

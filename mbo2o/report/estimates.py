@@ -22,21 +22,18 @@ HELD = {
 def estimates(log: RunLog, narrow: bool = False) -> Figure:
     """Values with their intervals, TD error and distance from the data, over gradient steps.
 
-    Each seed is a line; its interval is a band. `narrow` gives the figure for a page of a phone's width.
+    Each seed is a line; its interval is a band. narrow: for a page of a phone's width.
     """
     below = [name for name in HELD if log.has("eval", name)]
+    size = 9 if narrow else 12
     height = 4.6 + 2.2 * len(below)
-    width, text = (NARROW, 9) if narrow else (10, 12)
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(NARROW if narrow else 10, height))
     ratios = {"height_ratios": [1.9, *([1] * len(below))], "hspace": 0.14}
     axes: list[Axes] = list(
         figure.subplots(1 + len(below), 1, sharex=True, squeeze=False, gridspec_kw=ratios)[:, 0]
     )
     figure.subplots_adjust(
-        left=(1.05 if narrow else 1.3) / width,
-        right=1 - 0.3 / width,
-        top=1 - 1.2 / height,
-        bottom=0.72 / height,
+        left=0.2 if narrow else 0.13, right=0.96, top=1 - 1.2 / height, bottom=0.72 / height
     )
     seeds = log.config.get("seeds", 1)
     add_title(figure, "What the log says of the policy", f"{log.title} · {seeds} seed{'s' * (seeds != 1)}")
@@ -47,17 +44,17 @@ def estimates(log: RunLog, narrow: bool = False) -> Figure:
         label = "what the recorded policy earned"
         axes[0].axhline(float(behaviour[-1].mean()), color=INK, ls=":", lw=1.8, label=label)
     axes[0].set_ylim(*_limits(log))
-    axes[0].set_ylabel("discounted return\nfrom the log's starts", fontsize=text)
-    axes[0].legend(edgecolor="none", framealpha=0.9, fontsize=text, loc="best")
+    axes[0].set_ylabel("discounted return\nfrom the log's starts", fontsize=size)
+    axes[0].legend(edgecolor="none", framealpha=0.9, fontsize=size, loc="best")
     for x, name in zip(axes[1:], below, strict=True):
         label, colour = HELD[name]
         series = log.series("eval", name)
         x.plot(series.step, series.values, color=colour, lw=1.6)
-        x.set_ylabel(label, fontsize=text)
+        x.set_ylabel(label, fontsize=size)
         x.set_ylim(bottom=0)
     for x in axes:
-        dress(x, labels=text)
-    axes[-1].set_xlabel("offline gradient steps", fontsize=text)
+        dress(x, labels=size)
+    axes[-1].set_xlabel("offline gradient steps", fontsize=size)
     axes[-1].xaxis.set_major_formatter(FuncFormatter(thousands))
     return figure
 
@@ -111,5 +108,5 @@ def table(log: RunLog) -> str:
         "they disagree, neither is to be trusted. An interval knows what varies in the log, not what the log "
         "lacks."
     )
-    table = f'<div class="table"><table>{head}{body}</table></div>'
-    return f'<h2 id="numbers">Numbers</h2>{table}<p class="note">{note}</p>'
+    rows = f'<div class="table"><table>{head}{body}</table></div>'
+    return f'<h2 id="numbers">Numbers</h2>{rows}<p class="note">{note}</p>'

@@ -130,7 +130,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = Fals
 
 
 def _cell(text: str, words: bool) -> str:
-    """A cell's text: an interval has a line of its own, and among `words` a dotted name may break after a dot."""
+    """A cell's text: an interval has a line of its own; a dotted name among `words` may break."""
     if (found := re.fullmatch(r"(\S+) (\[[^\]]*, [^\]]*\])", text)) is not None:
         return f"{escape(found[1])}<br><small>{escape(found[2])}</small>"
     if not words or len(text) <= 12:

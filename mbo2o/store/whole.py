@@ -246,8 +246,8 @@ def _gone(path: Path) -> bool:
 
 
 OWN = (
-    *(".lock", "config.yaml", "data.json", "io.json", "metrics.csv", "metrics.jsonl", "pretrained.json"),
-    *("state.json", "tensorboard", "wandb"),
+    *(".lock", "config.yaml", "data.json", "io.json", "metrics.jsonl", "pretrained.json", "state.json"),
+    *("metrics.csv", "tensorboard", "wandb"),
 )
 """What a run writes before the first line of its log."""
 
