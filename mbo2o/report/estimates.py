@@ -53,7 +53,7 @@ def estimates(log: RunLog, narrow: bool = False) -> Figure:
         x.set_ylabel(label, fontsize=size)
         x.set_ylim(bottom=0)
     for x in axes:
-        dress(x)
+        dress(x, labels=size)
     axes[-1].set_xlabel("offline gradient steps", fontsize=size)
     axes[-1].xaxis.set_major_formatter(FuncFormatter(thousands))
     return figure
@@ -108,4 +108,5 @@ def table(log: RunLog) -> str:
         "they disagree, neither is to be trusted. An interval knows what varies in the log, not what the log "
         "lacks."
     )
-    return f'<h2 id="numbers">Numbers</h2><table>{head}{body}</table><p class="note">{note}</p>'
+    rows = f'<div class="table"><table>{head}{body}</table></div>'
+    return f'<h2 id="numbers">Numbers</h2>{rows}<p class="note">{note}</p>'
