@@ -104,9 +104,9 @@ def table(log: RunLog) -> str:
     body = "".join("<tr>" + "".join(f"<td>{x}</td>" for x in row) + "</tr>" for row in rows)
     head = "<tr><th>discounted return, estimated</th><th>value</th><th>interval</th></tr>"
     note = (
-        "The run had no environment, so nothing was played. The two estimates do not know each other; where "
-        "they disagree, neither is to be trusted. An interval knows what varies in the log, not what the log "
-        "lacks."
+        "The run had no environment, so nothing was played. The two estimates are computed independently; "
+        "where they disagree, neither is to be trusted. An interval knows what varies in the log, not what "
+        "the log lacks."
     )
-    rows = f'<div class="table"><table>{head}{body}</table></div>'
-    return f'<h2 id="numbers">Numbers</h2>{rows}<p class="note">{note}</p>'
+    whole = f'<div class="table"><table>{head}{body}</table></div>'
+    return f'<h2 id="numbers">Numbers</h2>{whole}<p class="note">{note}</p>'
