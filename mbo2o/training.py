@@ -129,7 +129,8 @@ def _complete_models(run: Run, cfg: Config, recipe: Recipe, dataset: TransitionD
     if ends is not None and (run.directory / "dynamics").is_dir():
         rule, reward = (getattr(cfg.recipe, x, None) for x in ("termination", "reward"))
         path = termination.name_of(reward, "reward") if reward else None
-        complete(run.directory, cfg.seeds, dataset, run.env, (rule, ends), run.world.rewards, path)
+        task = (None if run.env.id == NO_ENV else run.env, run.world.lanes.box)
+        complete(run.directory, cfg.seeds, dataset, task, (rule, ends), run.world.rewards, path)
 
 
 def _report(directory: Path) -> str:

@@ -11,10 +11,12 @@ from mbo2o.cli.command import add
 
 
 def _report(options: argparse.Namespace) -> None:
+    from mbo2o.errors import optional
     from mbo2o.report.runs import find_runs
     from mbo2o.store.whole import writing
 
     runs = find_runs(options.runs)
+    optional("matplotlib", "a report")
     with writing(Path(options.out or runs[0])):
         if len(runs) == 1:
             from mbo2o.report.page import write_report

@@ -40,7 +40,7 @@ class ModelConfig:
     """The settings of a fit without an agent."""
 
     env: str | None = None  # gymnasium id; None: the one that the dataset names
-    actions: str | None = None  # units of the data's actions: unit, env, clip, env-clip (docs/data.md)
+    actions: Any = None  # units of the data's actions: unit, env, clip, env-clip, [LOW,HIGH] (docs/data.md)
     termination: Any = "auto"  # by the environment's name; or a rule's, `learned`, `none`, `module:function`
     reward: Any = None  # `module:function` instead of a learned reward
     seed: int = 0
@@ -93,6 +93,10 @@ def fit_dynamics(
         metrics = fit(net, [(part, 1.0)], cfg.fit)
         rule, ends = _rule(cfg, choice, part)
     about = about_of(found, choice, rule, ends)
+    if isinstance(cfg.actions, list | tuple):  # the box in whose units the data's actions are
+        bounds = (torch.as_tensor(x).float() for x in datasets.given_bounds(cfg.actions, "actions="))
+        low, high = (x.expand(found.act_dim).clone() for x in bounds)
+        about = replace(about, low=low, high=high, bounded=True)
     if cfg.reward is not None:
         path = termination.name_of(cfg.reward, "reward") if folder or isinstance(cfg.reward, str) else None
         about = replace(about, reward=termination.resolve_reward(cfg.reward), reward_path=path)
@@ -135,6 +139,9 @@ def hold_out(dataset: TransitionDataset, share: float, seed: int) -> tuple[Tenso
 def _read(dataset: TransitionDataset | str | os.PathLike[str], cfg: ModelConfig) -> TransitionDataset:
     if isinstance(dataset, TransitionDataset):
         return dataset
+    if cfg.actions is None or isinstance(cfg.actions, list | tuple):
+        found = datasets.find(dataset)
+        return found.read("ram", datasets.units_for(found, cfg.actions, None, "actions="))
     return datasets.read(dataset, actions=cfg.actions, env_id=cfg.env)
 
 
@@ -180,7 +187,7 @@ def _doctor(
     choice: EnvChoice | None,
 ) -> Report:
     """The doctor's report on the data, with the certificate of the rule."""
-    if not isinstance(dataset, TransitionDataset):
+    if not isinstance(dataset, TransitionDataset) and not isinstance(cfg.actions, list | tuple):
         name = os.fspath(dataset)
         return check(name, cfg.env, "auto" if rule == "learned" else rule, cfg.actions)
     task = find_task(choice, False) if choice else None

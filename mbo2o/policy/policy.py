@@ -65,7 +65,10 @@ class Policy:
             UserError: The observation has another size, or holds numbers that are not finite.
         """
         given = observation if isinstance(observation, Tensor) else None
-        obs = np.asarray(observation.detach().cpu() if given is not None else observation, np.float32)
+        try:
+            obs = np.asarray(observation.detach().cpu() if given is not None else observation, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"observation: not an array of numbers ({error})") from error
         if obs.ndim not in (1, 2) or obs.shape[-1] != self.obs_dim:
             d = self.obs_dim
             raise UserError(f"observation of shape {obs.shape}: the policy takes ({d},), or (n, {d})")

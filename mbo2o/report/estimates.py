@@ -53,7 +53,7 @@ def estimates(log: RunLog, narrow: bool = False) -> Figure:
         x.set_ylabel(label, fontsize=size)
         x.set_ylim(bottom=0)
     for x in axes:
-        dress(x)
+        dress(x, labels=size)
     axes[-1].set_xlabel("offline gradient steps", fontsize=size)
     axes[-1].xaxis.set_major_formatter(FuncFormatter(thousands))
     return figure
@@ -104,8 +104,9 @@ def table(log: RunLog) -> str:
     body = "".join("<tr>" + "".join(f"<td>{x}</td>" for x in row) + "</tr>" for row in rows)
     head = "<tr><th>discounted return, estimated</th><th>value</th><th>interval</th></tr>"
     note = (
-        "The run had no environment, so nothing was played. The two estimates do not know each other; where "
-        "they disagree, neither is to be trusted. An interval knows what varies in the log, not what the log "
-        "lacks."
+        "The run had no environment, so nothing was played. The two estimates are computed independently; "
+        "where they disagree, neither is to be trusted. An interval knows what varies in the log, not what "
+        "the log lacks."
     )
-    return f'<h2 id="numbers">Numbers</h2><table>{head}{body}</table><p class="note">{note}</p>'
+    whole = f'<div class="table"><table>{head}{body}</table></div>'
+    return f'<h2 id="numbers">Numbers</h2>{whole}<p class="note">{note}</p>'

@@ -124,13 +124,15 @@ def _inside(text: str, heading: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
     """A table that scrolls by itself where the page is narrow; `words`: its cells are text, not numbers."""
     first = "".join(f"<th>{escape(x)}</th>" for x in head)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(x)}</td>" for x in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(x, words)}</td>" for x in row) + "</tr>" for row in rows)
     kind = ' class="words"' if words else ""
     return f'<div class="table"><table{kind}><tr>{first}</tr>{body}</table></div>'
 
 
-def _cell(text: str) -> str:
-    """A cell's text: an interval has a line of its own, and a dotted name may break after a dot."""
+def _cell(text: str, words: bool) -> str:
+    """A cell's text: an interval has a line of its own; a dotted name among `words` may break."""
     if (found := re.fullmatch(r"(\S+) (\[[^\]]*, [^\]]*\])", text)) is not None:
         return f"{escape(found[1])}<br><small>{escape(found[2])}</small>"
-    return re.sub(r"(?<=\w)([._=/])(?=\w)", r"\1<wbr>", escape(text)) if len(text) > 12 else escape(text)
+    if not words or len(text) <= 12:
+        return escape(text)
+    return re.sub(r"(?<=\w)([._=/])(?=\w)", r"\1<wbr>", escape(text))

@@ -139,6 +139,8 @@ class Named:
         else:
             with open_hdf5(self.name) as file:
                 stored = np.asarray(file["actions"][()])
+        if not len(stored):
+            raise UserError(f"{self.where}: 'actions' has no rows; a dataset needs at least one transition")
         rows = stored.reshape(len(stored), -1).astype(np.float64)
         return rows.min(0), rows.max(0)
 

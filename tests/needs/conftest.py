@@ -8,24 +8,24 @@ import mbo2o
 
 NETS = {"actor.hidden": "[8]", "critic.hidden": "[8]"}
 SIZES = {
-    "finetune": {f"recipe.offline.{k}": v for k, v in NETS.items()},
-    "scratch": {f"recipe.agent.{k}": v for k, v in NETS.items()},
-    "rlpd": {f"recipe.agent.{k}": v for k, v in NETS.items()},
+    "finetune": {f"recipe.offline.{k}": v for k, v in NETS.items()} | {"recipe.warmup": 50},
+    "scratch": {f"recipe.agent.{k}": v for k, v in NETS.items()} | {"recipe.random_steps": 20},
+    "rlpd": {f"recipe.agent.{k}": v for k, v in NETS.items()} | {"recipe.warmup": 50},
 }
 SIZES["wsrl"] = SIZES["finetune"]
 for _model in ("moore", "mopo", "mbpo"):
-    SIZES[_model] = SIZES["scratch"] | {
+    SIZES[_model] = {f"recipe.agent.{k}": v for k, v in NETS.items()} | {
         "recipe.dynamics.net.hidden": "[16]",
         "recipe.dynamics.members": 3,
         "recipe.dynamics.elites": 2,
         "recipe.fit.max_updates": 60,
         "recipe.termination": "none",
+        "recipe.rollouts": 40,
     }
-for _model in ("moore", "mopo"):
-    SIZES[_model] |= {"recipe.rollouts": 40}
+SIZES["mbpo"]["recipe.random_steps"] = 20
+del SIZES["mbpo"]["recipe.rollouts"]  # it has no offline phase
 for _model in ("moore", "mbpo"):
     SIZES[_model] |= {"recipe.refit.max_updates": 20, "recipe.model_every": 50, "recipe.online_rollouts": 40}
-SIZES["mbpo"] |= {"recipe.random_steps": 50}
 """Settings that make a recipe tiny."""
 RUN = {
     "recipe.batch": 16,
@@ -55,7 +55,8 @@ def tiny_run(pendulum, tmp_path_factory):
         name = "finetune" if chosen.startswith("switch=") else chosen.partition("=")[2]
         online_alone = name in ("scratch", "mbpo")
         steps = {} if name == "mopo" else {"recipe.online_steps": 150}
-        steps |= {} if name == "rlpd" or online_alone else {"recipe.offline_steps": 100}
+        if name != "rlpd" and not online_alone:
+            steps["recipe.offline_steps"] = 100
         subject = {"env": "Pendulum-v1"} if online_alone else {"dataset": pendulum}
         given = SIZES.get(name, {}) | RUN | steps | subject | settings
         texts = [chosen, *(f"{key}={value}" for key, value in given.items())]

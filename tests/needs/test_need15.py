@@ -48,7 +48,7 @@ def test_one_failure_in_a_sweep_leaves_the_others_complete(capsys):
 
 
 def test_a_run_that_was_stopped_says_where_and_goes_on(capsys):
-    command = ["train", *TINY, "recipe.online_steps=6000", "run.eval_every=6000"]
+    command = ["train", *TINY, "recipe.online_steps=2500", "run.eval_every=2500"]
     process = subprocess.Popen([sys.executable, "-m", "mbo2o", *command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(Path("runs").glob("*/checkpoints/*[1-9]*")) and time.monotonic() < deadline:
@@ -62,7 +62,7 @@ def test_a_run_that_was_stopped_says_where_and_goes_on(capsys):
     (row,) = states(capsys)
     assert row["state"] == "stopped"
     assert row["place"].startswith("online ")
-    assert "of 6,000" in row["place"]
+    assert "of 2,500" in row["place"]
     assert mbo2o(*command).returncode == 0
     assert states(capsys)[0]["state"] == "complete"
 

@@ -185,6 +185,11 @@ def test_model_based_methods_find_a_rule_of_termination(log, tmp_path, capsys):
     assert "recipe.termination=auto is none here: the log has no terminal row" in capsys.readouterr().err
     assert run.dynamics() is not None
     assert np.isfinite(run.metrics("eval")["model_value"]).all()
+    policy, model = mbo2o.load(tmp_path / "run"), mbo2o.load_dynamics(tmp_path / "run")
+    low, high = np.asarray(model.low), np.asarray(model.high)
+    actions = policy.predict(np.random.default_rng(0).normal(size=(50, 2)) * 100)[0]
+    assert ((low <= actions) & (actions <= high)).all()
+    assert not np.allclose(high, 1)  # the log's own units
 
 
 def test_the_core_installation_trains_from_a_csv(log, tmp_path):
@@ -244,3 +249,36 @@ def test_the_notebook_on_data_of_one_s_own_runs(tmp_path, monkeypatch):
     assert text.count("→  force") == 3
     assert sum("image/png" in x.get("data", {}) for x in outputs) == 1
     assert any("behaviour_value" in x.get("data", {}).get("text/html", "") for x in outputs)
+
+
+def test_a_table_without_rows_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "my.csv").write_text("obs_0,act_0,reward,terminal\n")
+    with pytest.raises(SystemExit) as left:
+        main(["train", "switch=td3bc", f"dataset={tmp_path / 'my.csv'}", "env=null"])
+    assert left.value.code == 2
+    assert "'actions' has no rows" in capsys.readouterr().err
+
+
+def test_a_model_is_fitted_to_a_log_whose_bounds_are_given(tmp_path, capsys):
+    rows = np.random.default_rng(0).uniform(-1, 1, (80, 2))
+    lines = [f"{x},{1.9 * a},0,0,{i // 20}" for i, (x, a) in enumerate(rows)]
+    path = tmp_path / "my.csv"
+    path.write_text("\n".join(["obs_0,act_0,reward,terminal,episode", *lines]) + "\n")
+    small = ["dynamics.members=2", "dynamics.elites=1", "dynamics.net.hidden=[8]", "termination=none"]
+    command = ["model", "fit", str(path), "--out", str(tmp_path / "m"), *small]
+    command += ["fit.min_updates=5", "fit.max_updates=10"]
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 2
+    assert "actions=env" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        main([*command, "actions=[-2,2]"])
+    assert left.value.code == 0
+    dynamics = mbo2o.load_dynamics(tmp_path / "m")
+    assert (float(dynamics.low[0]), float(dynamics.high[0])) == (-2, 2)
+
+
+def test_a_policy_refuses_what_is_no_array_of_numbers(run):
+    for observation in ("abc", [[1, 2], [1, 2, 3]]):
+        with pytest.raises(UserError, match="not an array of numbers"):
+            run.policy().predict(observation)
