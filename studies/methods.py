@@ -156,7 +156,7 @@ def _model_based(base: Config) -> dict[str, Config]:
     larger than the base's offline phase.
     """
     most, epoch = base.recipe.offline_steps, max(50, base.recipe.online_steps // 10)
-    small = (base.provenance or "small").startswith("small")
+    small = ": small" in f": {base.provenance or 'small'}"  # NAME: KIND, with …
     moore: MOOReConfig = preset(f"experiment=hopper-{'small' if small else 'mid'}").recipe
     own: Any = moore.agent
     sac = at_size("experiment=sac-paper", base, base.recipe.offline).recipe.agent

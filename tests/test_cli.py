@@ -101,6 +101,16 @@ COMMANDS = [
     "data fetch",
     "data where",
     "data reference",
+    "data copy",
+    "bench plan",
+    "model fit",
+    "model check",
+    "plan",
+    "doctor",
+    "export",
+    "table",
+    "runs",
+    "claims",
 ]
 
 
@@ -170,7 +180,7 @@ def test_yaml_composes_and_restates_no_default(path):
         for key, value in chosen.items():
             if key in {"defaults", "hydra"}:
                 continue
-            if isinstance(value, dict):
+            if isinstance(value, dict) and isinstance(default[key], dict):
                 yield from repeated(value, default[key], f"{where}.{key}")
             elif default[key] == value:
                 yield f"{where}.{key}"

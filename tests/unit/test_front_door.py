@@ -20,7 +20,7 @@ NAMES = {
     *("train", "load", "load_dynamics", "fit_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec"),
     *("Batch", "Source"),
     *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
-    *("Policy", "load_agent", "restore", "RunHandle"),
+    *("Policy", "load_agent", "restore", "RunHandle", "Planner", "planner"),
 }
 
 FRESH = """

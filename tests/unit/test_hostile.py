@@ -87,7 +87,9 @@ def _keyword(k: ast.keyword) -> str:
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_source_can_run_what_a_file_brings(path):
-    assert offences(path.read_text()) == []
+    """A worker unpickles what its own parent sends; an export writes numbers alone with savez."""
+    known = {"envs/worker.py": ["import pickle"], "policy/export.py": ["np.savez"]}
+    assert offences(path.read_text()) == known.get(path.relative_to(ROOT).as_posix(), [])
 
 
 @pytest.mark.parametrize(
@@ -449,7 +451,12 @@ def test_an_audit_hook_sees_nothing_run_while_loading(loadable):
 
 
 def legitimate(event, target, arguments, caller) -> bool:
-    """Loading may do that: the first look at an HDF5 file, and `typing` reading our annotations."""
+    """Loading may do that: the first look at an HDF5 file, and `typing` reading our annotations.
+
+    glfw, which MuJoCo's tasks import, asks for the version of its library in a process of its own.
+    """
+    if event == "subprocess.Popen" and arguments[1] == "-c" and "get_version(library_handle)" in arguments[2]:
+        return True
     if event == "subprocess.Popen":
         return target == sys.executable and arguments[1:5] == ["-P", "-W", "ignore", firstlook.__file__]
     return event in ("compile", "exec") and caller == "typing"

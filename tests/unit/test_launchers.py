@@ -63,7 +63,9 @@ def test_the_code_of_a_sweep_is_the_largest_of_its_runs(launcher, tmp_path):
 )
 def test_a_launcher_that_is_missing_is_one_line(launcher, said, capsys, monkeypatch):
     from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
 
+    Plugins.instance()  # a plugin registers its config when Hydra first looks for plugins
     launchers = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
     monkeypatch.delitem(launchers, f"{launcher}.yaml", raising=False)
     with pytest.raises(SystemExit) as e:

@@ -101,13 +101,13 @@ def test_a_run_that_removes_old_checkpoints_can_be_looked_at_meanwhile(
     directory = shutil.copytree(finished, tmp_path / "run")
     read = checkpoint._read
 
-    def overtaken(path, device):
+    def overtaken(path, device, wanted):
         monkeypatch.setattr(checkpoint, "_read", read)
         for old in (directory / "checkpoints").iterdir():
             old.rename(old.with_name(f"{int(old.name) + 1000:09d}"))
             manifest = old.with_name(f"{int(old.name) + 1000:09d}") / "manifest.json"
             manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"turn": int(old.name) + 1000}))
-        return read(path, device)
+        return read(path, device, wanted)
 
     monkeypatch.setattr(checkpoint, "_read", overtaken)
     assert checkpoint.latest(directory / "checkpoints", "cpu") is not None

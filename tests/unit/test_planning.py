@@ -634,7 +634,7 @@ def mopo_run(tmp_path_factory):
         "recipe.dynamics.net.hidden=[8]", "recipe.fit.min_updates=2", "recipe.fit.max_updates=2",
         "recipe.rollouts=8", "recipe.batch=8", "run.eval_episodes=1", "run.reference=[-1500,-150]",
     )  # fmt: skip
-    return mbo2o.train(cfg)
+    return mbo2o.train(cfg).directory
 
 
 def test_a_compiled_rating_gives_the_same_plans():
