@@ -349,7 +349,8 @@ def test_every_table_is_made_from_stored_files(tmp_path):
     stored_plan = Path(__file__).parents[2] / "data" / "results" / "bench-plan.json"
     shutil.copy(stored_plan, tmp_path)
     for name, table in tables(tmp_path).items():
-        assert table().count("\n") >= 4 or "Not measured yet" in table(), name
+        least = 1 if name.startswith("plan") else 4  # of planning some works may not be measured yet
+        assert table().count("\n") >= least or "Not measured yet" in table(), name
 
 
 def test_results_say_how_they_were_taken():
