@@ -108,5 +108,5 @@ def table(log: RunLog) -> str:
         "they disagree, neither is to be trusted. An interval knows what varies in the log, not what the log "
         "lacks."
     )
-    rows = f'<div class="table"><table>{head}{body}</table></div>'
-    return f'<h2 id="numbers">Numbers</h2>{rows}<p class="note">{note}</p>'
+    scrolls = f'<div class="table"><table>{head}{body}</table></div>'
+    return f'<h2 id="numbers">Numbers</h2>{scrolls}<p class="note">{note}</p>'

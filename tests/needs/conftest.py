@@ -23,6 +23,7 @@ for _model in ("moore", "mopo", "mbpo"):
         "recipe.rollouts": 40,
     }
 SIZES["mbpo"]["recipe.random_steps"] = 20
+del SIZES["mbpo"]["recipe.rollouts"]
 for _model in ("moore", "mbpo"):
     SIZES[_model] |= {"recipe.refit.max_updates": 20, "recipe.model_every": 50, "recipe.online_rollouts": 40}
 """Settings that make a recipe tiny."""
