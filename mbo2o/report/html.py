@@ -31,10 +31,10 @@ p,figure,details{max-width:1000px} figure{margin:0} figure+figure{margin-top:1re
 .picture svg text{fill:var(--ink);font-family:system-ui,sans-serif}
 .table{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:.3rem .8rem;text-align:right;white-space:nowrap}
+td,th{padding:.3rem .6rem;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:7rem}
 .words td,.words th{text-align:left;white-space:normal} td small{color:var(--dim)}
-tr{border-bottom:1px solid var(--line)} th{vertical-align:bottom}
+tr{border-bottom:1px solid var(--line)} th{vertical-align:bottom;white-space:normal}
 pre{background:var(--code);padding:1rem;overflow:auto}
 @media (max-width:600px){body{margin:1rem auto} h1{font-size:1.3rem} h2{font-size:1.2rem}
 td,th{padding:.3rem .5rem;font-size:.9rem} .wide{display:none} .narrow{display:block}}

@@ -18,7 +18,7 @@ from mbo2o.types import Spec, UserError
 
 NAMES = {
     *("train", "load", "load_dynamics", "fit_dynamics", "config", "Dataset", "Dynamics", "Config", "Spec"),
-    *("Batch", "Source"),
+    *("Batch", "Source", "planner", "Planner"),
     *("agent", "read_dataset", "recipe", "source", "penalty", "termination", "UserError"),
     *("Policy", "load_agent", "restore", "RunHandle", "Planner", "planner"),
 }
