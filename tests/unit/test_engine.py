@@ -267,11 +267,12 @@ def test_auto_is_decided_by_device_compiler_and_length(monkeypatch):
 def test_a_step_that_cannot_be_translated_is_one_line(monkeypatch):
     import torch._inductor.config as settings
 
-    monkeypatch.setattr(settings.cpp, "cxx", ("/bin/false",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "new")
     torch._dynamo.reset()
     engine, agent = Engine(EngineConfig("compiled")), nets.make("bc", hidden=5)
     before = nets.snapshot(agent)
-    with pytest.raises(UserError, match=r"engine=compiled: torch could not translate .*; give engine=eager"):
+    message = r"engine=compiled: torch could not translate .*; give engine=eager"
+    # monkeypatch would leave the whole process without the setting: it deletes what it cannot find in __dict__
+    with settings.patch({"cpp.cxx": ("/bin/false",)}), pytest.raises(UserError, match=message):
         engine.update(agent, batch())
     assert {k for k, x in agent.state_dict().items() if not torch.equal(x, before[k])} <= {"updates"}

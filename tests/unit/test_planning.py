@@ -637,7 +637,6 @@ def mopo_run(tmp_path_factory):
     return mbo2o.train(cfg).directory
 
 
-@pytest.mark.slow  # after certain other tests in one process, torch's compiler loses its setting cpp.cxx
 def test_a_compiled_rating_gives_the_same_plans():
     from mbo2o.run.engine import Engine, EngineConfig
 
