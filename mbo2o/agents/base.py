@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class AgentConfig:
         """The config that goes on in the environment, without what only offline learning needs."""
         return self.unchanged()
 
-    def unchanged(self) -> AgentConfig:
+    def unchanged(self) -> Self:
         """The config of this agent when it goes on in the environment as it is, pessimism included."""
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -35,10 +36,9 @@ class CalQLConfig(CQLConfig):
         """Cal-QL goes on as it is: the conservative term and, by `calibrate_online`, its bound both stay."""
         return self.unchanged()
 
-    def unchanged(self) -> CalQLConfig:
+    def unchanged(self) -> Self:
         """The same without cloning, and with the bound if `calibrate_online` says so."""
-        calibrate = self.calibrate_online
-        return replace(self, clone_steps=0, actor_decay_steps=None, calibrate=calibrate)
+        return replace(super().unchanged(), calibrate=self.calibrate_online)
 
 
 @agent("calql", CalQLConfig)

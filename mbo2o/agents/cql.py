@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +46,9 @@ class CQLConfig(SACConfig):
         backup = {"backup": "sampled", "backup_entropy": True, "backup_samples": SACConfig.backup_samples}
         return SACConfig(**own | backup).unchanged()
 
-    def unchanged(self) -> CQLConfig:
+    def unchanged(self) -> Self:
         """The same without cloning, which is over."""
-        return replace(self, clone_steps=0, actor_decay_steps=None)
+        return replace(super().unchanged(), clone_steps=0)
 
 
 @agent("cql", CQLConfig)

@@ -36,9 +36,7 @@ class EDACConfig(SACNConfig):
 
     def after_switch(self) -> SACNConfig:
         """SAC-N: the diversity term goes."""
-        return SACNConfig(
-            **{f.name: getattr(self, f.name) for f in fields(SACNConfig)} | {"actor_decay_steps": None}
-        )
+        return SACNConfig(**{f.name: getattr(self, f.name) for f in fields(SACNConfig)}).unchanged()
 
 
 @agent("edac", EDACConfig)

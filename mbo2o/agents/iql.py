@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class IQLConfig(QConfig):
     value_net: MLPConfig = field(default_factory=MLPConfig)
     actor: MLPConfig = field(default_factory=MLPConfig)  # adroit: dropout 0.1
 
-    def unchanged(self) -> IQLConfig:
+    def unchanged(self) -> Self:
         """The same with a constant rate; in CORL the cosine goes on, so the rate starts at 0 and rises."""
         return replace(self, actor_decay_steps=None)
 

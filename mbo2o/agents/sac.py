@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class SACConfig(QConfig):
     policy_delay: int = 1  # critic steps per step of actor and temperature (REDQ: 20)
     actor: MLPConfig = field(default_factory=MLPConfig)
 
-    def unchanged(self) -> SACConfig:
+    def unchanged(self) -> Self:
         """The same with a constant rate: a cosine of the offline steps has ended at 0."""
         return replace(self, actor_decay_steps=None)
 

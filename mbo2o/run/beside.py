@@ -14,6 +14,7 @@ from mbo2o.agents.base import Agent
 from mbo2o.envs.faults import Faults
 from mbo2o.envs.worker import Unsendable, Worker
 from mbo2o.run.evaluate import Evaluator
+from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView
 
 
@@ -60,6 +61,9 @@ class Beside:
         except (Unsendable, AttributeError, TypeError):  # a class that no other process can import
             self.close()
             self._n = 0
+            tell(
+                "run.eval_workers: other processes cannot import this agent; the run plays evaluations itself"
+            )
             return None
         return Pending(twin, worker)
 

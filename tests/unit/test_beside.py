@@ -96,7 +96,7 @@ def test_an_environment_that_the_process_cannot_make_gives_no_answer():
     pool.close()
 
 
-def test_an_agent_of_a_class_that_no_other_process_knows_is_evaluated_by_the_run():
+def test_an_agent_of_a_class_that_no_other_process_knows_is_evaluated_by_the_run(capsys):
     class Own(type(make_agent("sac", (2,)))):
         pass
 
@@ -105,6 +105,7 @@ def test_an_agent_of_a_class_that_no_other_process_knows_is_evaluated_by_the_run
     pool = pool_of(1)
     assert pool.ask(agent, RewardView()) is None
     pool.close()
+    assert "cannot import this agent;" in capsys.readouterr().err
 
 
 def test_the_number_of_processes_is_no_part_of_what_a_run_is(tmp_path, undisturbed):

@@ -272,7 +272,7 @@ def test_a_step_that_cannot_be_translated_is_one_line(monkeypatch):
     engine, agent = Engine(EngineConfig("compiled")), nets.make("bc", hidden=5)
     before = nets.snapshot(agent)
     message = r"engine=compiled: torch could not translate .*; give engine=eager"
-    # monkeypatch would leave the whole process without the setting: it deletes what it cannot find in __dict__
+    # monkeypatch would leave the process without the setting: it deletes what it does not find in __dict__
     with settings.patch({"cpp.cxx": ("/bin/false",)}), pytest.raises(UserError, match=message):
         engine.update(agent, batch())
     assert {k for k, x in agent.state_dict().items() if not torch.equal(x, before[k])} <= {"updates"}

@@ -425,3 +425,22 @@ def test_model_based_methods_run_compiled_at_low_precision(recipe, pendulum, tmp
     assert {x.dtype for x in floats} == {torch.float32}
     assert all(x.isfinite().all() for x in floats)
     assert read_run(tmp_path / "run").has("uncertainty", "penalty/imagined")
+
+
+# ---------------------------------------------------------------------- the actor's rate
+
+
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_moore_s_actor_rests_at_the_end_of_the_offline_phase_and_learns_again_online(
+    engine, pendulum, tmp_path
+):
+    """The cosine ends with the offline phase: a rate that stayed at 0 would leave the actor as it is."""
+    recipe = MOOReConfig(agent=sac(actor_decay_steps=OFFLINE["offline_steps"]), **SIZES, **OFFLINE, **ONLINE)
+    cfg = replace(small(recipe, tmp_path / "whole", pendulum), engine=engine)
+    offline = replace(cfg, recipe=replace(recipe, online_steps=0), dir=str(tmp_path / "offline"))
+    before = restore(train(offline))[1].agent
+    after = restore(train(replace(cfg, start_from=str(tmp_path / "offline"))))[1].agent
+    assert before.cfg.actor_decay_steps == OFFLINE["offline_steps"]
+    assert after.cfg.actor_decay_steps is None
+    pairs = zip(before.actor.parameters(), after.actor.parameters(), strict=True)
+    assert not any(torch.equal(x, y) for x, y in pairs)

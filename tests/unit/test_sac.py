@@ -13,6 +13,7 @@ from torch import nn
 from mbo2o.agents.base import make_agent
 from mbo2o.agents.sac import SAC, SACConfig
 from mbo2o.ensemble.mlp import MLPConfig
+from mbo2o.registry import AGENTS
 from mbo2o.types import Batch, Spec
 
 SMALL = MLPConfig(hidden=[16])
@@ -230,3 +231,27 @@ def test_learns_a_bandit():
     assert (found - best).abs().max() < 0.1
     q = agent.value(torch.zeros(2, 3, 3), torch.tensor([[[-0.5], [0.0], [0.5]]]).expand(2, 3, 1))
     torch.testing.assert_close(q[0], torch.tensor([-1.0, -0.25, 0.0]), atol=0.1, rtol=0)
+
+
+def test_a_cosine_takes_the_actor_to_rest_and_it_moves_again_online():
+    agent = make(actor_decay_steps=4, actor_lr=1e-2)
+    moved, learned = [], []
+    for _ in range(6):
+        before, critic = snapshot(agent.actor), snapshot(agent.critic)
+        update(agent, batch())
+        moved.append(changed(agent.actor, before))
+        learned.append(changed(agent.critic, critic))
+    assert moved == [True] * 4 + [False] * 2
+    assert all(learned)  # of the others nothing decays
+    agent.cfg = agent.cfg.unchanged()
+    before = snapshot(agent.actor)
+    update(agent, batch())
+    assert changed(agent.actor, before)
+
+
+@pytest.mark.parametrize("name", [n for n, e in AGENTS.items() if issubclass(e.config, SACConfig)])
+def test_no_variant_takes_the_cosine_online(name):
+    cfg = AGENTS[name].config(actor_decay_steps=9)
+    assert cfg.unchanged().actor_decay_steps is None
+    assert type(cfg.unchanged()) is type(cfg)
+    assert cfg.after_switch().actor_decay_steps is None
