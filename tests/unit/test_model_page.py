@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from logs import write_log
 
 from mbo2o.cli.main import main
 
@@ -17,11 +18,12 @@ def test_commands_and_programs_of_the_page_run(pendulum, capsys, monkeypatch):
     for package in ("stable_baselines3", "pytorch_mppi", "mbrl"):
         pytest.importorskip(package)
     Path("my.hdf5").symlink_to(pendulum)
+    write_log("my.csv")
     text = PAGE.read_text()
     programs = re.findall(r"```(python)?\n(.*?)```", text, re.S)
     (commands,) = [code for kind, code in programs if not kind]
     for line in commands.splitlines():
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
         assert words[0] == "mbo2o"
         small = SMALL.split() if words[2] == "fit" else ["--episodes", "5", "--steps", "8"]
         unlike = [x for x in small if x.partition("=")[0] not in {w.partition("=")[0] for w in words}]
