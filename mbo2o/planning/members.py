@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.func import functional_call
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from mbo2o.dynamics.model import GaussianDynamics, Weights
-from mbo2o.ensemble.mlp import members
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mbo2o.dynamics.model import GaussianDynamics
+from mbo2o.ensemble.gaussian import soft_clamp
 from mbo2o.ensemble.uncertainty import Penalty
 from mbo2o.types import RewardFn, TerminationFn, UserError
 
-Drawn = tuple[Tensor, Tensor] | None
-"""The elites of the particles and the noise of a step; None for the mean, which draws nothing."""
 KINDS = ("ts1", "tsinf", "mean")
+PRECISIONS = ("fp32", "bf16")
+
+
+Layers = list[tuple[Tensor, ...]]
+"""Of each layer of K networks: weights `(K, in, out)`, bias `(K, 1, out)`, and with a LayerNorm its scale and
+shift, `(K, 1, out)` each."""
+
+
+class Drawn(NamedTuple):
+    """The randomness of a step of P particles."""
+
+    elite: Tensor
+    """`(P,)`: which elite predicts each of them."""
+    noise: Tensor
+    """`(P, 1, D+1)`."""
+    layers: Layers | None
+    """Those of these elites; None if particles are dealt to all elites in equal shares."""
 
 
 class Members:
@@ -36,10 +54,12 @@ class Members:
         termination: TerminationFn,
         reward: RewardFn | None = None,
         penalty: Penalty | None = None,
+        precision: str = "fp32",
     ):
         """penalty: None, if the uncertainty is not needed: then it is 0, and each row costs one member only.
 
-        reward: a function that replaces the reward that the model predicts.
+        reward: a function that replaces the reward that the model predicts. precision: of the products of
+        hidden layers; `bf16` keeps 8 bits of the significand, and is faster where the processor has it.
         """
         if dynamics.spec.seeds:
             raise UserError(
@@ -47,17 +67,23 @@ class Members:
             )
         if kind not in KINDS:
             raise UserError(f"plan: members={kind} is not one of {', '.join(KINDS)}")
+        if precision not in PRECISIONS:
+            raise UserError(f"plan: precision={precision} is not one of {', '.join(PRECISIONS)}")
         self._dynamics, self.kind = dynamics, kind
         self._termination, self._reward, self._penalty = termination, reward, penalty
-        self._elites = dynamics.elite_weights()
+        self._layers = layers_of(dynamics, precision)
+        elites = range(dynamics.elites.shape[-1])
+        self._single: list[Layers] = [[tuple(w[k : k + 1] for w in x) for x in self._layers] for k in elites]
+        self._bounds = dynamics.net.min_log_var, dynamics.net.max_log_var
+        self._activation = dynamics.net.net.activation
 
     @property
     def particles(self) -> int:
         """How many particles see every elite equally often: the number of elites, or 1 for their mean."""
         return 1 if self.kind == "mean" else self._dynamics.elites.shape[-1]
 
-    def draw(self, particles: int, steps: int, generator: torch.Generator) -> list[Drawn]:
-        """Which elite predicts each particle `(P,)`, and the noise of its step `(P, 1, D+1)`."""
+    def draw(self, particles: int, steps: int, generator: torch.Generator) -> Sequence[Drawn | None]:
+        """What each step draws; the mean draws nothing."""
         model, p, device = self._dynamics, particles, generator.device
         if self.kind == "mean":
             return [None] * steps
@@ -68,9 +94,11 @@ class Members:
             elite = places.argsort(-1)[:, :p] % k
         size = (steps, p, 1, model.spec.obs_dim + 1)
         noise = torch.randn(size, generator=generator, device=device)
-        return list(zip(elite, noise, strict=True))
+        alone = self._penalty is None and p % k > 0
+        layers = [self._taken(x) if alone else None for x in elite]
+        return [Drawn(*x) for x in zip(elite, noise, layers, strict=True)]
 
-    def __call__(self, obs: Tensor, act: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, obs: Tensor, act: Tensor, drawn: Drawn | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `objective.Model`; a function of tensors, which may be compiled."""
         u = torch.zeros(obs.shape[:-1], device=obs.device)
         if drawn is None or self._penalty is not None:
@@ -81,11 +109,10 @@ class Members:
         if drawn is None:
             y = mean.mean(0)
         elif self._penalty is not None:
-            elite, noise = drawn
-            own = (elite, torch.arange(len(obs), device=obs.device))
-            y = mean[own] + std[own] * noise
+            own = (drawn.elite, torch.arange(len(obs), device=obs.device))
+            y = mean[own] + std[own] * drawn.noise
         else:
-            y = self._one_each(obs, act, *drawn)
+            y = self._one_each(obs, act, drawn)
         after = obs + y[..., :-1]
         reward = y[..., -1] if self._reward is None else self._reward(obs, act, after)
         return after, reward, self._termination(obs, act, after), u
@@ -94,22 +121,53 @@ class Members:
         """Every elite's mean and deviation of (Δobs, reward), `(K, P·N, D+1)`."""
         model = self._dynamics
         x = model.inputs(torch.cat([obs, act], -1))
-        mean, log_var = functional_call(model.net, self._elites, (x,))
+        mean, log_var = self._net(self._layers, x)
         return model.targets.inverse(mean), torch.exp(0.5 * log_var) * model.targets.std
 
-    def _one_each(self, obs: Tensor, act: Tensor, elite: Tensor, noise: Tensor) -> Tensor:
+    def _one_each(self, obs: Tensor, act: Tensor, drawn: Drawn) -> Tensor:
         """Draws of (Δobs, reward) `(P, N, D+1)`; each particle is computed by its own elite only."""
         model, (p, n), k = self._dynamics, obs.shape[:2], self._dynamics.elites.shape[-1]
         x = model.inputs(torch.cat([obs, act], -1))
-        if p % k == 0:  # equal shares: rows move to the elites, which is cheaper than to move weights
-            order = elite.argsort(stable=True)
-            found = functional_call(model.net, self._elites, (x[order].reshape(k, p // k * n, -1),))
+        if drawn.layers is None:  # equal shares: rows move to the elites, which is cheaper than to move weights
+            order = drawn.elite.argsort(stable=True)
+            found = self._net(self._layers, x[order].reshape(k, p // k * n, -1))
             back = order.argsort()
             mean, log_var = (y.reshape(p, n, -1)[back] for y in found)
         else:
-            mean, log_var = functional_call(model.net, self._taken(elite), (x,))
-        return model.targets.inverse(mean + torch.exp(0.5 * log_var) * noise)
+            mean, log_var = self._net(drawn.layers, x)
+        return model.targets.inverse(mean + torch.exp(0.5 * log_var) * drawn.noise)
 
-    def _taken(self, elite: Tensor) -> Weights:
-        net = self._dynamics.net.net
-        return {f"net.{name}": w for name, w in members(net, self._dynamics.elites[elite]).items()}
+    def _net(self, layers: Layers, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of these networks, of their inputs `(K, B, D+A)`, or of the same `(B, D+A)`.
+
+        It is `GaussianEnsemble.forward` written with tensors: a call of a compiled program checks what the
+        program was made for, and to check modules takes as long as a step.
+        """
+        if x.dim() == 2:
+            x = x.expand(len(layers[0][0]), *x.shape)
+        for w, b, *norm in layers[:-1]:
+            x = torch.bmm(x.to(w.dtype), w) + b  # a compiled sum costs nothing, `baddbmm` costs more
+            if norm:
+                x = F.layer_norm(x, x.shape[-1:]) * norm[0] + norm[1]
+            x = self._activation(x)
+        w, b = layers[-1]
+        mean, log_var = (torch.bmm(x.float(), w) + b).chunk(2, -1)
+        return mean, soft_clamp(log_var, *self._bounds)
+
+    def _taken(self, elite: Tensor) -> Layers:
+        """The layers of the elites `(P,)`; of one alone they are no copy."""
+        if len(elite) == 1:
+            return self._single[int(elite)]
+        return [tuple(w[elite] for w in layer) for layer in self._layers]
+
+
+def layers_of(dynamics: GaussianDynamics, precision: str) -> Layers:
+    """The elites' layers; the hidden ones are converted here once, instead of in every step."""
+    named, depth = dynamics.elite_weights(), len(dynamics.cfg.net.hidden)
+    found = []
+    for i in range(depth + 1):
+        names = [f"net.layers.{i}.weight", f"net.layers.{i}.bias", f"net.scales.{i}", f"net.shifts.{i}"]
+        layer = tuple(named[name].detach() for name in names if name in named)
+        low = precision == "bf16" and i < depth
+        found.append(tuple(x.bfloat16() for x in layer) if low else layer)
+    return found

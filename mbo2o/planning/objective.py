@@ -12,6 +12,9 @@ from mbo2o.types import Prepare
 
 BROKEN = -1e30
 """The value of a plan that leads to a number that is not finite; it is below that of any other plan."""
+STEPS = 8
+"""At most so many steps of a plan are one compiled program: more take long to compile, and each call of a
+program costs as much as a third of a step."""
 ROWS = 4096
 """Rows that go through a model's step at a time: intermediate results of so many fit a CPU's cache."""
 
@@ -54,6 +57,19 @@ class Rated(NamedTuple):
     """Steps before the end."""
 
 
+class Sums(NamedTuple):
+    """What a rating has summed up so far, `(P, N)` each."""
+
+    value: Tensor
+    reward: Tensor
+    uncertainty: Tensor
+    length: Tensor
+    alive: Tensor
+    """Whether the particle goes on."""
+    broken: Tensor
+    """Whether it has left the finite numbers."""
+
+
 class Objective:
     """The value of a plan: the mean over particles of Σ_{t<H} γ^t alive_t (r_t - λ u_t) + γ^H alive_H V(s_H).
 
@@ -75,11 +91,11 @@ class Objective:
         """Make the objective.
 
         coef: λ, the weight of the uncertainty u. value: V, such as the critics' value of the policy's action;
-        None is 0. prepare: turns the rating of plans into the one that is run, such as a compiled one.
+        None is 0. prepare: turns the step of a rating into the one that is run, such as a compiled one.
         """
         self.model, self.gamma, self.coef = model, gamma, coef
         self.particles, self.value = particles, value
-        self._run = prepare(self._rate)
+        self._advance = prepare(self._steps)
 
     @torch.no_grad()
     def rate(self, obs: Tensor, plans: Tensor, generator: torch.Generator) -> Rated:
@@ -91,35 +107,52 @@ class Objective:
         state, parts = generator.get_state(), []
         for rows, acts in zip(starts.tensor_split(n), plans.flatten(0, 1).tensor_split(n), strict=True):
             generator.set_state(state)  # if a model still draws, each part meets the same draws
-            parts.append(Rated(*self._run(rows, acts, drawn)))
+            parts.append(self._rate(rows, acts, drawn))
         return Rated(*(torch.cat(x).unflatten(0, (b, s)) for x in zip(*parts, strict=True)))
 
-    def _rate(self, obs: Tensor, plans: Tensor, drawn: Sequence[Any]) -> tuple[Tensor, ...]:
-        """The same for rows `(N, D)` and plans `(N, H, A)`, each `(N,)`; a function of tensors alone."""
-        state = obs.expand(self.particles, *obs.shape)
-        total = torch.zeros(state.shape[:-1], device=obs.device)
-        reward, u_sum, length = total, total, total
-        alive, broken = torch.ones_like(total, dtype=torch.bool), torch.zeros_like(total, dtype=torch.bool)
-        for t, random in enumerate(drawn):
-            act = plans[:, t].expand(self.particles, -1, -1)
-            after, r, ended, u = self.model(state, act, random)
-            gain = r - self.coef * u if self.coef else r
-            fine = after.isfinite().all(-1) & gain.isfinite()
-            broken = broken | (alive & ~fine)
-            alive = alive & fine
-            total = total + self.gamma**t * torch.where(alive, gain, 0.0)
-            reward = reward + torch.where(alive, r, 0.0)
-            u_sum = u_sum + torch.where(alive, u, 0.0)
-            length = length + alive
-            alive = alive & ~ended
-            # a finished particle stays where it was, so that it cannot reach infinity
-            state = torch.where(alive.unsqueeze(-1), after, state)
+    def _rate(self, obs: Tensor, plans: Tensor, drawn: Sequence[Any]) -> Rated:
+        """The same for rows `(N, D)` and plans `(N, H, A)`, each `(N,)`."""
+        state = obs.expand(self.particles, *obs.shape).contiguous()
+        # a tensor of its own for each, since a compiler makes another program where two are the same one
+        zeros = [torch.zeros(state.shape[:2], device=obs.device) for _ in range(4)]
+        sums = Sums(*zeros, zeros[0] == 0, zeros[0] != 0)
+        discount = torch.tensor([self.gamma**t for t in range(len(drawn) + 1)], device=obs.device)
+        for t in range(0, len(drawn), STEPS):
+            some = slice(t, t + STEPS)
+            state, sums = self._advance(state, plans[:, some], drawn[some], discount[:-1][some], sums)
+        total, reward, u_sum, length, alive, broken = sums
         if self.value is not None:
             tail = self.value(state.flatten(0, 1)).unflatten(0, state.shape[:2])
             broken = broken | (alive & ~tail.isfinite())
-            total = total + self.gamma ** len(drawn) * torch.where(alive & ~broken, tail, 0.0)
+            total = total + discount[-1] * torch.where(alive & ~broken, tail, 0.0)
         worth = torch.where(broken.any(0), BROKEN, total.mean(0))
-        return worth, reward.mean(0), (u_sum / length.clamp(min=1)).mean(0), length.mean(0)
+        return Rated(worth, reward.mean(0), (u_sum / length.clamp(min=1)).mean(0), length.mean(0))
+
+    def _steps(
+        self, state: Tensor, plans: Tensor, drawn: Sequence[Any], discount: Tensor, sums: Sums
+    ) -> tuple[Tensor, Sums]:
+        """Some steps of plans `(N, T, A)`, from states `(P, N, D)`; a function that can be compiled."""
+        for act, random, gamma in zip(plans.unbind(1), drawn, discount.unbind(), strict=True):
+            state, sums = self._step(state, act, random, gamma, sums)
+        return state, sums
+
+    def _step(
+        self, state: Tensor, act: Tensor, random: Any, gamma: Tensor, sums: Sums
+    ) -> tuple[Tensor, Sums]:
+        total, reward, u_sum, length, alive, broken = sums
+        after, r, ended, u = self.model(state, act.expand(self.particles, -1, -1), random)
+        gain = r - self.coef * u if self.coef else r
+        fine = after.isfinite().all(-1) & gain.isfinite()
+        broken = broken | (alive & ~fine)
+        alive = alive & fine
+        total = total + gamma * torch.where(alive, gain, 0.0)
+        reward = reward + torch.where(alive, r, 0.0)
+        u_sum = u_sum + torch.where(alive, u, 0.0)
+        length = length + alive
+        alive = alive & ~ended
+        # a finished particle stays where it was, so that it cannot reach infinity
+        state = torch.where(alive.unsqueeze(-1), after, state)
+        return state, Sums(total, reward, u_sum, length, alive, broken)
 
     @torch.no_grad()
     def follow(

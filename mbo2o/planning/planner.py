@@ -30,6 +30,7 @@ class PlanConfig:
     penalty: str = ""  # the uncertainty, a name of `PENALTIES`; "": the model's own
     proposals: int = 24  # plans that the policy makes, in each population, if there is a policy (TD-MPC)
     spread: float = 0.2  # the noise on their actions
+    precision: str = "fp32"  # of hidden layers: bf16 is faster where the processor has it
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
@@ -75,8 +76,8 @@ class Planner:
                 rewards that the network was fitted to.
             box: The lowest and the highest actions, `(A,)` each, for a function; a model knows its own.
             seed: Of the planner's own generator.
-            prepare: Turns the rating of plans in a learned model into the one that is run, such as a
-                compiled one.
+            prepare: Turns a step of the rating of plans in a learned model into the one that is run, such
+                as a compiled one.
             **settings: Fields of `PlanConfig` and of the search's config, such as `horizon=12`.
                 `horizon="auto"` is the depth to which the model's folder says that it is to be trusted.
 
@@ -118,6 +119,7 @@ class Planner:
             termination=about.ends,
             reward=pay if about.reward else None,
             penalty=PENALTIES[cfg.penalty or model.penalty] if measured else None,
+            precision=cfg.precision,
         )
         particles = 1 if cfg.members == "mean" else cfg.particles or step.particles
         return Objective(step, particles=particles, prepare=self._prepare, **how)

@@ -354,9 +354,9 @@ def test_with_ts1_each_step_deals_the_particles_to_the_members_anew_in_equal_sha
     drawn = Members(dyn.net, "ts1", termination=dyn.about.ends).draw(
         particles, 30, torch.Generator().manual_seed(0)
     )
-    counts = torch.stack([torch.bincount(elite, minlength=3) for elite, _ in drawn])
+    counts = torch.stack([torch.bincount(elite, minlength=3) for elite, *_ in drawn])
     assert (counts.amax(1) - counts.amin(1)).max() <= 1
-    assert len({tuple(elite.tolist()) for elite, _ in drawn}) > 2
+    assert len({tuple(elite.tolist()) for elite, *_ in drawn}) > 2
     assert spread("ts1", particles).isfinite().all()
 
 
