@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.floor import Net, floor
 from bench.measure import Options, keep, one_core, read, repeated, result, show
+from bench.pets import Pets
 from bench.update import chosen
 from mbo2o.collect import planned
 from mbo2o.collect.play import roll
@@ -31,11 +33,10 @@ from mbo2o.envs.make import EnvChoice
 from mbo2o.model.about import About
 from mbo2o.model.dynamics import Dynamics, load_dynamics
 from mbo2o.model.fitting import ModelConfig, fit_dynamics
-from mbo2o.planning.mbrl import MbrlModel
 from mbo2o.planning.objective import Step
 from mbo2o.planning.planner import Planner
 from mbo2o.report.statistics import mean_over_seeds, paired_difference
-from mbo2o.run.engine import Engine
+from mbo2o.run.engine import Engine, EngineConfig
 from mbo2o.types import Spec, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,9 @@ def main(options: Options) -> None:
 # -------------------------------------------------------------------------------------------- the point mass
 
 GOAL = np.array([0.5, -0.5], np.float32)
+PETS = "PETS of mbrl 0.2.0, its own model"
+WAY = 30
+"""Steps that lead to the goal."""
 NEAR = 0.1
 """How near the goal counts as reached, in a box of width 2 whose longest step is 0.1."""
 
@@ -82,13 +86,31 @@ def point_mass(options: Options) -> None:
     )
     model, rows = fit_dynamics(dataset, cfg), []
     starts = np.array([[-0.9, 0.9], [0.9, 0.9], [-0.9, -0.9], [0.0, 0.8], [-0.7, 0.1]], np.float32)
-    for search in SEARCHES:
-        planner = Planner(model, search, horizon=8, population=64, elites=8)
-        s = starts.astype(np.float64)
-        for _ in range(30):
-            s = s + 0.1 * planner.act(s)
-        rows.append({"who": search, "values": np.linalg.norm(s - GOAL, axis=1).tolist()})
+    budget = {"horizon": 8, "population": 64, "iterations": 4, "elites": 8}
+    planners = {x: partial(_reach, Planner(model, x, **budget)) for x in SEARCHES}
+    for who, reach in {**planners, PETS: partial(_reach_one_by_one, Pets(model, budget, own=True))}.items():
+        begin = time.process_time()
+        away = np.linalg.norm(reach(starts.astype(np.float64)) - GOAL, axis=1).tolist()
+        seconds = time.process_time() - begin
+        rows.append({"who": who, "values": away, "cpu": seconds, "plans": len(starts) * WAY})
     _keep("point", rows, options, unit="distance from the goal", goals=f"≤ {NEAR}")
+
+
+def _reach(planner: Planner, states: np.ndarray) -> np.ndarray:
+    """Where `WAY` steps lead from `states` `(B, 2)`."""
+    for _ in range(WAY):
+        states = states + 0.1 * planner.act(states)
+    return states
+
+
+def _reach_one_by_one(pets: Pets, states: np.ndarray) -> np.ndarray:
+    found = []
+    for s in states:
+        pets.reset()
+        for _ in range(WAY):
+            s = s + 0.1 * pets.act(s.astype(np.float32))
+        found.append(s)
+    return np.array(found)
 
 
 def _fit(updates: int) -> FitConfig:
@@ -109,21 +131,27 @@ def pendulum(options: Options) -> None:
     model = fit_dynamics(dataset, cfg)
     env, starts, rows = EnvChoice("Pendulum-v1"), planned.starts_of(STARTS), []
 
-    def add(who: str, play: Callable[[], planned.Played]) -> None:
+    def add(who: str, play: Callable[[], planned.Played], than: str = "") -> None:
+        """than: the row whose return a tenth may be missing of."""
         begin = time.process_time()
-        returns = play().returns
-        rows.append({"who": who, "values": returns, "cpu": time.process_time() - begin})
-        print(f"  {who}: {statistics.mean(returns):.1f}", flush=True)
+        played = play()
+        seconds, plans = time.process_time() - begin, sum(played.lengths)
+        rows.append({"who": who, "values": played.returns, "than": than, "cpu": seconds, "plans": plans})
+        print(f"  {who}: {statistics.mean(played.returns):.1f}", flush=True)
         _keep("pendulum", rows, options, unit="return", goals="within 10 % of the true dynamics")
 
-    ours: list[tuple[str, Dynamics | Step, str, str]] = [("true dynamics, mppi", swing, "mppi", "ts1")]
-    ours += [(f"model, {search}", model, search, "ts1") for search in reversed(SEARCHES)]
-    ours += [("model, mppi, mean of the members", model, "mppi", "mean")]
-    for who, what, search, members in ours:
-        box = ([-2.0], [2.0])
-        planner = Planner(what, search, box=box, members=members, **PENDULUM)
-        add(who, partial(planned.play_planner, env, planner, starts, EPISODE))
-    add("model, CEM of mbrl 0.2.0", partial(_mbrl, env, model, starts, PENDULUM, EPISODE))
+    def planner(what: Dynamics | Step, search: str, members: str = "ts1") -> Callable[[], planned.Played]:
+        made = Planner(what, search, box=([-2.0], [2.0]), members=members, **PENDULUM)
+        return partial(planned.play_planner, env, made, starts, EPISODE)
+
+    for search in reversed(SEARCHES):
+        add(f"true dynamics, {search}", planner(swing, search))
+    best = max(rows, key=lambda row: statistics.mean(row["values"]))["who"]
+    for search in reversed(SEARCHES):
+        add(f"model, {search}", planner(model, search), best)
+    add("model, mppi, mean of the members", planner(model, "mppi", "mean"), best)
+    for who, own in ((PETS, True), ("our model, CEM of mbrl 0.2.0", False)):
+        add(who, partial(_play_pets, env, Pets(model, PENDULUM, own), starts, EPISODE), best)
 
 
 def swing(obs: Tensor, act: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,39 +164,23 @@ def swing(obs: Tensor, act: Tensor, generator: torch.Generator) -> tuple[Tensor,
     return after, reward, torch.zeros_like(reward, dtype=torch.bool), torch.zeros_like(reward)
 
 
-def _mbrl(
-    env: EnvChoice, model: Dynamics, starts: Sequence[int], settings: dict[str, Any], steps: int | None = None
-) -> planned.Played:
-    """Play with mbrl's ModelEnv and CEM, in our model, at the same budget; one episode after another."""
-    from mbrl.models import ModelEnv
-    from mbrl.planning import TrajectoryOptimizerAgent
-    from omegaconf import OmegaConf
-
-    ensemble = MbrlModel(model.net)
-    spaces: Any = type("Spaces", (), {"observation_space": None, "action_space": None})
-    generator = torch.Generator().manual_seed(0)
-    world = ModelEnv(spaces, ensemble, ensemble.ends(model.about.ends), generator=generator)
-    optimizer = {"_target_": "mbrl.planning.CEMOptimizer", "alpha": 0.1, "device": "cpu"}
-    optimizer |= {"num_iterations": settings["iterations"], "population_size": settings["population"]}
-    optimizer |= {"elite_ratio": settings["elites"] / settings["population"], "clipped_normal": False}
-    unit = [1.0] * model.act_dim
-    node = OmegaConf.create(optimizer | {"lower_bound": "???", "upper_bound": "???"})
-    agent = TrajectoryOptimizerAgent(node, [-x for x in unit], unit, planning_horizon=settings["horizon"])
-    particles = len(model.net.elites)
-    agent.set_trajectory_eval_fn(lambda obs, plans: world.evaluate_action_sequences(plans, obs, particles))
-    torch.manual_seed(0)
+def _play_pets(env: EnvChoice, pets: Pets, starts: Sequence[int], steps: int | None = None) -> planned.Played:
+    """One episode after another, since mbrl plans for one state."""
 
     def act(obs: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(agent.act(obs[0].numpy()), np.float32))[None]
+        return torch.from_numpy(pets.act(obs[0].numpy()))[None]
 
     found = []
     for start in starts:
-        agent.reset()
+        pets.reset()
         found.append(planned.play_policy(env, act, [start], steps))
     return planned.Played([x.returns[0] for x in found], [x.lengths[0] for x in found])
 
 
 # ------------------------------------------------------------------------------------------------------ runs
+
+
+ARMS = ("policy", "planning", "both", "mbrl's CEM")
 
 
 def _run(path: Path, options: Options) -> None:
@@ -181,9 +193,9 @@ def _run(path: Path, options: Options) -> None:
     name, seeds = f"run-{path.name}", recipe.agent.spec.seeds[0]
     before = read(options.json) if options.json and options.json.exists() else {}
     rows = list(before.get(name, {}).get("rows", []))
-    arms = ("policy", "planning", "both", "mbrl's CEM")
-    rows = rows or [{"who": who, "values": []} for who in arms]
+    rows = rows or [{"who": who, "values": [], "cpu": 0.0, "plans": 0} for who in ARMS]
     horizons = list(before.get(name, {}).get("horizons", []))
+    engine = options.engines()[-1] if options.engine else EngineConfig()
     for k in range(len(rows[-1]["values"]), seeds):
         model, env = load_dynamics(path, k), run.world.env
         policy, value = planned.of_agent(recipe.agent, k)
@@ -192,17 +204,24 @@ def _run(path: Path, options: Options) -> None:
         trust = planned.trust_of(env, Planner(model, **how), policy, model.about.rewards, seed=k)
         how["horizon"] = trust.horizon
         print(f"{path.name}, seed {k}: rank correlations {trust.text()}; horizon {trust.horizon}", flush=True)
+        own = {"precision": engine.precision, "prepare": Engine(replace(engine, precision="fp32")).prepare}
+
+        def plan(**more: Any) -> Callable[[], planned.Played]:
+            made, drop = Planner(model, **how, **own, **more), engine.mode == "eager"  # noqa: B023
+            return partial(planned.play_planner, env, made, starts, EPISODE, drop=drop)  # noqa: B023
+
         plays: list[Callable[[], planned.Played]] = [
             partial(planned.play_policy, env, policy, starts, EPISODE),
-            partial(planned.play_planner, env, Planner(model, **how), starts, EPISODE),
-            partial(
-                planned.play_planner, env, Planner(model, policy=policy, value=value, **how), starts, EPISODE
-            ),
-            partial(_mbrl, env, model, starts, how, EPISODE),
+            plan(),
+            plan(policy=policy, value=value),
+            partial(_play_pets, env, Pets(model, how, own=False), starts, EPISODE),
         ]
         for row, play in zip(rows, plays, strict=True):
-            row["values"].append(statistics.mean(play().returns))
-            print(f"  {row['who']}: {row['values'][-1]:.1f}", flush=True)
+            begin, played = time.process_time(), play()
+            row["cpu"] += time.process_time() - begin
+            row["plans"] += sum(played.lengths)
+            row["values"].append(played.returns)
+            print(f"  {row['who']}: {statistics.mean(played.returns):.1f}", flush=True)
         horizons.append(trust.horizon)
         about = {"env": env.id, "episodes": options.episodes, "horizons": horizons}
         _keep(name, rows, options, unit="return", goals="", **about)
@@ -211,68 +230,87 @@ def _run(path: Path, options: Options) -> None:
 # ----------------------------------------------------------------------------------------------------- speed
 
 
+NETS = {"4 x 200": [200] * 4, "3 x 128": [128] * 3}
+"""Hidden layers: MOPO's network, and one of the size that small studies fit to HalfCheetah."""
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "4 x 200, one of five members for each step": ("4 x 200", {"members": "ts1", "particles": 1}),
+    "4 x 200, all five members": ("4 x 200", {"members": "tsinf"}),
+    "3 x 128, all five members": ("3 x 128", {"members": "tsinf"}),
+}
+"""Who predicts: the network, and settings of `Planner`."""
+HORIZON = 8
+
+
 def speed(options: Options) -> None:
-    """Plans per second of one state: 128 plans, 4 iterations, a horizon of 8, a model of 4x200."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = GaussianDynamics(Spec(17, 6), DynamicsConfig(members=5, elites=5)).eval().requires_grad_(False)
-    unit = torch.ones(6)
-    about = About(None, -unit, unit, "exploded", exploded, torch.zeros(0, 17), torch.ones(17))
-    model, obs = Dynamics(net, about), np.random.default_rng(0).normal(0, 0.1, 17)
-    kinds: dict[str, dict[str, Any]] = {
-        "a random one of five members for each step": {"members": "ts1", "particles": 1},
-        "five members, their mean": {"members": "mean"},
-        "five members, a particle each": {"members": "tsinf"},
-        "five members, their mean and penalty": {"members": "mean", "coef": 1.0},
-    }
-    rows = []
+    """Plans per second of one state, beside the products of matrices that a plan consists of."""
+    obs, rows = np.random.default_rng(0).normal(0, 0.1, 17), []
+    # an eager plan is measured if it is asked for; it takes about a third longer than a compiled one
+    engines = options.engines() if options.engine else replace(options, engine=("compiled",)).engines()
     with one_core():
-        for kind, settings in kinds.items():
-            for cfg in options.engines():
-                planner = Planner(
-                    model, "mppi", horizon=8, prepare=Engine(cfg).prepare, **{**BUDGET, **settings}
-                )
+        for kind, (name, settings) in KINDS.items():
+            model = _untrained(NETS[name])
+            k = settings.get("particles", 5)
+            net = Net(k, BUDGET["population"], (23, *NETS[name], 36), "f")
+            for cfg in engines:
+                prepare = Engine(replace(cfg, precision="fp32")).prepare
+                how = {**BUDGET, **settings, "horizon": HORIZON, "precision": cfg.precision}
+                planner = Planner(model, "mppi", prepare=prepare, **how)
                 begin = time.monotonic()
                 planner.act(obs)
                 start = round(time.monotonic() - begin, 2)
                 rate = repeated(partial(planner.act, obs))
                 rates = [float(f"{rate(options.seconds):.5g}") for _ in range(options.rounds)]
+                most = 1 / (HORIZON * BUDGET["iterations"] * floor([net], cfg.precision))
                 engine = {"engine": cfg.mode, "precision": cfg.precision}
-                rows.append({"who": kind, **engine, "start": start, "rates": rates})
+                rows.append(
+                    {"who": kind, **engine, "start": start, "rates": rates, "products": round(most, 1)}
+                )
     found = result(rows, options, "plans/s", goals="≥ 50")
     show("128 plans, 4 iterations, horizon 8", found)
     keep(options.json, "speed", found)
 
 
+def _untrained(hidden: list[int]) -> Dynamics:
+    """A model with the shapes of HalfCheetah."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cfg = DynamicsConfig(members=5, elites=5, net=MLPConfig(hidden=hidden, activation="silu"))
+        net = GaussianDynamics(Spec(17, 6), cfg).eval().requires_grad_(False)
+    unit = torch.ones(6)
+    about = About(None, -unit, unit, "exploded", exploded, torch.zeros(0, 17), torch.ones(17))
+    return Dynamics(net, about)
+
+
 SCRIPT = """
 import sys
+import time
 for name in ("gymnasium", "mujoco", "hydra", "omegaconf", "h5py", "minari"):
     sys.modules[name] = None
 import numpy as np
 import mbo2o
 
 planner = mbo2o.Planner(mbo2o.load_dynamics(sys.argv[1]), "icem", horizon=12)
-print(planner.act(np.zeros(17)))
+planner.act(np.zeros(17))
+print(time.process_time(), flush=True)
 """
 
 
 def start(options: Options) -> None:
     """Seconds from the start of a script, with numpy and this package alone, to its first action."""
     with tempfile.TemporaryDirectory() as folder:
-        net = GaussianDynamics(Spec(17, 6), DynamicsConfig())
-        unit = torch.ones(6)
-        about = About(None, -unit, unit, "exploded", exploded, torch.zeros(0, 17), torch.ones(17))
-        Dynamics(net, about).save(folder)
+        _untrained([200] * 4).save(folder)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         cpu, wall = [], []
         for _ in range(options.rounds + 1):
-            before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", SCRIPT, folder], capture_output=True, env=env)
-            if done.returncode:
-                raise UserError(f"bench plan: the script failed: {done.stderr.decode().splitlines()[-1]}")
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            wall.append(round(time.perf_counter() - begin, 3))
-            cpu.append(round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 3))
+            begin, how = time.perf_counter(), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            with subprocess.Popen([sys.executable, "-c", SCRIPT, folder], text=True, env=env, **how) as p:
+                assert p.stdout
+                line = p.stdout.readline()
+                wall.append(round(time.perf_counter() - begin, 3))
+                said = p.communicate()[1]
+            if p.returncode:
+                raise UserError(f"bench plan: the script failed: {said.splitlines()[-1]}")
+            cpu.append(round(float(line), 3))
     rows = [{"who": "CPU", "rates": cpu[1:]}, {"who": "wall", "rates": wall[1:]}]  # the first reads the disk
     found = result(rows, options, "seconds", goals="≤ 2 s")
     show("from start to first action", found)
@@ -299,79 +337,83 @@ WORKS: dict[str, Callable[[Options], None]] = {
 
 def bars(results: dict[str, Any]) -> str:
     """What was wanted and what was measured."""
-    lines = ["| bar | who | measured | wanted | met |", "|---|---|---|---|---|"]
+    lines = ["| bar | who | measured | wanted | met | plans per CPU second |", "|---|---|---|---|---|---|"]
     for row in results.get("point", {}).get("rows", ()):
         near = sum(x <= NEAR for x in row["values"])
         cells = [f"{near} of {len(row['values'])} starts", "all", _yes(near == len(row["values"]))]
-        lines.append(_line("point mass: the goal is reached", row["who"], *cells))
+        lines.append(_line("point mass: the goal is reached", row["who"], *cells, _plans(row)))
     rows = results.get("pendulum", {}).get("rows", ())
     for row in rows:
-        e = mean_over_seeds(row["values"])
-        text = f"{e.mean:.1f} [{e.low:.1f}, {e.high:.1f}]"
-        if row is rows[0]:
-            lines.append(_line("Pendulum: return", row["who"], text, "", ""))
-            continue
-        d, most = (
-            paired_difference(row["values"], rows[0]["values"]),
-            0.1 * abs(statistics.mean(rows[0]["values"])),
-        )
-        text += f"; less the true dynamics': {d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]"
-        lines.append(_line("Pendulum: return", row["who"], text, f"≥ {-most:.1f}", _yes(d.mean >= -most)))
+        than = next((x["values"] for x in rows if x["who"] == row.get("than")), None)
+        lines.append(_line("Pendulum: return", row["who"], *_beside(row["values"], than), _plans(row)))
     for row in results.get("start", {}).get("rows", ()):
         x = statistics.median(row["rates"])
-        lines.append(_line("start to first action", row["who"], f"{x:.2f} s", "≤ 2 s", _yes(x <= 2)))
+        cells = [f"{x:.2f} s", "≤ 2 s", _yes(x <= 2)]
+        lines.append(_line("start to first action", row["who"], *cells, ""))
     return "\n".join([*lines, *_machines({k: results[k] for k in ("pendulum", "start") if k in results})])
+
+
+def _beside(values: list[float], than: list[float] | None) -> list[str]:
+    """The return with its interval, what is wanted, and whether it is met."""
+    e = mean_over_seeds(values)
+    text = f"{e.mean:.1f} [{e.low:.1f}, {e.high:.1f}]"
+    if than is None:
+        return [text, "", ""]
+    d, most = paired_difference(values, than), 0.1 * abs(statistics.mean(than))
+    text += f"; less the true dynamics': {d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]"
+    return [text, f"≥ {-most:.1f}", _yes(d.mean >= -most)]
+
+
+def _plans(row: Mapping[str, Any]) -> str:
+    return f"{row['plans'] / row['cpu']:.1f}" if row.get("plans") else ""
 
 
 def speeds(results: dict[str, Any]) -> str:
     """Plans per second."""
     rows = results.get("speed", {}).get("rows", ())
     lines = [
-        "| who predicts | engine | plans per second | wanted | met | first plan |",
-        "|---|---|---|---|---|---|",
+        "| who predicts | engine | plans per second | wanted | met | products alone | first plan |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         x, spread = statistics.median(row["rates"]), f"{min(row['rates']):.1f} to {max(row['rates']):.1f}"
         engine = f"{row['engine']} {row['precision']}"
-        lines.append(
-            _line(row["who"], engine, f"{x:.1f} ({spread})", "≥ 50", _yes(x >= 50), f"{row['start']} s")
-        )
+        cells = [f"{x:.1f} ({spread})", "≥ 50", _yes(x >= 50), str(row.get("products", ""))]
+        lines.append(_line(row["who"], engine, *cells, f"{row['start']} s"))
     return "\n".join([*lines, *_machines({k: results[k] for k in ("speed",) if k in results})])
 
 
 def runs(results: dict[str, Any]) -> str:
-    """Returns of runs: their policy, planning, both, and the differences from the policy."""
+    """Returns of runs: their policy, planning, both, and the differences from the policy.
+
+    With at least five seeds the interval is over seeds, each by the mean of its episodes; with fewer it is
+    over all episodes.
+    """
     found = {name: x for name, x in results.items() if name.startswith("run-")}
     if not found:
         return "Not measured yet."
-    lines = [
-        "| run | task | who | seeds | return | less the policy's | horizons |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["run", "task", "who", "seeds x starts", "return", "less the policy's", "horizons"]
+    heads.append("plans per CPU second")
+    lines = [_line(*heads), "|---" * len(heads) + "|"]
     for name, work in found.items():
-        policy = work["rows"][0]["values"]
+        policy = _one_each(work["rows"][0]["values"])
         for row in work["rows"]:
-            e, d = mean_over_seeds(row["values"]), paired_difference(row["values"], policy)
-            cells = [
-                f"{e.mean:.0f} [{e.low:.0f}, {e.high:.0f}]",
-                f"{d.mean:+.0f} [{d.low:+.0f}, {d.high:+.0f}]",
-            ]
-            if e.seeds < 5:
-                cells = [f"{e.mean:.0f}", f"{d.mean:+.0f}"]
-            first = row is work["rows"][0]
-            h = "" if first else ", ".join(map(str, work["horizons"]))
-            lines.append(
-                _line(
-                    name.removeprefix("run-"),
-                    work["env"],
-                    row["who"],
-                    str(e.seeds),
-                    cells[0],
-                    "" if first else cells[1],
-                    h,
-                )
-            )
+            values = _one_each(row["values"])
+            e, d = mean_over_seeds(values), paired_difference(values, policy)
+            sizes = f"{len(row['values'])} x {len(row['values'][0])}"
+            cells = [f"{e.mean:.0f} [{e.low:.0f}, {e.high:.0f}]"]
+            cells += [f"{d.mean:+.0f} [{d.low:+.0f}, {d.high:+.0f}]", ", ".join(map(str, work["horizons"]))]
+            if row is work["rows"][0]:
+                cells[1:] = ["", "", ""]
+            else:
+                cells.append(_plans(row))
+            lines.append(_line(name.removeprefix("run-"), work["env"], row["who"], sizes, *cells))
     return "\n".join([*lines, *_machines(found)])
+
+
+def _one_each(values: list[list[float]]) -> list[float]:
+    """A number for each seed, or with fewer than five of them for each episode."""
+    return [statistics.mean(x) for x in values] if len(values) >= 5 else [y for x in values for y in x]
 
 
 def _line(*cells: str) -> str:

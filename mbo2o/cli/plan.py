@@ -35,7 +35,8 @@ def _plan(options: argparse.Namespace) -> None:
     load_entry_points()
     settings = _settings(options.settings)
     auto = settings.pop("horizon", None) if settings.get("horizon") == "auto" else None
-    configs(options.planner, settings)  # a mistake is told before a run is opened
+    known = {**settings, "horizon": 1} if settings.get("horizon") == "trusted" else settings
+    configs(options.planner, known)  # a mistake is told before a run is opened
     dynamics = load_dynamics(options.path, options.run_seed)
     env, policy, value, gamma = _world(options, dynamics)
     prepare = Engine(EngineConfig(options.engine), str(dynamics.device)).prepare
@@ -152,6 +153,7 @@ def add_to(commands: Any) -> None:
         "Settings are those of `mbo2o.planning.planner.PlanConfig` and of the planner. horizon=auto plans as "
         "far as the model ranks random plans as the environment does: Spearman's rank correlation of at "
         "least 0.5, over 8 states and 32 plans from each, which takes some 20 000 steps of the environment. "
+        "horizon=trusted plans to the depth that the model's folder names, without the environment. "
         "With a run, plans of its policy join the candidates and its critics value the state at the end.",
     )
     p.add_argument("path", type=Path, metavar="RUN_OR_MODEL", help="a run, or a folder of `model fit`")

@@ -234,7 +234,7 @@ class Dynamics:
         self,
         obs: Array,
         policy_or_actions: Array | Callable[[Array], Array],
-        horizon: int | None = None,
+        horizon: int | str | None = None,
         *,
         seed: int = 0,
         sample: bool = True,
@@ -246,7 +246,8 @@ class Dynamics:
             policy_or_actions: Actions `(..., H, A)` in the environment's units, or a policy: a function from
                 observations `(..., D)` to actions `(..., A)`, or an object whose `predict(obs)` returns these
                 first, as those of Stable-Baselines3 do.
-            horizon: The number of steps; None: as many as there are actions.
+            horizon: The number of steps; None: as many as there are actions; `trusted`: as far as the model
+                is to be trusted (`trusted_depth`), but at least one, and at most as many as there are actions.
             seed: The draws follow from it.
             sample: Draw from a random elite at each step; otherwise each step is the mean over elites.
 
@@ -258,6 +259,8 @@ class Dynamics:
         if actions is not None and actions.dim() < 2:
             raise UserError(f"actions have the shape {tuple(actions.shape)}, expected (..., H, A)")
         given = None if actions is None else actions.shape[-2]
+        if isinstance(horizon, str):
+            horizon = min(self._steps(horizon), given or self._steps(horizon))
         steps = given if horizon is None else horizon
         if steps is None or steps < 1 or (given is not None and steps > given):
             raise UserError(f"horizon={horizon} must be at least 1, and at most the actions' number, {given}")
@@ -290,7 +293,7 @@ class Dynamics:
         self,
         num_envs: int,
         starts: Array | None = None,
-        horizon: int | None = None,
+        horizon: int | str | None = None,
         penalty: float = 0.0,
         autoreset: Any = "NextStep",
     ) -> ModelVectorEnv:
@@ -299,27 +302,36 @@ class Dynamics:
         Args:
             num_envs: The number of branches.
             starts: `(n, D)`, where episodes begin; None: where the data's episodes begin.
-            horizon: Steps after which an episode is truncated; None: the task's time limit. `trusted_depth`
-                gives one up to which the model is to be trusted.
+            horizon: Steps after which an episode is truncated; None: the task's time limit; `trusted`: as
+                many as the model is to be trusted for (`trusted_depth`), at least one.
             penalty: The reward is r - penalty·u(s, a), with the uncertainty u.
             autoreset: One of gymnasium's modes: NextStep, SameStep or Disabled.
 
         Raises:
-            UserError: The folder holds no starts or no time limit, or there is no such mode.
+            UserError: The folder holds no starts, no time limit or no measured errors, or there is no such
+                mode.
         """
         from mbo2o.model.env import ModelVectorEnv
 
         return ModelVectorEnv(self, num_envs, starts, self._horizon(horizon), penalty, autoreset)
 
     def as_env(
-        self, starts: Array | None = None, horizon: int | None = None, penalty: float = 0.0
+        self, starts: Array | None = None, horizon: int | str | None = None, penalty: float = 0.0
     ) -> ModelEnv:
         """The model as a single `gymnasium.Env`; the arguments are those of `as_vector_env`."""
         from mbo2o.model.env import ModelEnv
 
         return ModelEnv(self, starts, self._horizon(horizon), penalty)
 
-    def _horizon(self, horizon: int | None) -> int:
+    def _steps(self, horizon: str) -> int:
+        """The number of steps that a word stands for."""
+        if horizon != "trusted":
+            raise UserError(f"horizon={horizon!r} is neither a number of steps nor 'trusted'")
+        return max(1, self.trusted_depth())
+
+    def _horizon(self, horizon: int | str | None) -> int:
+        if isinstance(horizon, str):
+            return self._steps(horizon)
         found = self.about.time_limit if horizon is None else horizon
         if found is None or found < 1:
             why = "the model's folder names no time limit" if horizon is None else f"horizon={horizon}"

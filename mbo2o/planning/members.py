@@ -98,7 +98,9 @@ class Members:
         layers = [self._taken(x) if alone else None for x in elite]
         return [Drawn(*x) for x in zip(elite, noise, layers, strict=True)]
 
-    def __call__(self, obs: Tensor, act: Tensor, drawn: Drawn | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(
+        self, obs: Tensor, act: Tensor, drawn: Drawn | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `objective.Model`; a function of tensors, which may be compiled."""
         u = torch.zeros(obs.shape[:-1], device=obs.device)
         if drawn is None or self._penalty is not None:
@@ -128,7 +130,9 @@ class Members:
         """Draws of (Δobs, reward) `(P, N, D+1)`; each particle is computed by its own elite only."""
         model, (p, n), k = self._dynamics, obs.shape[:2], self._dynamics.elites.shape[-1]
         x = model.inputs(torch.cat([obs, act], -1))
-        if drawn.layers is None:  # equal shares: rows move to the elites, which is cheaper than to move weights
+        if (
+            drawn.layers is None
+        ):  # equal shares: rows move to the elites, which is cheaper than to move weights
             order = drawn.elite.argsort(stable=True)
             found = self._net(self._layers, x[order].reshape(k, p // k * n, -1))
             back = order.argsort()

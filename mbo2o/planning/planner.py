@@ -79,12 +79,13 @@ class Planner:
             prepare: Turns a step of the rating of plans in a learned model into the one that is run, such
                 as a compiled one.
             **settings: Fields of `PlanConfig` and of the search's config, such as `horizon=12`.
-                `horizon="auto"` is the depth to which the model's folder says that it is to be trusted.
+                `horizon="trusted"` is the depth to which the model's folder says that it is to be trusted,
+                and so is `auto`, which means another test on the command line.
 
         Raises:
             UserError: A setting is unknown or has a wrong value, or `box` is missing.
         """
-        if settings.get("horizon") == "auto":
+        if settings.get("horizon") in ("auto", "trusted"):
             settings["horizon"] = _trusted(model)
         self.plan_cfg, cfg = configs(search, settings)
         if isinstance(model, Dynamics):
@@ -175,7 +176,7 @@ class Planner:
 def _trusted(model: Dynamics | Step) -> int:
     """The depth to which a model is to be trusted, at least 1."""
     if not isinstance(model, Dynamics):
-        raise UserError("plan: horizon=auto needs a learned model's errors by depth; give a number")
+        raise UserError("plan: horizon=trusted needs a learned model's errors by depth; give a number")
     return max(1, model.trusted_depth())
 
 

@@ -352,7 +352,7 @@ def test_every_table_is_made_from_stored_files(tmp_path):
         "start": 1.0,
         "rates": [40.0, 60.0],
     }
-    returns = [{"who": who, "values": [1.0, 2.0]} for who in ("policy", "planning")]
+    returns = [{"who": who, "values": [[1.0, 2.0]] * 2} for who in ("policy", "planning")]
     stored_plan = Path(__file__).parents[2] / "data" / "results" / "bench-plan.json"
     planned = json.loads(stored_plan.read_text()) | {"speed": stored([speed])}
     planned["run-mine"] = stored(returns) | {"env": "Hopper-v5", "episodes": 1, "horizons": [4, 8]}

@@ -153,6 +153,13 @@ def test_what_the_folder_lacks_is_asked_for():
         env.reset(options={"reset_mask": [True, False]})
 
 
+def test_an_episode_ends_where_trust_ends(noisy, monkeypatch):
+    monkeypatch.setattr(noisy, "trusted_depth", lambda: 3, raising=False)
+    env = noisy.as_env(horizon="trusted")
+    env.reset(seed=0)
+    assert [env.step(env.action_space.sample() * 0)[3] for _ in range(3)] == [False, False, True]
+
+
 def test_the_environments_are_gymnasium_s():
     assert issubclass(ModelVectorEnv, gymnasium.vector.VectorEnv)
     assert issubclass(ModelEnv, gymnasium.Env)

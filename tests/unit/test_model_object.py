@@ -242,6 +242,18 @@ def test_a_horizon_is_needed_and_fits_the_actions(act, horizon):
         models.linear().rollout(np.zeros(2), act, horizon)
 
 
+def test_a_rollout_ends_where_trust_ends():
+    model = models.linear()
+    with pytest.raises(UserError, match="model fit"):
+        model.rollout(np.zeros(2), np.zeros((4, 2)), "trusted")
+    for depth, steps in ((3, 3), (0, 1), (9, 4)):
+        model.trusted_depth = lambda depth=depth: depth
+        assert model.rollout(np.zeros(2), np.zeros((4, 2)), "trusted").reward.shape == (steps,)
+    assert model.rollout(np.zeros(2), lambda obs: obs * 0, "trusted").reward.shape == (9,)
+    with pytest.raises(UserError, match="'far' is neither a number of steps nor 'trusted'"):
+        model.rollout(np.zeros(2), np.zeros((4, 2)), "far")
+
+
 # ---- folders
 
 

@@ -19,6 +19,9 @@ from models import linear, linear_net
 import mbo2o
 from mbo2o.cli.main import main
 from mbo2o.dynamics.fit import FitConfig
+from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
+from mbo2o.dynamics.termination import none
+from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.planning.cem import truncated_normal
 from mbo2o.planning.horizon import compare, rank_correlation, smooth_plans
 from mbo2o.planning.icem import coloured
@@ -28,6 +31,7 @@ from mbo2o.planning.objective import BROKEN, Objective, OfRows
 from mbo2o.planning.planner import Planner
 from mbo2o.planning.search import best
 from mbo2o.registry import PLANNERS
+from mbo2o.types import Spec
 
 SEARCHES = ("cem", "icem", "mppi")
 BOX = ([-1.0, -1.0], [1.0, 1.0])
@@ -381,6 +385,36 @@ def test_measuring_the_uncertainty_does_not_change_the_step(kind, particles):
     assert (two[3] > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["ts1", "tsinf", "mean"])
+@pytest.mark.parametrize("net", [{}, {"layer_norm": True, "activation": "elu"}])
+def test_planners_compute_what_the_network_does_and_bf16_is_near(kind, net):
+    cfg = DynamicsConfig(5, 3, MLPConfig(hidden=[32, 32], **net))
+    torch.manual_seed(0)
+    model = GaussianDynamics(Spec(3, 2), cfg).eval().requires_grad_(False)
+    model.elites = torch.tensor([4, 0, 2])
+    obs, act = torch.randn(3, 7, 3), torch.rand(3, 7, 2)
+    generator = torch.Generator().manual_seed(0)
+    exact, low = (Members(model, kind, termination=none, precision=x) for x in ("fp32", "bf16"))
+    (drawn,) = exact.draw(3, 1, generator)
+    mean, std = (model.of_elites(x) for x in model.predict(obs.flatten(0, 1), act.flatten(0, 1)))
+    if kind == "mean":
+        y = mean.mean(0).unflatten(0, (3, 7))
+    else:
+        own = (drawn.elite, torch.arange(3))
+        y = mean.unflatten(1, (3, 7))[own] + std.unflatten(1, (3, 7))[own] * drawn.noise
+    after, reward, *_ = exact(obs, act, drawn)
+    torch.testing.assert_close(after, obs + y[..., :-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(reward, y[..., -1], rtol=1e-4, atol=1e-5)
+    near = low(obs, act, drawn)[0]
+    assert 0 < (near - after).abs().max() < 0.05
+    (one,) = exact.draw(1, 1, generator) if kind != "mean" else (None,)
+    alone = exact(obs[:1], act[:1], one)
+    if one is not None:  # a particle alone is computed by its member alone
+        assert len(one.layers[0][0]) == 1
+        y = mean[one.elite[0], :7] + std[one.elite[0], :7] * one.noise[0]
+        torch.testing.assert_close(alone[0][0], obs[0] + y[:, :-1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_step_agrees_with_the_model_s_own_mean():
     dyn, obs, act = linear(linear_net(offsets=APART)), torch.rand(5, 2), torch.rand(5, 2) * 2 - 1
     after, r, *_ = Members(dyn.net, "mean", termination=dyn.about.ends)(obs[None], act[None], None)
@@ -423,14 +457,15 @@ def test_the_horizon_is_as_long_as_the_model_ranks_plans(growth, expected):
     assert abs(trust.horizon - expected) <= (2 if growth == 0.25 else 0 if not growth else 2)
 
 
-def test_a_model_s_own_measure_gives_the_horizon():
+@pytest.mark.parametrize("word", ["auto", "trusted"])
+def test_a_model_s_own_measure_gives_the_horizon(word):
     with pytest.raises(mbo2o.UserError, match="model fit"):
-        Planner(linear(), horizon="auto")
+        Planner(linear(), horizon=word)
     dyn = linear()
     dyn.trusted_depth = lambda: 9
-    assert Planner(dyn, horizon="auto").horizon == 9
-    with pytest.raises(mbo2o.UserError, match="horizon=auto"):
-        Planner(point, box=BOX, horizon="auto")
+    assert Planner(dyn, horizon=word).horizon == 9
+    with pytest.raises(mbo2o.UserError, match="horizon=trusted"):
+        Planner(point, box=BOX, horizon=word)
 
 
 # ---- the object
@@ -502,8 +537,10 @@ def test_a_planner_of_one_s_own_is_found_by_name(monkeypatch):
 
 
 STRANGER = """
-import time; begin = time.process_time()
-import sys
+import sys, time
+begin = time.process_time()
+import torch
+theirs = time.process_time()
 for name in ("gymnasium", "mujoco", "hydra", "omegaconf", "h5py", "minari"):
     sys.modules[name] = None
 import numpy as np
@@ -511,7 +548,7 @@ import mbo2o
 
 planner = mbo2o.Planner(mbo2o.load_dynamics(sys.argv[1]), "icem", horizon=8)
 action = planner.act(np.zeros(2))
-print(action.shape, time.process_time() - begin)
+print(action.shape, theirs - begin, time.process_time() - theirs)
 """
 
 
@@ -525,10 +562,11 @@ def test_a_script_with_numpy_alone_plans_in_seconds_of_cpu_time(tmp_path):
         env=env,
     )
     assert done.returncode == 0, done.stderr
-    shape, _, seconds = done.stdout.rpartition(" ")
+    shape, theirs, ours = done.stdout.rsplit(" ", 2)
     assert shape == "(2,)"
-    # `mbo2o bench plan` measures it on a core of its own; a shared one also pays for what others evict
-    assert float(seconds) < 4
+    # `mbo2o bench plan` measures the two seconds; here the import of torch, which takes most of them, is the
+    # measure, since a core that is shared makes everything slower
+    assert float(ours) < 0.5 * float(theirs) + 0.3
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -637,6 +675,29 @@ def mopo_run(tmp_path_factory):
     return mbo2o.train(cfg).directory
 
 
+def test_a_long_plan_is_rated_in_parts_of_some_steps_with_the_same_value(monkeypatch):
+    monkeypatch.setattr("mbo2o.planning.objective.STEPS", 3)
+    seen, plans = [], torch.rand(1, 4, 7, 2)
+
+    def prepare(step):
+        def run(*args):
+            seen.append(args[1].shape[1])
+            return step(*args)
+
+        return run
+
+    torch.manual_seed(0)
+    value = {"gamma": 0.9, "coef": 0.1, "value": lambda obs: obs[:, 0]}
+    parts = Objective(OfRows(point), prepare=prepare, **value)
+    found = parts.rate(torch.zeros(1, 2), plans, torch.Generator())
+    assert seen == [3, 3, 1]
+    state, total = torch.zeros(4, 2), torch.zeros(4)
+    for t in range(7):
+        state, r, _, u = point(state, plans[0, :, t], None)
+        total = total + 0.9**t * (r - 0.1 * u)
+    torch.testing.assert_close(found.value[0], total + 0.9**7 * state[:, 0])
+
+
 def test_a_compiled_rating_gives_the_same_plans():
     from mbo2o.run.engine import Engine, EngineConfig
 
@@ -700,7 +761,23 @@ def test_the_bench_s_tables_read_what_it_writes(tmp_path, monkeypatch):
     found = read(tmp_path / "f.json")
     table = plan.bars(found)
     assert "| point mass: the goal is reached | mppi |" in table
-    assert table.count("Pendulum: return") == len(found["pendulum"]["rows"]) == 4
+    assert table.count("Pendulum: return") == len(found["pendulum"]["rows"]) == 5
+    assert "| PETS of mbrl 0.2.0, its own model |" in table
+
+
+def test_the_bench_of_speed_names_who_predicts_and_what_products_alone_would_take(tmp_path, monkeypatch):
+    from bench import plan
+    from bench.measure import Options, read
+
+    monkeypatch.setattr(plan, "NETS", {"4 x 200": [8], "3 x 128": [8]})
+    monkeypatch.setattr(plan, "HORIZON", 2)
+    plan.main(Options(only=("speed",), engine=("eager",), seconds=0.01, rounds=2, json=tmp_path / "f.json"))
+    rows = read(tmp_path / "f.json")["speed"]["rows"]
+    assert [(row["who"], row["precision"]) for row in rows] == [
+        (who, precision) for who in plan.KINDS for precision in ("fp32", "bf16")
+    ]
+    assert all(row["products"] > 0 and len(row["rates"]) == 2 for row in rows)
+    assert plan.speeds({"speed": read(tmp_path / "f.json")["speed"]}).count("| ≥ 50 |") == 6
 
 
 def test_the_bench_of_a_run_goes_on_with_the_seeds_that_are_missing(tmp_path, monkeypatch, mopo_run, capsys):
@@ -719,7 +796,7 @@ def test_the_bench_of_a_run_goes_on_with_the_seeds_that_are_missing(tmp_path, mo
     first = read(tmp_path / "f.json")
     (work,) = first.values()
     assert [len(row["values"]) for row in work["rows"]] == [2] * 4
-    assert "| planning |" in plan.runs(first)
+    assert "| planning | 2 x 1 |" in plan.runs(first)
     for row in work["rows"]:
         row["values"].pop()
     work["horizons"].pop()
