@@ -265,9 +265,8 @@ def speed(options: Options) -> None:
                 rows.append(
                     {"who": kind, **engine, "start": start, "rates": rates, "products": round(most, 1)}
                 )
-    found = result(rows, options, "plans/s", goals="≥ 50")
-    show("128 plans, 4 iterations, horizon 8", found)
-    keep(options.json, "speed", found)
+                print(f"  {kind}, {cfg.mode} {cfg.precision}: {statistics.median(rates):.1f}/s", flush=True)
+                keep(options.json, "speed", result(rows, options, "plans/s", goals="≥ 50"))
 
 
 def _untrained(hidden: list[int]) -> Dynamics:

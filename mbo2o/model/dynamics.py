@@ -247,7 +247,7 @@ class Dynamics:
                 observations `(..., D)` to actions `(..., A)`, or an object whose `predict(obs)` returns these
                 first, as those of Stable-Baselines3 do.
             horizon: The number of steps; None: as many as there are actions; `trusted`: as far as the model
-                is to be trusted (`trusted_depth`), but at least one, and at most as many as there are actions.
+                is to be trusted (`trusted_depth`), at least one, and at most as many as there are actions.
             seed: The draws follow from it.
             sample: Draw from a random elite at each step; otherwise each step is the mean over elites.
 
