@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mbo2o.planning.search import Rate, Search, SearchConfig, best
 from mbo2o.registry import planner
+from mbo2o.types import UserError
 
 
 @dataclass
@@ -18,18 +19,26 @@ class CEMConfig(SearchConfig):
 
     alpha: float = 0.1  # how much of the old mean and variance stays in an iteration
     std: float = 0.5  # deviation of the first iteration; PETS: a quarter of the box's width
+    bounds: str = "clip"  # what the box does to draws: clip, or truncate, as in PETS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bounds not in ("clip", "truncate"):
+            raise UserError(f"plan: bounds={self.bounds} is neither clip nor truncate")
 
 
 @planner("cem", CEMConfig)
 class CEM(Search):
     """Repeat: draw plans from a normal, keep the elites, fit the normal to them.
 
-        a_1..a_S ~ N(μ, σ²) truncated to the box,    E = the elites with the largest values
+        a_1..a_S ~ N(μ, σ²) clipped to the box,    E = the elites with the largest values
         μ ← α μ + (1 - α) mean(E),    σ² ← α σ² + (1 - α) var(E)
 
-    The plan is the last μ. PETS keeps plans inside the box by narrowing σ to half the distance between μ and
-    the bound, so that a plan that has come near a bound stays there. Here the normal is truncated at
-    the bounds instead, and keeps its σ.
+    The plan is the last μ. Draws beyond the box stand at its bounds, so that plans of the largest actions are
+    tried. With draws of a truncated normal, as PETS has them, CEM takes one of five swings of Pendulum's true
+    dynamics in the wrong direction, with every deviation and number of elites that was tried. PETS also
+    narrows σ to half the distance between μ and the bound, so that a plan that has come near a bound stays
+    there; here σ keeps its size.
     """
 
     cfg: CEMConfig
@@ -38,12 +47,16 @@ class CEM(Search):
         """See `Search.improve`."""
         mean, var = start, torch.full_like(start, self.cfg.std**2)
         for _ in range(self.cfg.iterations):
-            drawn = truncated_normal(mean[:, None], var.sqrt()[:, None], self.uniform(self.cfg.population))
-            plans = torch.cat([drawn, proposals], 1)
+            plans = torch.cat([self._drawn(mean[:, None], var.sqrt()[:, None]), proposals], 1)
             elites, _ = best(plans, rate(plans), self.cfg.elites)
             mean = torch.lerp(elites.mean(1), mean, self.cfg.alpha)
             var = torch.lerp(elites.var(1, correction=0), var, self.cfg.alpha)
         return mean
+
+    def _drawn(self, mean: Tensor, std: Tensor) -> Tensor:
+        if self.cfg.bounds == "clip":
+            return (mean + std * self.normal(self.cfg.population)).clamp(-1, 1)
+        return truncated_normal(mean, std, self.uniform(self.cfg.population))
 
 
 def truncated_normal(mean: Tensor, std: Tensor, u: Tensor) -> Tensor:

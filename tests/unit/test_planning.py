@@ -80,6 +80,23 @@ def test_an_optimum_beyond_the_box_is_found_at_its_bound(search):
     assert plan[0, 0, 1] < -0.9
 
 
+def test_cem_tries_the_bounds_of_the_box_unless_its_draws_are_truncated():
+    shares = {}
+    for bounds in ("clip", "truncate"):
+        seen = []
+
+        def rate(plans, seen=seen):
+            seen.append(plans)
+            return plans.sum((-1, -2))
+
+        planner(quadratic, "cem", horizon=2, bounds=bounds).search(1, rate)
+        shares[bounds] = (seen[0].abs() == 1).float().mean()
+    assert shares["truncate"] == 0
+    assert abs(shares["clip"] - 0.0455) < 0.03  # beyond two deviations
+    with pytest.raises(mbo2o.UserError, match="neither clip nor truncate"):
+        planner(quadratic, "cem", bounds="wrap")
+
+
 def test_a_plan_that_stands_at_a_bound_leaves_it(search):
     p = planner(quadratic, search, horizon=2, iterations=6, std=0.5, population=400, elites=20)
     for _ in range(3):
