@@ -114,8 +114,8 @@ class Objective:
         """The same for rows `(N, D)` and plans `(N, H, A)`, each `(N,)`."""
         state = obs.expand(self.particles, *obs.shape).contiguous()
         # a tensor of its own for each, since a compiler makes another program where two are the same one
-        zeros = [torch.zeros(state.shape[:2], device=obs.device) for _ in range(4)]
-        sums = Sums(*zeros, zeros[0] == 0, zeros[0] != 0)
+        a, b, c, d = (torch.zeros(state.shape[:2], device=obs.device) for _ in range(4))
+        sums = Sums(a, b, c, d, a == 0, a != 0)
         discount = torch.tensor([self.gamma**t for t in range(len(drawn) + 1)], device=obs.device)
         for t in range(0, len(drawn), STEPS):
             some = slice(t, t + STEPS)
