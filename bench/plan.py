@@ -86,7 +86,7 @@ def point_mass(options: Options) -> None:
     )
     model, rows = fit_dynamics(dataset, cfg), []
     starts = np.array([[-0.9, 0.9], [0.9, 0.9], [-0.9, -0.9], [0.0, 0.8], [-0.7, 0.1]], np.float32)
-    budget = {"horizon": 8, "population": 64, "iterations": 4, "elites": 8}
+    budget: dict[str, Any] = {"horizon": 8, "population": 64, "iterations": 4, "elites": 8}
     planners = {x: partial(_reach, Planner(model, x, **budget)) for x in SEARCHES}
     for who, reach in {**planners, PETS: partial(_reach_one_by_one, Pets(model, budget, own=True))}.items():
         begin = time.process_time()
@@ -129,7 +129,8 @@ def pendulum(options: Options) -> None:
         env="Pendulum-v1", dynamics=DynamicsConfig(members=5, elites=5, net=NET), fit=_fit(4000), seed=0
     )
     model = fit_dynamics(dataset, cfg)
-    env, starts, rows = EnvChoice("Pendulum-v1"), planned.starts_of(STARTS), []
+    env, starts = EnvChoice("Pendulum-v1"), planned.starts_of(STARTS)
+    rows: list[dict[str, Any]] = []
 
     def add(who: str, play: Callable[[], planned.Played], than: str = "") -> None:
         """than: the row whose return a tenth may be missing of."""
@@ -204,7 +205,10 @@ def _run(path: Path, options: Options) -> None:
         trust = planned.trust_of(env, Planner(model, **how), policy, model.about.rewards, seed=k)
         how["horizon"] = trust.horizon
         print(f"{path.name}, seed {k}: rank correlations {trust.text()}; horizon {trust.horizon}", flush=True)
-        own = {"precision": engine.precision, "prepare": Engine(replace(engine, precision="fp32")).prepare}
+        own: dict[str, Any] = {
+            "precision": engine.precision,
+            "prepare": Engine(replace(engine, precision="fp32")).prepare,
+        }
 
         def plan(**more: Any) -> Callable[[], planned.Played]:
             made, drop = Planner(model, **how, **own, **more), engine.mode == "eager"  # noqa: B023
@@ -301,7 +305,8 @@ def start(options: Options) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         cpu, wall = [], []
         for _ in range(options.rounds + 1):
-            begin, how = time.perf_counter(), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            begin = time.perf_counter()
+            how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             with subprocess.Popen([sys.executable, "-c", SCRIPT, folder], text=True, env=env, **how) as p:
                 assert p.stdout
                 line = p.stdout.readline()
