@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ class MetricsFile:
             # unbuffered, so that a full disk raises where a line is written, and not again at closing
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  lives as long as the run
 
-    def write(self, place: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
-        """Append one event, whole or not at all; returns the values as they were written."""
-        values = {name: _plain(x.detach().cpu().tolist()) for name, x in metrics.items()}
+    def write(self, place: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Append one event of tensors or arrays, whole or not at all; returns the values as written."""
+        values = {name: _plain(x.tolist()) for name, x in metrics.items()}
         line = {**place, **values}
-        with streams.private():  # a logger's own draws are no part of the run
+        with streams.private() if self._loggers else contextlib.nullcontext():  # their draws are no run's
             self._loggers.begin()
             with writing(self._path):
                 self._append(json.dumps(line).encode() + b"\n")
@@ -45,13 +45,13 @@ class MetricsFile:
         return values
 
     def _append(self, line: bytes) -> None:
-        end, done = self._file.seek(0, os.SEEK_END), 0
+        done = 0
         try:
             while done < len(line):
                 done += self._file.write(line[done:])
         except OSError:
             with contextlib.suppress(OSError):
-                self._file.truncate(end)
+                self._file.truncate(self._file.seek(0, os.SEEK_END) - done)
             raise
 
     def size(self) -> int:

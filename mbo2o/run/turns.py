@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,14 @@ from mbo2o.run.world import Task, World
 from mbo2o.types import Metrics, Source, UserError, form
 
 GOES_ON = "the same command goes on from here"
+Found = Mapping[str, Any] | Pending  # tensors or arrays by name, or the evaluation that will give them
 
 
 class Line(NamedTuple):
     """A line of the log that is to be written."""
 
     place: dict[str, Any]
-    what: Metrics | Pending
-    """Its values, or the evaluation that will give them."""
+    what: Found
     said: str
     """What is shown before the values that are shown."""
     shown: tuple[str, ...]
@@ -92,6 +93,8 @@ class Run:
         self._beside = self.world.beside(cfg.eval_workers, cfg.eval_episodes, task.seed)
         self._lines: list[Line] = []  # what waits for an evaluation before it
         self._lot = 1  # turns whose updates are made together
+        # a turn is logged, evaluated or saved only if this divides it
+        self._events = math.gcd(cfg.log_every, cfg.eval_every, cfg.checkpoint_every)
         # the updates of a turn that is over, and how many such turns wait
         self._waiting: tuple[Any, ...] = ()
         self.memory = Memory(directory, self.world, loggers, start_from=start_from, look_only=look_only)
@@ -187,7 +190,7 @@ class Run:
         for m in metrics:
             self.memory.means.add(m)
 
-    def write(self, kind: str, metrics: Metrics) -> None:
+    def write(self, kind: str, metrics: Mapping[str, Any]) -> None:
         """Write a line of its own, now."""
         self._put(self._place(kind), metrics, "model refitted: ", ("holdout_mse",) if kind == "model" else ())
 
@@ -272,19 +275,18 @@ class Run:
         self._bar = None
 
     def _after_turn(self, last: bool) -> None:
-        t, cfg = self.turn, self.cfg
-        due = any(
-            t % every == 0 for every in (self._lot, cfg.log_every, cfg.eval_every, cfg.checkpoint_every)
-        )
-        if due or last or self.signals.stop:
+        t, ends = self.turn, last or self.signals.stop
+        if t % self._lot == 0 or ends:  # every event falls on such a turn
             self._settle()
+        if t % self._events and not ends:
+            return
         if t % self.cfg.log_every == 0 or last:
             self._log_means()
         if t % self.cfg.eval_every == 0 or last:
             self._evaluate_and_log(last)
-        if self.signals.stop and last:
+        if last:
             return  # the next loop saves when it is entered, or the run at its end
-        if self.signals.stop or (t % self.cfg.checkpoint_every == 0 and not last):
+        if self.signals.stop or t % self.cfg.checkpoint_every == 0:
             self._save()
         if self.signals.stop:
             raise Stopped(f"stopped at {self._where()}; {GOES_ON}")
@@ -329,9 +331,7 @@ class Run:
         if take is not None and look:  # the first turn of a phase is 0
             self._put(self._place("coverage"), take(self.world.visited()))
 
-    def _put(
-        self, place: dict[str, Any], what: Metrics | Pending, said: str = "", shown: tuple[str, ...] = ()
-    ) -> None:
+    def _put(self, place: dict[str, Any], what: Found, said: str = "", shown: tuple[str, ...] = ()) -> None:
         """Write a line of the log, in its turn, and then show some of its values."""
         self._lines.append(Line(place, what, said, shown))
         self._flush()
