@@ -13,8 +13,8 @@ from torch import Tensor
 from mbo2o.agents.base import Agent
 from mbo2o.envs.faults import Faults
 from mbo2o.envs.worker import Unsendable, Worker
+from mbo2o.progress import tell
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from mbo2o.agents.base import Agent
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.faults import EnvironmentFault
+from mbo2o.progress import Progress, describe, tell
 from mbo2o.run.beside import Pending
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import Engine
 from mbo2o.run.evaluate import Evaluator, Visited
-from mbo2o.run.log import Progress, describe, tell
 from mbo2o.run.memory import Memory, Stateful
 from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
 from mbo2o.run.world import Task, World

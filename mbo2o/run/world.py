@@ -21,11 +21,11 @@ from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.scores import reference_for
+from mbo2o.progress import tell
 from mbo2o.run.beside import Beside
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.evaluate import Evaluator, Visited
-from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView, Spec, UserError
 
 
