@@ -33,15 +33,15 @@ def _tables() -> list[str]:
     from mbo2o.cli.study import of_checkout
 
     again = of_checkout("studies.again")
-    faults: list[str] = again.tables() + again.claims()
-    print(f"{again.RESULTS}: {again.counted()} computed again, {_found(faults)}", flush=True)
+    faults: list[str] = again.tables() + again.claims() + again.drops()
+    print(f"{again.measured.RESULTS}: {again.counted()} computed again, {_found(faults)}", flush=True)
     return faults
 
 
 def _samples() -> list[Path]:
     from mbo2o.cli.study import of_checkout
 
-    return sorted(of_checkout("studies.again").RESULTS.glob(SAMPLES))
+    return sorted(of_checkout("studies.measured").RESULTS.glob(SAMPLES))
 
 
 def _one(path: Path) -> list[str]:
