@@ -63,7 +63,7 @@ def drops() -> list[str]:
             continue
         rows = read_rows(path)
         for run, reason in _dropped(beside):
-            if run in rows and "nan" not in rows[run][0].values():
+            if run in rows and rows[run][0]["final"] != "nan":
                 lines.append(f"{beside.name}: {run} is in the table, and is listed as left out: {reason}")
     return lines
 
@@ -96,7 +96,7 @@ def list_drops() -> None:
             continue
         known = arms_of(parser().parse_args(["study", *shlex.split(MEASURED_BY[path.stem])]))
         there = read_rows(path)
-        out = [{"run": x, "reason": "diverged"} for x, rows in there.items() if "nan" in rows[0].values()]
+        out = [{"run": x, "reason": "diverged"} for x, rows in there.items() if rows[0]["final"] == "nan"]
         write_drops(beside, [*out, *({"run": x, "reason": "was not run"} for x in known if x not in there)])
 
 

@@ -64,8 +64,9 @@ def measure(file: str, updates: int, seeds: int) -> Iterator[list[Row]]:
 def _dataset(whole: TransitionDataset, rows: Tensor, more: Tensor | None) -> TransitionDataset:
     """Some rows, with one more number behind each observation if `more` `(N, 1)` is given."""
     obs = whole.obs[rows] if more is None else torch.cat([whole.obs[rows], more], 1)
-    fields = (obs, whole.act[rows], whole.rew[rows], whole.terminated[rows], whole.truncated[rows])
-    return TransitionDataset.from_arrays(*(x.numpy() for x in fields))
+    fields = (whole.act[rows], whole.rew[rows], whole.terminated[rows], whole.truncated[rows])
+    act, rew, terminated, truncated = (x.numpy() for x in fields)
+    return TransitionDataset.from_arrays(obs.numpy(), act, rew, terminated, truncated)
 
 
 def _clone(data: TransitionDataset, updates: int, seeds: int) -> BC:
@@ -98,30 +99,27 @@ def _returns(clone: BC, env: str, seeds: int, as_episode: float | None, sampled:
 def table(results: Path) -> str:
     """What was measured, a row for each part and way to act; for a page."""
     lines = ["| file | cloned | their mean return | the clone acts by | the clone returns, by seed |"]
-    lines += ["|---|---|---|---|---|"]
+    lines, notes = [*lines, "|---|---|---|---|---|"], []
     for path in sorted(results.glob("cloning-*.csv")):
         name = path.stem.removeprefix("cloning-")
-        for part, rows in read_rows(path).items():
+        parts = read_rows(path)
+        for part, rows in parts.items():
             for how in dict.fromkeys(r["how"] for r in rows):
-                mine = [r for r in rows if r["how"] == how]
-                values = ", ".join(f"{float(r['return']):.0f}" for r in mine)
-                first = mine[0]
-                cells = [f"`{name}`", f"{part} ({first['episodes']} episodes)", f"{float(first['data']):.0f}"]
-                lines.append(f"| {' | '.join([*cells, _how(how), values])} |")
-        lines.append(_about(name, rows[0]))
-    return "\n".join(lines)
+                values = ", ".join(f"{float(r['return']):.0f}" for r in rows if r["how"] == how)
+                episodes, own = rows[0]["episodes"], float(rows[0]["data"])
+                cells = [f"`{name}`", f"{part} ({episodes} episodes)", f"{own:.0f}", _how(how), values]
+                lines.append(f"| {' | '.join(cells)} |")
+        first = next(iter(parts.values()))[0]
+        updates = f"{int(first['updates']):,}".replace(",", " ")
+        notes.append(f"`{name}`: {updates} updates, {EPISODES} episodes for each seed in {first['env']}.")
+    return "\n".join([*lines, "", *notes])
 
 
 def _how(how: str) -> str:
-    return {"mean": "its mean action", "sampled": "a sampled action"}.get(
-        how, f"its {how.replace('mean', 'mean action', 1)} %"
-    )
-
-
-def _about(name: str, row: dict[str, str]) -> str:
-    return f"| | | | | {int(row['updates']):,} updates, {EPISODES} episodes in {row['env']} |".replace(
-        ",", " ", 1
-    )
+    """A way to act, for readers."""
+    if how.startswith("mean, as episode"):
+        return f"its mean action, told to be {how.rpartition(' ')[2]} % through the buffer"
+    return "its mean action" if how == "mean" else "a sampled action"
 
 
 def main() -> None:
