@@ -20,13 +20,14 @@ from mbo2o.verify.traces import Trace
 from studies import measured
 from studies.arms import read_rows, recomputed, rounded
 from studies.ledger import disagreements
-from studies.measured import STUDIES, files_of
 from studies.methods import MEASURED_BY
 from studies.results import write_drops
 
 
 def _tables() -> list[Path]:
-    return [path for kind in (*STUDIES, "offline") for path in files_of(kind)]
+    """The tables that have curves."""
+    found = sorted(measured.RESULTS.glob("*-curves.csv"))
+    return [path.with_name(f"{path.stem.removesuffix('-curves')}.csv") for path in found]
 
 
 def counted() -> str:
@@ -103,16 +104,17 @@ def list_drops() -> None:
 def published(trace: Trace) -> list[str]:
     """A line for each seed whose published return is not that of its trace, where a table has the run.
 
-    A study's run is called TABLE/ARM.
+    A study's run is called TABLE/ARM, or TABLE/ARM/seed-K if its seeds ran apart.
     """
-    table, _, arm = trace.about["run"].partition("/")
+    table, arm, apart = [*trace.about["run"].split("/"), "", ""][:3]
+    first = int(apart.removeprefix("seed-") or 0)
     if trace.about["agent"] != "agent" or not (measured.RESULTS / f"{table}-curves.csv").is_file():
         return []
     curves, phase = _curves(measured.RESULTS / f"{table}-curves.csv"), trace.about["phase"]
     if phase != ("offline" if table.startswith("offline-") else "online"):
         return []
     lines = []
-    for k, mean in enumerate(np.round(trace.means().astype(float), 2)):
+    for k, mean in enumerate(np.round(trace.means().astype(float), 2), first):
         found = curves.get((arm, str(k), str(trace.about["step"])))
         if found is not None and float(found) != mean:
             lines.append(f"{trace.name}: seed {k} returns {mean}, and {found} in {table}-curves.csv")

@@ -71,6 +71,11 @@ def test_traces_of_a_study_are_compared_with_its_curves(copied):
     off = returns + np.eye(len(rows))[1]
     (line,) = again.published(Trace(told, Played(ones, ones, none, off, none)))
     assert f"seed 1 returns {off[1]:.2f}, and {returns[1]} in {STEM}-curves.csv" in line
+    apart = told | {"run": f"{STEM}/sac/seed-1", "seeds": 1}
+    assert again.published(Trace(apart, Played(*(x[1:2] for x in (ones, ones, none, returns, none))))) == []
+    assert again.published(Trace(apart, Played(*(x[1:2] for x in (ones, ones, none, off, none))))) == [
+        line.replace("sac online", "sac/seed-1 online")
+    ]
     other = told | {"run": "elsewhere/sac"}
     assert again.published(Trace(other, Played(ones, ones, none, off, none))) == []
 

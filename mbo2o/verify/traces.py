@@ -95,9 +95,12 @@ class Trace:
 
 
 def run_name(directory: Path) -> str:
-    """What a run is called in traces: its directory and the folder of that, such as a study's."""
-    here = directory.absolute()
-    return f"{here.parent.name}/{here.name}"
+    """What a run is called in traces: its directory, and the folder of its study or sweep.
+
+    A directory of one seed, `seed-K`, has its run's name before it.
+    """
+    parts = directory.absolute().parts
+    return "/".join(parts[-3 if parts[-1].startswith("seed-") else -2 :])
 
 
 def about(
