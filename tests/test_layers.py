@@ -42,7 +42,7 @@ BELOW = {  # what a package may import of this project
     },
     "cli": {
         *("training", "policy", "settings", "recipes", "run", "envs", "store", "doctor", "collect", "report"),
-        *("agents", "ensemble", "model", "planning", "registry", "errors", "types"),
+        *("agents", "ensemble", "model", "planning", "verify", "registry", "errors", "types"),
     },
     "handle": {"cli", "training", "settings", "quiet", "run", "report", "registry", "errors", "types"},
 }
