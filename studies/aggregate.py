@@ -90,7 +90,7 @@ class Group(NamedTuple):
 
 
 def groups(studies: Sequence[str] = (*STUDIES, "offline")) -> list[Group]:
-    """All groups of at least two tables.
+    """All groups of at least two tables with at least two arms.
 
     Of tables that have different arms those are taken that have most in common: as many arms times tables as
     possible.
@@ -106,7 +106,7 @@ def groups(studies: Sequence[str] = (*STUDIES, "offline")) -> list[Group]:
             for kind, tables in kinds.items():
                 arms = _most(list(tables.values()))
                 fitting = tuple(path for path, x in tables.items() if arms <= x)
-                if arms and len(fitting) > 1:
+                if len(arms) > 1 and len(fitting) > 1:
                     order = tuple(x for x in read_rows(fitting[0]) if x in arms)
                     found.append(Group(study, size, kind, fitting, order))
     return found

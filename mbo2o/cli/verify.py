@@ -22,7 +22,7 @@ def _verify(options: argparse.Namespace) -> int:
         if not options.what:
             faults += _tables()
         for path in options.what or _samples():
-            faults += _one(Path(path))
+            faults += _one(Path(path), options.trust)
     for line in faults:
         print(line)
     return int(bool(faults))
@@ -44,7 +44,7 @@ def _samples() -> list[Path]:
     return sorted(of_checkout("studies.measured").RESULTS.glob(SAMPLES))
 
 
-def _one(path: Path) -> list[str]:
+def _one(path: Path, trust: bool) -> list[str]:
     """Play a run's traces, or those of a file, again, and compare; a line for each that differs."""
     from mbo2o.cli.study import ROOT, of_checkout
     from mbo2o.verify.replay import verify
@@ -60,7 +60,7 @@ def _one(path: Path) -> list[str]:
 
     report = verify(watched())
     if path.is_dir():
-        extra += _log(path) + _checkpoint(path)
+        extra += _log(path) + _checkpoint(path, trust)
     faults = report.faults + extra
     size = f"{report.evaluations} evaluations, {report.episodes} episodes, {report.steps} steps"
     print(f"{path}: {size} played again, {_found(faults)}", flush=True)
@@ -106,19 +106,19 @@ def _log(run: Path) -> list[str]:
     return faults
 
 
-def _checkpoint(run: Path) -> list[str]:
+def _checkpoint(run: Path, trust: bool) -> list[str]:
     """Where the policy in a run's last checkpoint is not the one that its last trace was played by."""
     from mbo2o.errors import UserError
     from mbo2o.store import checkpoint
     from mbo2o.training import restore
     from mbo2o.verify.traces import files_of, read, weights_of
 
-    last = [trace for path in files_of(run) for trace in read(path)][-1]
+    (last,) = read(files_of(run)[-1])
     saved = checkpoint.latest(run / "checkpoints", "cpu")
     if saved is None or sum(n for k, n in saved[1]["done"].items() if ":" not in k) != last.about["total"]:
         return []  # the run has not ended, or was stopped after its last evaluation
     try:
-        agents = restore(run)[0].memory.agents()
+        agents = restore(run, trust)[0].memory.agents()
     except UserError as e:
         print(f"{run}: its checkpoint is not compared: {e}", file=sys.stderr)
         return []
