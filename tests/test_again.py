@@ -81,7 +81,7 @@ def test_traces_of_a_study_are_compared_with_its_curves(copied):
 
 
 def test_no_page_has_a_measured_table_that_no_command_writes():
-    """A cell with an interval, a ± or a verdict such as `not run` is generated; data/README.md describes files, and is not."""
+    """A cell with an interval, a ± or a verdict such as `not run` comes from data/results."""
     pages = [REPO / "README.md", *(x for x in (REPO / "docs").rglob("*.md") if x.parent.name != "methods")]
     measured_cell = re.compile(r"\[[-+]?\d[\d.]*, [-+]?\d[\d.]*\]|±|\bnot reproduced\b|\bnot run\b")
     for page in pages:
