@@ -19,7 +19,7 @@ SUM = "dataset_sha256"
 FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
 OPEN = ("dir", "resume", "report", "log", "threads", "engine", "storage", "provenance", "plugins")
-OPEN_OF_RUN = ("env_faults", "env_seconds", "allow_mismatch", "eval_workers")
+OPEN_OF_RUN = ("env_faults", "env_seconds", "allow_mismatch", "eval_workers", "traces")
 """Settings that may differ between parts of one run: they decide how it runs, not what it computes."""
 STEPS = ("recipe.online_steps", "recipe.offline_steps")
 """The settings that make a run longer, the last phase's first."""

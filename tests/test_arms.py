@@ -55,6 +55,7 @@ LATER = {
     "recipe.truncate": "null",
     "recipe.penalty_draws": "10",
     "run.eval_workers": "0",
+    "run.traces": "false",
     "dataset_columns": "null",
     "log": "[]",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},

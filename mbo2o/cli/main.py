@@ -15,7 +15,7 @@ from collections.abc import Sequence
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from mbo2o.cli import bench, data, doctor, model, plan, policy, report, slurm, study, train
+from mbo2o.cli import bench, data, doctor, model, plan, policy, report, slurm, study, train, verify
 from mbo2o.cli.command import guarded
 from mbo2o.cli.train import compose_config
 
@@ -53,6 +53,6 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, report, policy, slurm, study, bench, data, model, plan, doctor):
+    for group in (train, report, policy, slurm, study, verify, bench, data, model, plan, doctor):
         group.add_to(commands)
     return top

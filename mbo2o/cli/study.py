@@ -125,7 +125,8 @@ def _arms(study: Any, choice: str, size: str, options: argparse.Namespace) -> di
         )
     base = compose_config([*chosen, *(study.SMALLEST if options.quick else []), *options.overrides])
     presets = size == "paper" and hasattr(study, "papers") and not options.quick
-    arms: dict[str, Any] = study.papers(base) if presets else study.arms(base)
+    model = {"model": study.MODELS[size]} if hasattr(study, "MODELS") else {}
+    arms: dict[str, Any] = study.papers(base) if presets else study.arms(base, **model)
     return arms
 
 

@@ -16,7 +16,7 @@ from mbo2o.report.switch import pace, switch_numbers
 OPEN = {
     *("dir", "resume", "report", "log", "provenance", "plugins", "start_from", "behaviour_return"),
     *("seed", "seeds", "threads", "engine", "storage", "env", "run.env_faults", "run.env_seconds"),
-    "run.eval_workers",
+    *("run.eval_workers", "run.traces"),
     *("run.tensorboard", "run.reference", "run.allow_mismatch"),
 }
 """Settings in which runs of one arm may differ: where and how they ran, their seeds, how they are scored."""

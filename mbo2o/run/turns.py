@@ -14,11 +14,11 @@ from torch import Tensor
 from mbo2o.agents.base import Agent
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.faults import EnvironmentFault
+from mbo2o.progress import Progress, describe, tell
 from mbo2o.run.beside import Pending
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import Engine
 from mbo2o.run.evaluate import Evaluator, Visited
-from mbo2o.run.log import Progress, describe, tell
 from mbo2o.run.memory import Memory, Stateful
 from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
 from mbo2o.run.world import Task, World
@@ -99,6 +99,9 @@ class Run:
         self._waiting: tuple[Any, ...] = ()
         self.memory = Memory(directory, self.world, loggers, start_from=start_from, look_only=look_only)
         self._done = self.memory.done  # turns done of each loop, in the order they began
+        self._traces = self.world.traces(directory) if cfg.traces and not look_only else None
+        if self._traces is not None:
+            self._traces.begin(self._total() if self._done else -1)
         self.divergence = Divergence(cfg.q_limit, self.world, self.memory, self._where)
         self.signals = Signals(self._where, self.world.faults)
 
@@ -313,6 +316,8 @@ class Run:
             for name, agent in agents.items():  # a look is at episodes that are played here
                 beside = None if look else ask(agent, self.world.rewards)
                 found.append(beside or self.evaluate(name))
+                if beside is None and self._traces is not None:
+                    self._traces.keep(self._place(_kind(name)), agent, self.world.played())
             self._may_leave = False
         except Interrupted as e:
             self._save()
@@ -327,7 +332,7 @@ class Run:
         shown = ("return", self.reference.metric, "success", "length", "fqe", "model_value")
         for name, x in zip(agents, found, strict=True):
             own = name == "agent"
-            self._put(self._place("eval" if own else f"eval-{name}"), x, "", shown if own else ())
+            self._put(self._place(_kind(name)), x, "", shown if own else ())
         if take is not None and look:  # the first turn of a phase is 0
             self._put(self._place("coverage"), take(self.world.visited()))
 
@@ -353,12 +358,17 @@ class Run:
         assert isinstance(line.what, Pending)
         result = line.what.result()
         if result is not None:
-            return self.world.scored(result)
+            if self._traces is not None:
+                self._traces.keep(line.place, line.what.agent, result[1])
+            return self.world.scored(result[0])
         self.say("a process of run.eval_workers failed in an evaluation: the run plays it itself")
         agent = line.what.agent.to(self.spec.device)
         agent.spec = self.spec
         try:
-            return self._play(agent)
+            metrics = self._play(agent)
+            if self._traces is not None:
+                self._traces.keep(line.place, agent, self.world.played())
+            return metrics
         except EnvironmentFault as e:
             place = f"{line.place['phase']} turn {line.place['step']}"
             text = f"{e} in the evaluation at {place}; the same command goes on from the last checkpoint"
@@ -385,14 +395,22 @@ class Run:
 
     def _place(self, kind: str) -> dict[str, Any]:
         """What every line of the log begins with: what it is, and where in the run."""
-        total = sum(n for key, n in self._done.items() if ":" not in key)
         seconds = round(self._seconds(), 3)
-        return {"kind": kind, "phase": self.phase, "step": self.turn, "total": total, "time": seconds}
+        return {"kind": kind, "phase": self.phase, "step": self.turn, "total": self._total(), "time": seconds}
+
+    def _total(self) -> int:
+        """The turns of all loops so far."""
+        return sum(n for key, n in self._done.items() if ":" not in key)
 
     def _warn(self, text: str) -> None:
         self.say(f"warning: {text}")
         if not self._look_only:
             self._put({**self._place("fault"), "what": text}, {})
+
+
+def _kind(agent: str) -> str:
+    """What lines of the log on evaluations of a tracked agent are called."""
+    return "eval" if agent == "agent" else f"eval-{agent}"
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.scores import reference_for
+from mbo2o.progress import tell
 from mbo2o.run.beside import Beside
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.evaluate import Evaluator, Visited
-from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView, Spec, UserError
+from mbo2o.verify.traces import Played, Traces
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,17 @@ class World:
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """An evaluator that plays this task, `episodes` per seed, from starts that follow from `seed`."""
         return Evaluator(self.env, self.spec.seeds, episodes, seed, gamma, self._disturb, self.faults)
+
+    def traces(self, directory: Path) -> Traces:
+        """Where a run keeps its evaluations. `UserError` if they could not be played again."""
+        if self.absent is not None:
+            raise UserError("run.traces=true keeps the episodes of evaluations, and env=null has none")
+        self._evaluator.check_playable()
+        return Traces(directory, self.env, self._disturb, len(self._blank))
+
+    def played(self) -> Played:
+        """All episodes of the last evaluation on the run's own evaluator."""
+        return self._evaluator.played()
 
     def visited(self) -> Visited:
         """The first episodes of the last evaluation on the run's own evaluator."""
