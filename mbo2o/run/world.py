@@ -168,7 +168,7 @@ class World:
         if self.absent is not None:
             raise UserError("run.traces=true keeps the episodes of evaluations, and env=null has none")
         self._evaluator.check_playable()
-        return Traces(directory, self.env, self._disturb, len(self._blank))
+        return Traces(directory, self.env, self._disturb, len(self._rows))
 
     def played(self) -> Played:
         """All episodes of the last evaluation on the run's own evaluator."""
