@@ -55,6 +55,7 @@ LATER = {
     "recipe.penalty_draws": "10",
     "run.eval_workers": "0",
     "dataset_columns": "null",
+    "updates_per_row": "null",
     "log": "[]",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }

@@ -152,9 +152,10 @@ class Actions:
             text = f"'actions' lie in {found}, expected the box {_span(*self.box)}"
             return f"{text}; if they are a policy's unclipped outputs, give {self.give('env-clip')}"
         known = f" (its box is {_span(*self.box)})" if self.box is not None else ""
+        bounds = f" or {self.option}[LOW,HIGH]" if self.option else ""
         return (
             f"'actions' lie in {_span(low, high)}, expected [-1, 1]; if they are in the environment's own "
-            f"units{known}, rescale them with {self.give('env')}; if they are a policy's unclipped outputs, "
+            f"units{known}, rescale them with {self.give('env')}{bounds}; if they are a policy's unclipped outputs, "
             f"clip them with {self.give('clip')}"
         )
 
