@@ -396,7 +396,9 @@ def add_to(commands: Any) -> None:
         "mbo2o eval runs/moore-... --episodes 20\n  mbo2o eval runs/mine-... plugins=[my.module]",
     )
     p.add_argument("run_dir", metavar="RUN")
-    p.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help="what its config names and you trust")
+    p.add_argument(
+        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="what its config names and you trust"
+    )
     p.add_argument("--episodes", type=int, default=10)
     p.add_argument("--seed", type=int, default=12345, help="of the episodes' starts")
     p.add_argument("--json", action="store_true")

@@ -212,9 +212,7 @@ def _csv(path: Path, wanted: list[str], names: dict[str, list[str]]) -> Table:
     return {name: rows[:, i] for i, name in enumerate(wanted)} | {LINE: np.asarray(kept[: len(rows)])}
 
 
-def _lines(
-    file: Iterable[str], delimiter: str, columns: int, path: Path, kept: list[int]
-) -> Iterator[str]:
+def _lines(file: Iterable[str], delimiter: str, columns: int, path: Path, kept: list[int]) -> Iterator[str]:
     """The lines; the numbers of those that begin a row go to `kept`.
 
     Raises `UserError` for a wrong number of cells, which NumPy does not check.
