@@ -1,9 +1,9 @@
 """The path of a user who has never seen this repository, timed: clone, install, CSV, policy, ONNX, call.
 
-`python -m bench.stranger` prints the seconds of each stage, by the clock and of CPU, and its command. Everything lies in one
-new folder, which `--keep` leaves there. `--site` makes an environment that sees the packages of the Python that
-runs this, so that PyTorch is not downloaded again; the install is then not what a stranger waits for, and the
-output says so.
+`python -m bench.stranger` prints the seconds of each stage, by the clock and of CPU, and its command. All of
+it lies in one new folder, which `--keep` leaves there. `--site` makes an environment that sees the packages of
+the Python that runs this, so that PyTorch is not downloaded again; the install is then not what a stranger waits
+for, and the output says so.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def walk(folder: Path, site: bool = False) -> dict[str, float]:
 
 
 def _see_packages(folder: Path, name: str = "env") -> None:
-    """Let an environment see the packages of the Python that runs this, which may be an environment itself."""
+    """Let an environment see the packages of the Python that runs this, itself one of an environment."""
     inside = next((folder / name / "lib").glob("python*")) / "site-packages" / "outside.pth"
     inside.write_text("\n".join(x for x in sys.path if x.endswith("site-packages")) + "\n")
 

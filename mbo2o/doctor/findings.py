@@ -102,7 +102,7 @@ class Finding:
     of: int
     """Out of how many rows, episodes or dimensions `count` is."""
     rows: list[int]
-    """The first few row numbers, from 0; with place="line" the lines of a CSV file, whose header is line 1."""
+    """The first few row numbers, from 0; with place="line" lines of a CSV file, whose header is line 1."""
     harms: Harms
     """By family; a family that is not named is not harmed."""
     place: str = "row"

@@ -130,8 +130,8 @@ def _mark_quantiles(row: Any, line: dict[str, Any], size: int) -> None:
     for mark, label in zip(marks, MARKS, strict=True):
         row[1].text(1.01, mark, label, transform=row[1].get_yaxis_transform(), **style)
     row[0].text(
-        0.985, 0.97, "farther than 99 % of held-out rows", transform=row[0].transAxes, fontsize=size, color=RED,
-        ha="right", va="top",
+        0.985, 0.97, "farther than 99 % of held-out rows", transform=row[0].transAxes, fontsize=size,
+        color=RED, ha="right", va="top",
     )  # fmt: skip
 
 

@@ -37,7 +37,8 @@ linear-gradient(to left,var(--line),transparent) right/1rem 100% no-repeat scrol
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.3rem .6rem;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:7rem}
-td.word,th.word{text-align:left} .words td,.words th{text-align:left;white-space:normal} td small{color:var(--dim)}
+td.word,th.word{text-align:left}
+.words td,.words th{text-align:left;white-space:normal} td small{color:var(--dim)}
 tr{border-bottom:1px solid var(--line)} th{vertical-align:bottom;white-space:normal}
 pre{background:var(--code);padding:1rem;overflow:auto}
 @media (max-width:600px){body{margin:1rem auto} h1{font-size:1.3rem} h2{font-size:1.2rem}
