@@ -1,9 +1,9 @@
 """The path of a user who has never seen this repository, timed: clone, install, CSV, policy, ONNX, call.
 
-`python -m bench.stranger` prints the seconds of each stage, by the clock and of CPU, and its command. All of
-it lies in one new folder, which `--keep` leaves there. `--site` makes an environment that sees the packages of
-the Python that runs this, so that PyTorch is not downloaded again; the install is then not what a stranger waits
-for, and the output says so.
+`python -m bench.stranger` prints the seconds of each stage, by the clock and of CPU, and its command. It
+works in one new folder, which `--keep` leaves there. `--site` makes environments that see the packages of the
+Python that runs this, so that PyTorch is not installed again; what a stranger waits for is then left out, and
+the output says so.
 """
 
 from __future__ import annotations

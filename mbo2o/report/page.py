@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from mbo2o.report import html, plots
+from mbo2o.report import beliefs, html, plots
 from mbo2o.report.coverage import coverage as draw_coverage
 from mbo2o.report.estimates import estimates as draw_estimates
 from mbo2o.report.estimates import table as estimates_table
@@ -151,12 +151,23 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
             continue
         body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
         body.append(html.picture(partial(section.draw, log), png, section.heading, section.caption))
+        if section.name == "uncertainty":
+            body.append(_beliefs(log, out))
     config = escape(OmegaConf.to_yaml(OmegaConf.create(log.config)))
     body.append(
         f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>'
     )
     (out / "index.html").write_text(html.document(log.title, body), encoding="utf-8")
     return out / "index.html"
+
+
+def _beliefs(log: RunLog, out: Path) -> str:
+    """What the numbers of the uncertainty say, which then lie beside the page."""
+    found = beliefs.table(log)
+    beliefs.write(found, out / "uncertainty.csv")
+    said = beliefs.decay(found)
+    told = f"{said} " if said else ""
+    return f'<p class="note">{escape(told)}The numbers are in <code>uncertainty.csv</code>.</p>'
 
 
 def _progress(log: RunLog) -> str:
