@@ -3,7 +3,7 @@
 Each look is a line of the log: epistemic and aleatoric uncertainty by source (offline, online, imagined), the
 penalty, and the true error of one step where the next state is known. The same is a table, in Parquet or CSV.
 A decay curve, a reliability diagram, a fan by depth and a heat map over states show it. Acceptance: on a run
-whose error falls by construction the slope is negative and the rank correlation of penalty and error is given;
+whose error falls by construction the slope is negative and the rank correlation of penalty and error is said;
 functions that plot return a `Figure` and never call `show()`. unit/test_report.py runs the notebook.
 """
 

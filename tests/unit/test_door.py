@@ -1,4 +1,4 @@
-"""What a newcomer types, and what the tool says to a slip of the pen: one line, with the place of the fault."""
+"""What a newcomer types, and what the tool says to a slip: one line, with the place of the fault."""
 
 import json
 import re
@@ -145,7 +145,7 @@ def test_checkpoints_without_their_settings_are_refused(tmp_path, monkeypatch, c
     run = mbo2o.train("td3bc", str(path), env=None, dir=tmp_path / "run", quiet=True, report=False, **TINY)
     (run / "config.yaml").unlink()
     before = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="holds checkpoints without the config.yaml") as caught:
+    with pytest.raises(UserError, match="holds checkpoints without the") as caught:
         mbo2o.train("td3bc", str(path), env=None, dir=tmp_path / "run", quiet=True, report=False, **TINY)
     assert "\n" not in str(caught.value)
     assert (run / "metrics.jsonl").read_bytes() == before
