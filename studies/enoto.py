@@ -36,6 +36,8 @@ SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "qensemble-small", ENOTOConfig
 LARGER = {"mid": "experiment=enoto-mid", "paper": "switch=cql-enoto"}
 SMALLEST = [*QUICK_Q, "recipe.critics=3"]
+RESTORES = True
+"""It asks the networks of all seeds at once, beside the logs."""
 
 
 def arms(base: Config) -> dict[str, Config]:

@@ -28,13 +28,16 @@ DONE = "study.json"
 ROOT = Path(__file__).parent.parent
 
 
-def key_of(job: Job, jobs: dict[str, Job]) -> str:
-    """The key of a job's content; `jobs` has the one that it starts from."""
+def key_of(job: Job, jobs: dict[str, Job], apart: bool = False) -> str:
+    """The key of a job's content; `jobs` has the one that it starts from.
+
+    apart: each seed ran in a process of its own. It draws other batches there than side by side.
+    """
     cfg = job.config
     content, env_id = _data(cfg.dataset) if cfg.dataset else ("", "")
     bare = replace(cfg, dataset=None, dir=None, start_from=None, provenance=None)
-    start = key_of(jobs[job.start], jobs) if job.start else ""
-    text = "|".join([naming.name(bare, str(cfg.env or env_id)), content, start])
+    start = key_of(jobs[job.start], jobs, apart) if job.start else ""
+    text = "|".join([naming.name(bare, str(cfg.env or env_id)), content, start, *["apart"] * apart])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -81,11 +84,11 @@ def about(directory: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-def check_content(jobs: dict[str, Job], out: Path) -> None:
+def check_content(jobs: dict[str, Job], out: Path, apart: bool = False) -> None:
     """Raise `UserError` for a job whose directory holds a run of other content that has ended."""
     for job in jobs.values():
         key = about(out / job.name).get("key")
-        if key and key != key_of(job, jobs):
+        if key and key != key_of(job, jobs, apart):
             text = "holds a run of other settings or other data; give another --out or --name, or remove it"
             raise UserError(f"{out / job.name}: {text}")
 
@@ -98,15 +101,15 @@ def take_over(jobs: dict[str, Job], out: Path, folders: Iterable[Path]) -> list[
     elsewhere = {
         about(path.parent)["key"]: path.parent
         for folder in folders
-        for path in sorted(folder.glob(f"*/*/{DONE}"))
-        if not path.parent.is_symlink() and path.parent.parent.resolve() != out.resolve()
+        for path in sorted([*folder.glob(f"*/*/{DONE}"), *folder.glob(f"*/*/seed-*/{DONE}")])
+        if not path.parent.is_symlink() and out.resolve() not in path.resolve().parents
     }
     lines = []
     for job in jobs.values():
         here = out / job.name
         there = elsewhere.get(key_of(job, jobs)) if elsewhere and not os.path.lexists(here) else None
         if there:
-            out.mkdir(parents=True, exist_ok=True)
-            here.symlink_to(os.path.relpath(there.resolve(), out.resolve()))
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(os.path.relpath(there.resolve(), here.parent.resolve()))
             lines.append(f"{job.name}: the same run is at {there}")
     return lines

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mbo2o.recipes.enoto import ENOTOConfig
+from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import late_evaluations
 from mbo2o.training import Config
 from studies.arms import QUICK_Q, Job, Row, draw, offline_alone, offline_job, publish, read_arms
@@ -53,6 +54,12 @@ def jobs(known: dict[str, Config], name: str) -> list[Job]:
 def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> None:
     """Write `results/NAME.csv` (one row per agent and seed), its curves, and the figure."""
     logs = read_arms(out, list(known), "offline")
+    publish(results / f"{name}.csv", rows_of(logs), logs, "offline")
+    figure(results / f"{name}.csv")
+
+
+def rows_of(logs: dict[str, RunLog]) -> list[Row]:
+    """A row for each arm and seed: where the offline phase ended, and the best it reached."""
     rows: list[Row] = []
     for arm, log in logs.items():
         curve = log.series("eval", "return", "offline")
@@ -69,8 +76,7 @@ def collect(known: dict[str, Config], out: Path, results: Path, name: str) -> No
             | {"final": ret[-end:, k].mean(), "best": ret[:, k].max(), "final_evals": end}
             for k in range(ret.shape[1])
         ]
-    publish(results / f"{name}.csv", rows, logs, "offline")
-    figure(results / f"{name}.csv")
+    return rows
 
 
 def figure(path: Path) -> None:

@@ -32,6 +32,8 @@ class Call(NamedTuple):
     path: Path
     """The table, `RESULTS/NAME.csv`."""
     command: Sequence[str]
+    apart: bool = False
+    """Whether each seed is a job of its own."""
 
 
 def publish_call(call: Call, failed: Mapping[str, str]) -> bool:
@@ -57,7 +59,7 @@ def keys_of(call: Call) -> dict[str, str]:
     out = {}
     for arm in call.known:
         jobs = {job.name: job for job in call.study.jobs(call.known, arm)}
-        out[arm] = key_of(jobs[arm], jobs)
+        out[arm] = key_of(jobs[arm], jobs, call.apart)
     return out
 
 

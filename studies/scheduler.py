@@ -109,6 +109,7 @@ class Scheduler:
 
     def _start(self, name: str) -> None:
         self._starts[name] = self._starts.get(name, 0) + 1
+        (self.out / name).parent.mkdir(parents=True, exist_ok=True)
         with open(self.out / f"{name}.log", "ab") as log:
             self._running[name] = subprocess.Popen(
                 [*self.command, name],

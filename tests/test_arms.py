@@ -50,6 +50,7 @@ LATER = {
     "recipe.refresh": "1",
     "recipe.starts": '"data"',
     "recipe.online_starts": '"mixture"',
+    "recipe.online_actor_lr": "null",
     "recipe.imagined_rows": "null",
     "recipe.truncate": "null",
     "recipe.penalty_draws": "10",

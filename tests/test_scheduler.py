@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mbo2o.cli.main import main
 from mbo2o.cli.study import _without_course as without_course
+from mbo2o.report.read import read_run
+from studies.apart import side_by_side
 from studies.arms import Job, read_rows
 from studies.found import DONE
 from studies.scheduler import Scheduler, seconds_left
@@ -119,6 +122,44 @@ def test_calls_and_folders_merge_by_content(pendulum, tmp_path, undisturbed, cap
     assert drops["freed"] == drops["wmp"] == "was not asked for"
 
 
+def test_seeds_apart_make_a_table_like_that_of_seeds_side_by_side(pendulum, tmp_path, capsys):
+    """Each seed is a run of its own, whose log is that of the command it names; the table has them all."""
+    out, arms = tmp_path, ["warm", "kept"]
+    words = [pendulum, "--out", out / "runs", "--results", out / "results", "--quick", "--seeds", 2]
+    study("study", "wsrl", *map(str, words), "--arms", *arms, "--apart")
+    runs, table = out / "runs" / f"wsrl-{pendulum.stem}", out / "results" / f"wsrl-{pendulum.stem}.csv"
+    rows = read_rows(table)
+    assert {arm: [r["seed"] for r in found] for arm, found in rows.items()} == {x: ["0", "1"] for x in arms}
+    for k in range(2):
+        alone = read_run(runs / "warm" / f"seed-{k}")
+        assert (alone.config["seed"], alone.config["seeds"]) == (k, 1)
+        returns = alone.series("eval", "return", "online").values[:, 0]
+        assert float(rows["warm"][k]["j0"]) == pytest.approx(returns[0], abs=0.01)
+        np.testing.assert_array_equal(
+            read_run(runs / "warm").series("eval", "return", "online").values[:, k], returns
+        )
+    made = json.loads(table.with_name(f"{table.stem}-made.json").read_text())
+    assert made["runs"]["warm"]["hours"] > 0
+    with pytest.raises(SystemExit) as done:
+        main(["study", "wsrl", *map(str, words), "--arms", "kept"])
+    assert done.value.code == 2
+    assert "holds a run of other settings" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main(command(pendulum, tmp_path, "kept", "--apart"))
+    assert done.value.code == 2
+    assert "leave --apart out" in capsys.readouterr().err
+
+
+def test_a_line_that_a_seed_lacks_is_null_there():
+    place = {"phase": "online", "step": 3, "total": 9}
+    a = [{"kind": "episode", **place, "return": [4.0]}, {"kind": "model", **place, "k": [[1, 2]]}]
+    b = [{"kind": "eval", **place, "time": 2.0, "return": [5.0]}, {"kind": "model", **place, "k": [[3, 4]]}]
+    lines = {x["kind"]: x for x in side_by_side([a, b])}
+    assert lines["episode"]["return"] == [4.0, None]
+    assert lines["eval"]["return"] == [None, 5.0]
+    assert lines["model"]["k"] == [[1, 2], [3, 4]]
+
+
 class Steps:
     """A config whose jobs are only counted."""
 
@@ -178,6 +219,14 @@ def test_failures_are_told_and_what_starts_from_them_is_left_out(tmp_path, monke
     assert done.failed["after"] == "is left out, because bad did not end well"
     assert "was killed 4 times" in done.failed["killed"]
     assert "good" not in done.failed
+
+
+def test_jobs_of_single_seeds_stand_in_the_folder_of_their_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = {"off/seed-0": None, "off/seed-1": None, "a/seed-0": "off/seed-0", "a/seed-1": "off/seed-1"}
+    done = fake(tmp_path, END, jobs)
+    assert not done.failed
+    assert all((tmp_path / x / DONE).exists() for x in jobs)
 
 
 def test_it_stops_when_the_minutes_are_over(tmp_path, monkeypatch, capsys):

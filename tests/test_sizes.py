@@ -9,6 +9,7 @@ from studies import ledger
 from studies.measured import SIZES
 
 ON = {**ledger.ON, "offline": "hopper-medium-v5", "parity": "hopper-medium-v5"}
+ON["mopo"] = ON["moore"]
 OTHER = [
     ("enoto", "--experiment", x) for x in ("td3bc-mid", "lapo-mid", "switch=td3bc-enoto", "switch=lapo-enoto")
 ]

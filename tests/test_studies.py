@@ -16,10 +16,11 @@ from mbo2o.report.read import RunLog
 from mbo2o.report.statistics import paired_difference, t_quantile, unpaired_difference
 from mbo2o.sources.mix import MixConfig
 from mbo2o.sources.online import OnlineConfig
+from mbo2o.store import datasets
 from mbo2o.store.datasets import data_folders
 from mbo2o.training import read_config, train
 from mbo2o.types import Diverged
-from studies import enoto, methods, moore, obac, offline, protocol, wsrl
+from studies import enoto, methods, moore, mopo, obac, offline, protocol, wsrl
 from studies.arms import BESIDE, Job, read_rows, recompute, run_job
 from studies.claims import Claim, figures, verdicts
 from studies.measured import RESULTS, files_of, numbers
@@ -66,6 +67,25 @@ def test_offline_trains_each_learner(pendulum, tmp_path, where):
         rows = list(csv.DictReader(f))
     assert [r["arm"] for r in rows] == [name for name in offline.LEARNERS for _ in range(2)]
     assert all(float(r["final"]) < 0 for r in rows)
+
+
+def test_mopo_has_a_row_for_each_variant_beside_the_returns_of_its_data(pendulum, tmp_path, where):
+    study("mopo", pendulum, *where, "--arms", "mopo", "mobile", "long")
+    path = tmp_path / "results" / f"mopo-{pendulum.stem}.csv"
+    rows = read_rows(path)
+    assert list(rows) == ["mopo", "mobile", "long"]
+    returns = datasets.read(str(pendulum)).episode_returns()[0]
+    for found in rows.values():
+        assert [r["seed"] for r in found] == ["0", "1"]
+        assert float(found[0]["data_best"]) == pytest.approx(returns.max(), abs=0.01)
+        assert float(found[0]["behaviour"]) == pytest.approx(returns.mean(), abs=0.01)
+    ends = [float(found[0]["final"]) for found in rows.values()]
+    assert len(set(ends)) == 3
+    final = np.array([float(r["final"]) for r in rows["mopo"]])
+    cells = [x.strip() for x in mopo.table(path.parent).splitlines()[2].split("|")]
+    assert cells[4] == "`mopo`"
+    assert cells[8] == f"{final.mean() / float(rows['mopo'][0]['behaviour']):.1f}"
+    assert cells[10] == f"{final.std(ddof=1) / final.mean():.0%}"
 
 
 def test_an_unknown_arm_is_one_line(pendulum, where, capsys):

@@ -65,7 +65,10 @@ def _study(options: argparse.Namespace) -> None:
         Path(options.out) / name,
         Path(options.results) / f"{name}.csv",
         ["mbo2o", *_without_course(options.typed)],
+        options.apart,
     )
+    if options.apart and getattr(study, "RESTORES", False):
+        raise UserError(f"study {options.what} looks into networks of all seeds at once; leave --apart out")
     if options.only:
         return _run_one(call, options.only)
     failed = _run_all(call, options)
@@ -138,6 +141,8 @@ def _run_one(call: Any, name: str) -> None:
 
     found = of_checkout("studies.found")
     jobs = of_checkout("studies.results").jobs_of(call.study, call.known, list(call.known))
+    if call.apart:
+        jobs = of_checkout("studies.apart").split(jobs)
     find(jobs, name, "job")
     of_checkout("studies.arms").run_job(jobs[name], call.out)
     found.mark_done(call.out / name, found.key_of(jobs[name], jobs), call.command)
@@ -145,10 +150,14 @@ def _run_one(call: Any, name: str) -> None:
 
 def _run_all(call: Any, options: argparse.Namespace) -> dict[str, str]:
     """Run what was asked for, here or in processes; why jobs did not end well, by name."""
-    found = of_checkout("studies.found")
-    jobs = of_checkout("studies.results").jobs_of(call.study, call.known, call.chosen)
+    found, apart = of_checkout("studies.found"), of_checkout("studies.apart")
+    whole = of_checkout("studies.results").jobs_of(call.study, call.known, call.chosen)
     every = of_checkout("studies.results").jobs_of(call.study, call.known, list(call.known))
-    found.check_content(every, call.out)
+    found.check_content(every, call.out, call.apart)
+    jobs = whole
+    if call.apart:
+        jobs = apart.split(whole)
+        found.check_content(apart.split(every), call.out)
     folders = [Path(options.out), *(options.look or ())]
     for line in found.take_over(jobs, call.out, folders):
         print(line, file=sys.stderr)
@@ -157,12 +166,16 @@ def _run_all(call: Any, options: argparse.Namespace) -> dict[str, str]:
             if not found.is_done(call.out / name):
                 of_checkout("studies.arms").run_job(job, call.out)
                 found.mark_done(call.out / name, found.key_of(job, jobs), call.command)
+        if call.apart:
+            apart.join(whole, call.out, call.command)
         return {}
     command = [sys.executable, "-m", "mbo2o", *_without_course(options.typed), "--only"]
     scheduler = of_checkout("studies.scheduler").Scheduler(
         jobs, call.out, command, options.jobs or 1, options.minutes
     )
     scheduler.run()
+    if call.apart:
+        apart.join(whole, call.out, call.command)
     return dict(scheduler.failed)
 
 
@@ -353,6 +366,9 @@ def _add_study(commands: Any) -> None:
         type=folder,
         metavar="DIR",
         help="other folders of studies, whose finished runs of the same content are not run again",
+    )
+    p.add_argument(
+        "--apart", action="store_true", help="run each seed in a process of its own, for cores without a GPU"
     )
     p.add_argument("--only", metavar="JOB", help="run this arm or offline phase, and write no results")
     p.add_argument(

@@ -17,7 +17,7 @@ from mbo2o.doctor.audit import audit
 from mbo2o.doctor.check import check, find_task
 from mbo2o.doctor.findings import Report
 from mbo2o.dynamics import termination
-from mbo2o.dynamics.fit import FitConfig, fit
+from mbo2o.dynamics.fit import FitConfig, Learner, fit
 from mbo2o.dynamics.learned_termination import LearnedTermination
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.envs.layouts import ANT, find_layout
@@ -29,7 +29,7 @@ from mbo2o.model.trust import measure
 from mbo2o.registry import did_you_mean
 from mbo2o.store import datasets, whole
 from mbo2o.store.hdf5 import imports_module
-from mbo2o.types import Spec, TerminationFn, UserError
+from mbo2o.types import Prepare, Spec, TerminationFn, UserError
 
 PARTS = 20
 """An episode that is longer than this part of the data is cut, so that some of it can be held out."""
@@ -60,6 +60,7 @@ def fit_dynamics(
     cfg: ModelConfig | None = None,
     out: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    prepare: Prepare = lambda step: step,
 ) -> Dynamics:
     """Fit a model to a dataset, and measure it on episodes that the fit never saw.
 
@@ -68,6 +69,7 @@ def fit_dynamics(
         cfg: The settings.
         out: A folder to write: the model, and `README.md` with its tables. It must not hold a model yet.
         say: Is told what is done.
+        prepare: Turns a learning step into the one that is run, such as a compiled one.
 
     The global random state is neither read nor moved. The same data, settings and number of threads give the
     same model.
@@ -90,7 +92,7 @@ def fit_dynamics(
         torch.manual_seed(cfg.seed)
         net = GaussianDynamics(Spec(found.obs_dim, found.act_dim, (), cfg.device), cfg.dynamics)
         part = replace(found, index=seen).to(cfg.device)
-        metrics = fit(net, [(part, 1.0)], cfg.fit)
+        metrics = fit(net, [(part, 1.0)], cfg.fit, Learner(net, cfg.fit, prepare))
         rule, ends = _rule(cfg, choice, part)
     about = about_of(found, choice, rule, ends)
     if isinstance(cfg.actions, list | tuple):  # the box in whose units the data's actions are

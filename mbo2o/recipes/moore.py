@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mbo2o.agents.qensemble import QEnsemble, td_residuals
 from mbo2o.dynamics.rollout import one_step_error, row_errors
+from mbo2o.nn.optim import Adam
 from mbo2o.recipes.horizon import branch_length, check_horizon, longest
 from mbo2o.recipes.imagining import PROBE
 from mbo2o.recipes.mopo import MOPO, MOPOConfig
@@ -42,6 +43,8 @@ class MOOReConfig(RefittingConfig, MOPOConfig):
     # as starts, online: also mixture, and visited, the experience of the latest epoch; see recipes/starts.py
     online_starts: Any = "mixture"
     online_horizon: Any = None  # as horizon, in epochs online; None: as long as the offline phase's last
+    # the actor's rate online; None: its rate at first offline. A low one keeps a good policy steady (ours)
+    online_actor_lr: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +56,8 @@ class MOOReConfig(RefittingConfig, MOPOConfig):
         check_starts("online_starts", self.online_starts, KINDS)
         if self.online_horizon is not None:
             check_horizon("online_horizon", self.online_horizon)
+        if self.online_actor_lr is not None and self.online_actor_lr <= 0:
+            raise UserError(f"recipe.online_actor_lr={self.online_actor_lr} must be above 0")
 
 
 class AtSwitch(nn.Module):
@@ -83,6 +88,10 @@ class MOORe(MOPO):
         """Policy, critics, model and its statistics stay; what was imagined offline is forgotten."""
         cfg = self.cfg
         self.agent.cfg = cfg.agent.unchanged()  # what only offline learning needs ends here
+        if cfg.online_actor_lr is not None:
+            optim = self.agent.actor_optim
+            assert isinstance(optim, Adam)
+            optim.lr = cfg.online_actor_lr
         rows = cfg.retained(longest(self.online_horizon))
         self.remember(run, rows, cfg.online_rollouts, cfg.online_starts)
         if cfg.online_coef == "error":

@@ -444,3 +444,20 @@ def test_moore_s_actor_rests_at_the_end_of_the_offline_phase_and_learns_again_on
     assert after.cfg.actor_decay_steps is None
     pairs = zip(before.actor.parameters(), after.actor.parameters(), strict=True)
     assert not any(torch.equal(x, y) for x, y in pairs)
+
+
+def test_moore_s_actor_has_its_own_rate_online(pendulum, tmp_path):
+    """Adam moves a parameter by about its rate in an update, so a tiny rate leaves the actor in its place."""
+    recipe = MOOReConfig(agent=sac(), **SIZES, **OFFLINE, **ONLINE)
+    cfg = small(recipe, tmp_path / "offline", pendulum)
+    before = restore(train(replace(cfg, recipe=replace(recipe, online_steps=0))))[1].agent
+    moved = {}
+    for rate in (1e-9, None):
+        changed = replace(cfg, recipe=replace(recipe, online_actor_lr=rate), dir=str(tmp_path / str(rate)))
+        after = restore(train(replace(changed, start_from=str(tmp_path / "offline"))))[1].agent
+        pairs = zip(before.actor.parameters(), after.actor.parameters(), strict=True)
+        moved[rate] = max(float((x - y).detach().abs().max()) for x, y in pairs)
+        assert after.actor_optim.lr == (rate or recipe.agent.actor_lr)
+    assert 0 < moved[1e-9] < 1e-6 < moved[None]
+    with pytest.raises(UserError, match="online_actor_lr=0 must be above 0"):
+        replace(recipe, online_actor_lr=0)
