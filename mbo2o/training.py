@@ -258,7 +258,8 @@ def _with_steps(cfg: Config, rows: int) -> tuple[Config, str]:
 
     how = f"{per_row:g} updates for each of {rows} rows to learn from, at least {LEAST_UPDATES}"
     said = f"recipe.offline_steps is {steps} here ({how}); recipe.offline_steps={usual} is the usual number"
-    return replace(cfg, recipe=shortened(cfg.recipe)), said
+    source = cfg.provenance and f"{cfg.provenance}; with {steps} updates, for a log of {rows} rows"
+    return replace(cfg, recipe=shortened(cfg.recipe), provenance=source), said
 
 
 def _facts(

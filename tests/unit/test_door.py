@@ -8,12 +8,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 from logs import TINY, rough_model, write_log
 from nbclient import NotebookClient
 
 import mbo2o
 from mbo2o import training
 from mbo2o.cli.main import main
+from mbo2o.model import fitting
 from mbo2o.store import datasets
 from mbo2o.types import UserError
 
@@ -63,6 +65,7 @@ def test_a_log_alone_gets_as_many_updates_as_it_repays():
     assert small.recipe.offline_steps == 2400
     assert small.recipe.offline.actor_decay_steps == 2400, "a schedule ends with the phase"
     assert small.updates_per_row is None, "the run is named by its steps"
+    assert small.provenance.endswith("; with 2400 updates, for a log of 240 rows")
     assert "recipe.offline_steps is 2400 here" in line
     assert "recipe.offline_steps=1000000 is the usual number" in line
     assert usual.recipe.offline_steps == 1_000_000, "the caller's config stays"
@@ -100,6 +103,8 @@ def test_the_commands_about_data_take_the_units_and_columns_of_training(tmp_path
     code, out, _ = said(capsys, "data", "inspect", path, *how, "--json")
     assert (code, json.loads(out)["transitions"]) == (0, 200)
     assert said(capsys, "data", "check", path, *how)[0] == 0
+    cfg = fitting.ModelConfig(actions=[-2, 2], columns=_columns(columns))
+    assert torch.equal(fitting._read(path, cfg).act, own.act)
 
 
 def _columns(text):
