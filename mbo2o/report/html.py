@@ -129,10 +129,10 @@ def _inside(text: str, heading: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
     """A table that scrolls by itself where the page is narrow; `words`: its cells are text, not numbers.
 
-    A shadow at an edge says that there is more in that direction. A column without any number is text.
+    A shadow at an edge says that there is more in that direction. A column of words is aligned as the first one.
     """
     lines = [list(row) for row in rows]
-    texts = [all(re.match(r"[^\W\d]", row[i]) for row in lines) for i in range(len(head))]
+    texts = [i > 0 and all(re.match(r"[^\W\d]", row[i]) for row in lines) for i in range(len(head))]
     marks = [' class="word"' if text else "" for text in texts]
     first = "".join(f"<th{mark}>{escape(x)}</th>" for x, mark in zip(head, marks, strict=True))
     cells = (
