@@ -189,21 +189,22 @@ def _table(log: RunLog) -> str:
         rows.append(("offline final", summarise(offline.step, offline.values).final))
     if len(online.step):
         s = summarise(online.step, online.values, start=log.frozen_steps)
+        last = late_evaluations(online.step)
         rows += [
             ("J0: at the switch, before any online update", s.j0),
             ("drop: J0 − lowest return in the first 20 % of online learning", s.drop),
             *_switch_rows(log),
-            (f"final: mean of the last {late_evaluations(online.step)} online evaluations", s.final),
+            (f"final: mean of the last {last} online evaluation{'s' * (last > 1)}", s.final),
             ("AUC: mean return over the online steps", s.auc),
             ("best online evaluation (chosen with hindsight)", s.best),
         ]
     latest = log.series("eval", "return").total[-1:]
     for metric in log.names("eval", ("score", "success")):
-        last = log.series("eval", metric)
-        if last.total[-1] != latest:  # an older score: the run was resumed with another reference
+        given = log.series("eval", metric)
+        if given.total[-1] != latest:  # an older score: the run was resumed with another reference
             continue
         what = "share of episodes with success" if metric == "success" else f"normalised {metric}"
-        rows.append((f"last evaluation, {what} ({last.phase[-1]})", last.values[-1]))
+        rows.append((f"last evaluation, {what} ({given.phase[-1]})", given.values[-1]))
     if not rows and (estimated := estimates_table(log)):
         return estimated
     if not rows:
