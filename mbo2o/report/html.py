@@ -129,7 +129,7 @@ def _inside(text: str, heading: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
     """A table that scrolls by itself where the page is narrow; `words`: its cells are text, not numbers.
 
-    A shadow at an edge says that there is more in that direction. A column of words is aligned as the first one.
+    A shadow at an edge says that there is more in that direction. A column of words begins at the left.
     """
     lines = [list(row) for row in rows]
     texts = [i > 0 and all(re.match(r"[^\W\d]", row[i]) for row in lines) for i in range(len(head))]
