@@ -95,7 +95,7 @@ def walk(folder: Path, site: bool = False) -> dict[str, float]:
     flag = ["--system-site-packages"] if site else []
     way.run("clone", ["git", "clone", "-q", ROOT, "mbo2o"])
     way.run("new environment", [sys.executable, "-m", "venv", *flag, "env"])
-    python, tool = folder / "env/bin/python", folder / "env/bin/mbo2o"
+    python, tool = (str(folder / "env/bin" / name) for name in ("python", "mbo2o"))
     if site:
         _see_packages(folder)
     way.run("pip install ./mbo2o", [python, "-m", "pip", "install", "-q", "./mbo2o[export]"])
@@ -106,7 +106,7 @@ def walk(folder: Path, site: bool = False) -> dict[str, float]:
     print(way.run(f"{rows} rows to a policy", train).rstrip())
     way.run("export", [tool, "export", "run", "--to", "onnx", "--out", "robot/policy.onnx"])
     way.run("an environment for the robot", [sys.executable, "-m", "venv", *flag, "robot/env"])
-    robot = folder / "robot/env/bin/python"
+    robot = str(folder / "robot/env/bin/python")
     if not site:
         way.run(
             "pip install onnxruntime numpy", [robot, "-m", "pip", "install", "-q", "onnxruntime", "numpy"]
