@@ -104,7 +104,11 @@ def directory_of(cfg: Config, env_id: str, content: str | None) -> tuple[Path, s
 
 def _began(directory: Path) -> bool:
     """Whether a run is there that got to a checkpoint."""
-    return (directory / "config.yaml").is_file() and any((directory / "checkpoints").glob("[0-9]*"))
+    return (directory / "config.yaml").is_file() and _has_checkpoints(directory)
+
+
+def _has_checkpoints(directory: Path) -> bool:
+    return any((directory / "checkpoints").glob("[0-9]*"))
 
 
 def _changed_since(directory: Path, cfg: Config, env_id: str, content: str | None) -> list[str] | None:
@@ -137,9 +141,13 @@ def claim(directory: Path, cfg: Config, env_id: str, content: str | None) -> dic
     turns are those that the longer run would have begun with.
 
     Raises:
-        UserError: The directory holds a run of other settings or of another dataset, or `resume` is false.
+        UserError: The directory holds a run of other settings or of another dataset, or one whose settings
+            are gone; or `resume` is false.
     """
     if not _began(directory):
+        if _has_checkpoints(directory):
+            lost = "holds checkpoints without the config.yaml that says of which settings they are"
+            raise UserError(f"{directory}: {lost}; put that file back, or choose another dir=")
         return {}
     if not cfg.resume:
         raise UserError(

@@ -57,6 +57,7 @@ LATER = {
     "run.eval_workers": "0",
     "run.traces": "false",
     "dataset_columns": "null",
+    "updates_per_row": "null",
     "log": "[]",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from mbo2o.cli import bench, data, doctor, model, plan, policy, report, slurm, study, train, verify
-from mbo2o.cli.command import guarded
+from mbo2o.cli.command import Parser, guarded
 from mbo2o.cli.train import compose_config
 
 __all__ = ["compose_config", "main"]
@@ -47,7 +47,7 @@ def _dispatch(args: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; that of `train` shows help alone."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         "mbo2o",
         description="Model-based offline-to-online RL. Without a command it runs experiment=first-run.",
         epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",

@@ -324,7 +324,7 @@ def add_to(commands: Any) -> None:
         "plugins.",
         "mbo2o methods\n  mbo2o methods plugins=[my.module] --config-dir my/conf",
     )
-    p.add_argument("settings", nargs="*", metavar="plugins=[MODULE]")
+    p.add_argument("settings", nargs="*", default=[], metavar="plugins=[MODULE]")
     p.add_argument(
         "--config-dir", type=folder, metavar="DIR", help="a folder of YAML whose presets are listed"
     )

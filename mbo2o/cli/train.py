@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SWEEP = {"-m", "--multirun"}
 """Flags with which a comma separates the values of several runs."""
+UPDATES_PER_ROW = 10
+"""What `updates_per_row` is where a method learns from a log alone and the user says nothing of steps."""
 TRUST = "import the code that the config names: plugins, functions, environments"
 
 
@@ -186,8 +188,14 @@ def to_config(node: Any) -> Any:
 def declare(cfg: Config, overrides: Sequence[str]) -> Config:
     """The config whose provenance names the preset, and the settings that were given on top of it.
 
-    Where a run happens and on what (dataset, seed, device, dir) is no setting of the method.
+    Where a run happens and on what (dataset, seed, device, dir) is no setting of the method. A preset's steps
+    are for large data, so that without an environment the size of the log decides, unless steps were given.
     """
+    from mbo2o.registry import NO_ENV
+
+    given = {o.split("=")[0].lstrip("+~") for o in overrides}
+    if cfg.env == NO_ENV and not given & {"recipe.offline_steps", "updates_per_row"}:
+        cfg.updates_per_row = UPDATES_PER_ROW
     presets = {o.split("=")[0]: o for o in overrides if o.startswith(("switch=", "experiment="))}
     preset = presets.get("experiment") or presets.get("switch")
     if preset is None or ": " not in (cfg.provenance or ""):
@@ -393,7 +401,7 @@ def add_to(commands: Any) -> None:
         "  mbo2o train -m experiment=hopper-small seed=0,10,20\n"
         "  mbo2o train plugins=[my.module] --config-dir my/conf recipe=mine dataset=my.hdf5",
     )
-    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    p.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     p.add_argument(
         "--config-dir", metavar="DIR", help="a folder of YAML beside mbo2o's own: DIR/recipe/mine.yaml"
     )
@@ -410,7 +418,9 @@ def add_to(commands: Any) -> None:
         "  mbo2o eval runs/moore-... --traces traces.npz",
     )
     p.add_argument("run_dir", metavar="RUN")
-    p.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="what its config names and you trust")
+    p.add_argument(
+        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="what its config names and you trust"
+    )
     p.add_argument("--episodes", type=int, default=10)
     p.add_argument("--seed", type=int, default=12345, help="of the episodes' starts")
     p.add_argument("--json", action="store_true")
