@@ -68,8 +68,8 @@ def write(found: Table, path: Path) -> Path:
         parquet.write_table(pyarrow.table(found), path)
         return path
     rows = zip(*found.values(), strict=True)
-    text = [",".join(found), *(",".join("" if x != x else str(x) for x in row) for row in rows)]
-    path.write_text("\n".join(text) + "\n")
+    lines = [",".join(found), *(",".join("" if x != x else str(x) for x in row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -126,7 +126,8 @@ def state_map(obs: NDArray[Any], values: NDArray[Any], told: str, narrow: bool =
     else:
         x, y = obs[:, 0], obs[:, -1] if obs.shape[1] == 2 else np.zeros(len(obs))
         labels = ["observation 1", "observation 2"[: 13 * (obs.shape[1] == 2)]]
-    edges = [np.linspace(*np.percentile(a, (0.5, 99.5)) + np.array([0, 1e-9]), BINS + 1) for a in (x, y)]
+    ends = [np.percentile(a, (0.5, 99.5)) for a in (x, y)]
+    edges = [np.linspace(float(low), float(high) + 1e-9, BINS + 1) for low, high in ends]
     at = [np.clip(np.digitize(a, e) - 1, 0, BINS - 1) for a, e in zip((x, y), edges, strict=True)]
     cell = at[1] * BINS + at[0]
     grid = np.full(BINS * BINS, np.nan)
