@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PLACE = ("kind", "phase", "step", "total", "time")
 """What every line of a log begins with."""
+STATES, BRANCHES = 3000, 200
+"""How many states a map of the uncertainty shows, and from how many of them branches go."""
 
 
 class RunHandle:
@@ -57,12 +59,7 @@ class RunHandle:
         rows = [row for line in read_run(self.directory).lines for row in _by_seed(line)]
         rows = [row for row in rows if kind in (None, row["kind"])]
         names = list(dict.fromkeys([*PLACE, "seed", *(name for row in rows for name in row)]))
-        columns = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
-        try:
-            import pandas
-        except ImportError:
-            return columns
-        return pandas.DataFrame(columns)
+        return _framed({name: np.array([row.get(name, np.nan) for row in rows]) for name in names})
 
     def report(self) -> dict[str, Figure]:
         """The figures of the run's report that its log has data for, by name. They are not drawn on screen.
@@ -75,20 +72,72 @@ class RunHandle:
         log = read_run(self.directory)
         return {x.name: x.draw(log, False) for x in SECTIONS if log.has(*x.needs)}
 
+    def uncertainty(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """What the model believed at each look, as a table: a row for each look, seed and source of states.
+
+        The columns are phase, step, total, seed, source (offline, online, imagined), epistemic, aleatoric,
+        penalty and error (the true error of one step); see `mbo2o.report.beliefs`, whose `decay` makes
+        numbers of it.
+
+        path: also write it there, as CSV, or as Parquet to a name in .parquet (extra `parquet`).
+
+        Returns a pandas DataFrame, or without pandas a dict of NumPy arrays. Raises `UserError` for a run
+        without a model, and without matplotlib.
+        """
+        optional("matplotlib", "a report")
+        from mbo2o.report import beliefs
+
+        found = beliefs.table(read_run(self.directory))
+        if not len(found["step"]):
+            raise UserError(f"{self.directory}: its log says nothing of a model's uncertainty")
+        if path is not None:
+            beliefs.write(found, Path(path))
+        return _framed(found)
+
+    def beliefs(self, states: Any = None, horizon: int = 25, seed: int = 0) -> dict[str, Figure]:
+        """Two figures of the learned model: "map", its uncertainty over states, and "fan", by depth.
+
+        Actions are the policy's. The fan has branches from some of the states under the policy, and the
+        model's true error by depth where it was measured.
+
+        Args:
+            states: `(N, D)` observations; None: 3000 of the run's dataset, which has to be there.
+            horizon: The depth of the branches.
+            seed: Which of the run's seeds.
+
+        Raises `UserError` if there is no model or no dataset, and without matplotlib.
+        """
+        optional("matplotlib", "a report")
+        from mbo2o.report.beliefs import depth_fan, state_map
+
+        policy, model = self.policy(seed), self.dynamics(seed)
+        if states is None:
+            run, _ = training.restore(self.directory)
+            index = run.dataset.index.cpu()
+            rows = index[:: max(1, len(index) // STATES)][:STATES]
+            states = run.dataset.rows(rows).obs.cpu().numpy()
+        states = np.asarray(states, np.float32)
+        unsure = model.predict(states, policy.predict(states)[0]).uncertainty
+        branches = model.rollout(states[:: max(1, len(states) // BRANCHES)][:BRANCHES], policy, horizon)
+        fan = np.where(branches.alive, branches.uncertainty, np.nan)
+        error = None if model.trust is None else np.asarray(model.expected_error())[:horizon]
+        told = f"uncertainty ({model.penalty})"
+        return {"map": state_map(states, unsure, told), "fan": depth_fan(fan, told, error)}
+
     def policy(self, seed: int = 0) -> Any:
         """The trained policy of one of the run's seeds, counted from 0; see `mbo2o.load`."""
         import mbo2o
 
         return mbo2o.load(self.directory, seed=seed)
 
-    def dynamics(self) -> Any:
-        """The learned dynamics of the run's last phase; see `mbo2o.load_dynamics`.
+    def dynamics(self, seed: int = 0) -> Any:
+        """The learned dynamics of the run's last phase, of one of its seeds; see `mbo2o.load_dynamics`.
 
         Raises `UserError` if the method learns none.
         """
         import mbo2o
 
-        return mbo2o.load_dynamics(self.directory)
+        return mbo2o.load_dynamics(self.directory, seed=seed)
 
 
 def train(
@@ -131,6 +180,15 @@ def train(
         raise UserError(f"train takes a method's name or a Config, and {method!r} is neither")
     with quietly(quiet), trusting(trust):
         return RunHandle(training.train(cfg))
+
+
+def _framed(columns: dict[str, Any]) -> Any:
+    """The columns as a pandas DataFrame where there is pandas, else as they are."""
+    try:
+        import pandas
+    except ImportError:
+        return columns
+    return pandas.DataFrame(columns)
 
 
 def _by_seed(line: dict[str, Any]) -> list[dict[str, Any]]:

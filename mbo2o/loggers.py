@@ -59,6 +59,10 @@ class Loggers:
         for name in list(self._waiting):
             self._needs(name)
 
+    def __bool__(self) -> bool:
+        """Whether there are any, open or not."""
+        return bool(self._waiting or self._open)
+
     def _needs(self, name: str) -> None:
         """Import what a logger needs, before the run begins."""
         _, module, extra = KNOWN[name]

@@ -19,7 +19,7 @@ SUM = "dataset_sha256"
 FACTS = (SUM, "behaviour_return")
 """Entries of config.yaml that are no settings: what a run found out of its dataset when it began."""
 OPEN = ("dir", "resume", "report", "log", "threads", "engine", "storage", "provenance", "plugins")
-OPEN_OF_RUN = ("env_faults", "env_seconds", "allow_mismatch", "eval_workers")
+OPEN_OF_RUN = ("env_faults", "env_seconds", "allow_mismatch", "eval_workers", "traces")
 """Settings that may differ between parts of one run: they decide how it runs, not what it computes."""
 STEPS = ("recipe.online_steps", "recipe.offline_steps")
 """The settings that make a run longer, the last phase's first."""
@@ -104,7 +104,11 @@ def directory_of(cfg: Config, env_id: str, content: str | None) -> tuple[Path, s
 
 def _began(directory: Path) -> bool:
     """Whether a run is there that got to a checkpoint."""
-    return (directory / "config.yaml").is_file() and any((directory / "checkpoints").glob("[0-9]*"))
+    return (directory / "config.yaml").is_file() and _has_checkpoints(directory)
+
+
+def _has_checkpoints(directory: Path) -> bool:
+    return any((directory / "checkpoints").glob("[0-9]*"))
 
 
 def _changed_since(directory: Path, cfg: Config, env_id: str, content: str | None) -> list[str] | None:
@@ -137,9 +141,13 @@ def claim(directory: Path, cfg: Config, env_id: str, content: str | None) -> dic
     turns are those that the longer run would have begun with.
 
     Raises:
-        UserError: The directory holds a run of other settings or of another dataset, or `resume` is false.
+        UserError: The directory holds a run of other settings or of another dataset, or one whose settings
+            are gone; or `resume` is false.
     """
     if not _began(directory):
+        if _has_checkpoints(directory):
+            lost = "holds checkpoints without the config.yaml that says of which settings they are"
+            raise UserError(f"{directory}: {lost}; put that file back, or choose another dir=")
         return {}
     if not cfg.resume:
         raise UserError(

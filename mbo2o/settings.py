@@ -53,6 +53,9 @@ class Config:
     env: str | None = None
     # a dict: arguments for gymnasium.make beside the id, wherever the run makes its environment
     env_kwargs: Any = None
+    # env=null alone: the offline phase makes this many updates for each row of the log, at least 2000 and at
+    # most recipe.offline_steps; None: recipe.offline_steps. It is 10 if env=null is given and neither is set
+    updates_per_row: float | None = None
     # how observations are laid out: d4rl or d4rl-no-forces; None: the environment's own, or one of these
     # where the dataset's width says so (envs/layouts.py)
     env_layout: str | None = None

@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ from mbo2o.store.hdf5 import imports_module
 from mbo2o.store.remembered import Remembered
 from mbo2o.types import Metrics, RewardView, UserError
 
+LEAST_UPDATES = 2000
+"""How many updates a policy gets from however small a log, if `updates_per_row` decides."""
+
 __all__ = ["Config", "load_agent", "read_config", "restore", "train"]
 
 
@@ -76,7 +79,6 @@ def _train(cfg: Config) -> Path:
     if cfg.env == NO_ENV:
         cfg = _offline_alone(cfg)
     recipe = make_recipe(cfg.recipe)
-    asked, (cfg, why) = cfg.engine, _engine(cfg)
     found = datasets.find(cfg.dataset, cfg.dataset_columns) if recipe.needs_dataset else None
     env_id = _environment(cfg, found)
     absent: Absent | None = None
@@ -86,9 +88,11 @@ def _train(cfg: Config) -> Path:
         dataset, content, absent, line = _log_alone(cfg, found, recipe.gamma)
         cfg, scaled = _with_reward_scale(cfg, dataset)
         cfg, ends = _with_termination(cfg, dataset)
-        recipe, said = make_recipe(cfg.recipe), [line, scaled, ends]
+        cfg, steps = _with_steps(cfg, dataset.n_rows)
+        recipe, said = make_recipe(cfg.recipe), [line, scaled, ends, steps]
     else:
         cfg, dataset, content, said = _loaded(cfg, found, env_id)
+    asked, (cfg, why) = cfg.engine, _engine(cfg)
     if cfg.start_from:
         naming.check_start(cfg, env_id, content)
     directory, moved = naming.directory_of(cfg, env_id, content)
@@ -229,6 +233,35 @@ def _with_termination(cfg: Config, dataset: TransitionDataset) -> tuple[Config, 
     return replace(cfg, recipe=replace(cfg.recipe, termination=rule)), said
 
 
+def _with_steps(cfg: Config, rows: int) -> tuple[Config, str]:
+    """The config with the number of updates that a log of so many rows repays, and a line that says so.
+
+    Schedules that end with the offline phase end with the shorter one.
+    """
+    per_row, usual = cfg.updates_per_row, getattr(cfg.recipe, "offline_steps", None)
+    cfg = replace(cfg, updates_per_row=None)
+    if per_row is None or usual is None:
+        return cfg, ""
+    steps = min(usual, max(LEAST_UPDATES, math.ceil(per_row * rows)))
+    if steps == usual:
+        return cfg, ""
+
+    def shortened(part: Any) -> Any:
+        changed = {}
+        for f in fields(part):
+            value = getattr(part, f.name)
+            if is_dataclass(value):
+                changed[f.name] = shortened(value)
+            elif f.name == "offline_steps" or (f.name.endswith("_decay_steps") and value == usual):
+                changed[f.name] = steps
+        return replace(part, **changed)
+
+    how = f"{per_row:g} updates for each of {rows} rows to learn from, at least {LEAST_UPDATES}"
+    said = f"recipe.offline_steps is {steps} here ({how}); recipe.offline_steps={usual} is the usual number"
+    source = cfg.provenance and f"{cfg.provenance}; with {steps} updates, for a log of {rows} rows"
+    return replace(cfg, recipe=shortened(cfg.recipe), provenance=source), said
+
+
 def _facts(
     resumed: dict[str, Any], dataset: TransitionDataset | None, content: str | None
 ) -> dict[str, str | float | None]:
@@ -315,6 +348,9 @@ def _check(cfg: Config) -> None:
     for _, part in parts(cfg):
         if hasattr(part, "__post_init__"):
             part.__post_init__()
+    if cfg.updates_per_row is not None and (cfg.updates_per_row <= 0 or cfg.env != NO_ENV):
+        text = "expected a number above 0, and env=null; elsewhere recipe.offline_steps says it"
+        raise UserError(f"updates_per_row={cfg.updates_per_row}: {text}")
     if isinstance(cfg.dataset_actions, list | tuple):
         datasets.given_bounds(cfg.dataset_actions, "dataset_actions=")
     else:

@@ -151,17 +151,20 @@ def measures(arms: dict[str, tuple[Curve, int, bool]]) -> dict[str, list[Row]]:
 
 def recompute(path: Path) -> None:
     """Compute the measures in `NAME.csv` again from `NAME-curves.csv`, after a definition has changed."""
+    write(path, recomputed(path))
+
+
+def recomputed(path: Path) -> list[Row]:
+    """The rows of `NAME.csv` with its measures as they follow from `NAME-curves.csv`."""
     rows, arms = read_rows(path), stored_curves(path)
     online = "j0" in next(iter(rows.values()))[0]
     utd = {arm: int(found[0]["utd"]) if online else 1 for arm, found in rows.items()}
     new = measures({arm: (arms[arm], utd[arm], found[0]["final"] != "nan") for arm, found in rows.items()})
-    out = []
-    for arm, found in rows.items():
-        for row, mine in zip(found, new[arm], strict=True):
-            out.append(
-                row | {k: v for k, v in mine.items() if online or k in ("final", "best", "final_evals")}
-            )
-    write(path, out)
+    return [
+        row | {k: v for k, v in mine.items() if online or k in ("final", "best", "final_evals")}
+        for arm, found in rows.items()
+        for row, mine in zip(found, new[arm], strict=True)
+    ]
 
 
 def stored_curves(path: Path) -> dict[str, Curve]:
@@ -226,10 +229,12 @@ def write(path: Path, rows: list[Row]) -> None:
     with open(path, "w", newline="") as f:
         writer = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(
-            {k: round(float(v), 4) if isinstance(v, float | np.floating) else v for k, v in r.items()}
-            for r in rows
-        )
+        writer.writerows({k: rounded(v) for k, v in r.items()} for r in rows)
+
+
+def rounded(x: Any) -> Any:
+    """A value as tables hold it: numbers that are not whole to four places."""
+    return round(float(x), 4) if isinstance(x, float | np.floating) else x
 
 
 def read_rows(path: Path) -> dict[str, list[dict[str, str]]]:

@@ -7,7 +7,7 @@ arms; figures over several files are one picture. `mbo2o study figure` lists all
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +15,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from mbo2o.envs.scores import find_reference
 from mbo2o.report.compare import BANDS, Curve, colours_of, compare_panels, save
 from mbo2o.report.style import GREY, add_title, dress, thousands
 from mbo2o.types import UserError
+from studies.aggregate import MEASURES, groups, score, stratified
 from studies.arms import read_rows, stored_curves
 from studies.measured import files_of
+from studies.offline import LEARNERS
 from studies.wsrl import RETAINED
 
 Panels = dict[str, list[str]]
@@ -110,45 +111,12 @@ def _scores(shown: Shown, size: str) -> dict[str, dict[str, Curve]]:
     out: dict[str, dict[str, Curve]] = {}
     for table in _tables(shown, size):
         env = next(iter(read_rows(table).values()))[0]["env"]
-        reference = find_reference("mbo2o-v5", env)
-        low, high = (0.0, 1.0) if "Maze" in env else (reference.low, reference.high)
-        if not np.isfinite([low, high]).all():
+        if np.isnan(score(env, np.zeros(1))).any():
             continue
         for arm, c in stored_curves(table).items():
             if arm in shown.arms:
-                out.setdefault(arm, {})[table.stem] = c._replace(values=100 * (c.values - low) / (high - low))
+                out.setdefault(arm, {})[table.stem] = c._replace(values=score(env, c.values))
     return out
-
-
-def interquartile_mean(x: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of the last axis; the two outer values of that half count in part."""
-    ordered, n = np.sort(x, -1), x.shape[-1]
-    inside = np.minimum(np.arange(1, n + 1), 0.75 * n) - np.maximum(np.arange(n), 0.25 * n)
-    weights = np.maximum(inside, 0)
-    middle: np.ndarray = ordered @ (weights / weights.sum())
-    return middle
-
-
-def stratified(
-    tables: Sequence[np.ndarray], measure: Callable[[np.ndarray], np.ndarray], draws: int = 500
-) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % bootstrap interval of a measure of all runs, drawn again within each table.
-
-    tables: one array `(T, S)` for each table; the same T, any S. Returns low and high `(T,)`.
-    """
-    rng = np.random.default_rng(0)
-    found = [
-        measure(np.concatenate([x[:, rng.integers(x.shape[1], size=x.shape[1])] for x in tables], -1))
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(found, [0.025, 0.975], axis=0)
-    return low, high
-
-
-MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "interquartile mean": interquartile_mean,
-    "mean": lambda x: x.mean(-1),
-}
 
 
 def _aggregate(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
@@ -167,10 +135,11 @@ def _aggregate(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
             curves = [tables[x] for x in sorted(shared)]
             step = curves[0].step
             aligned = [c.values for c in curves if np.array_equal(c.step, step)]
-            pooled = np.concatenate(aligned, -1)
-            axes.plot(step, measure(pooled), color=colours[arm], lw=2.4, label=arm)
+            axes.plot(step, measure(aligned), color=colours[arm], lw=2.4, label=arm)
             if len(axes.collections) < BANDS:
-                axes.fill_between(step, *stratified(aligned, measure), color=colours[arm], alpha=0.14, lw=0)
+                axes.fill_between(
+                    step, *stratified(aligned, measure, 500), color=colours[arm], alpha=0.14, lw=0
+                )
         dress(axes, left=axes is row[0])
         axes.margins(x=0)
         axes.xaxis.set_major_formatter(FuncFormatter(thousands))
@@ -185,6 +154,39 @@ def _aggregate(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
     )
     save(figure, folder / f"{name}-{size}.png")
     return [folder / f"{name}-{size}.png"]
+
+
+def _intervals(name: str, shown: Shown, size: str, folder: Path) -> list[Path]:
+    """A picture for each group of files: the final scores of all its arms, with their intervals."""
+    paths = []
+    for g in groups([shown.study]):
+        if g.size != size:
+            continue
+        final = {arm: g.files(arm, "final") for arm in g.arms}
+        colours = colours_of(list(final))
+        figure = Figure(figsize=(11, 1.9 + 0.36 * len(final)))
+        inches = figure.get_size_inches()[1]
+        figure.subplots_adjust(
+            left=0.14, right=0.98, top=1 - 1.25 / inches, bottom=0.65 / inches, wspace=0.08
+        )
+        row = figure.subplots(1, len(MEASURES), sharey=True)
+        for axes, (title, measure) in zip(row, MEASURES.items(), strict=True):
+            axes.set_title(title, loc="left", fontsize=12)
+            for i, (arm, files) in enumerate(final.items()):
+                low, high = stratified(files, measure)
+                axes.plot([low, high], [i, i], color=colours[arm], lw=7, alpha=0.35, solid_capstyle="butt")
+                axes.plot(measure(files), i, "o", color=colours[arm], ms=7)
+            dress(axes, left=axes is row[0])
+            axes.grid(axis="x", color="#DDDDDD", lw=0.8)
+            axes.set_xlabel("final score (100: a good policy)", fontsize=12)
+        row[0].set_yticks(range(len(final)), list(final))
+        row[0].invert_yaxis()
+        files_text = ", ".join(x.stem.removeprefix(f"{g.study}-") for x in g.tables)
+        text = "bars: stratified bootstrap, 95 %, seeds within files; none below five seeds"
+        add_title(figure, f"{shown.about}: {g.kind}, size {size}", f"over {files_text}; {text}")
+        paths.append(folder / f"{name}-{g.kind.replace(', ', '-').lower()}-{size}.png")
+        save(figure, paths[-1])
+    return paths
 
 
 # ---------------------------------------------------------------------------- what tables keep beside returns
@@ -347,5 +349,11 @@ FIGURES: dict[str, Shown] = {
         only="demos",
         lacks="a stand-in for the paper's robot",
     ),
+    "offline-scores": Shown("offline learners over files", "offline", H, {"": [*LEARNERS]}, _intervals),
+    "methods-scores": Shown("all methods over files", "methods", H, {"": ["wsrl", *RIVALS]}, _intervals),
+    "moore-scores": Shown(
+        "sampling over files", "moore", HR, {"": ["priority", "uniform", "half", "online"]}, _intervals
+    ),
+    "obac-scores": Shown("OBAC over tasks", "obac", "Hopper-v5", {"": ["sac", "obac", "fixed"]}, _intervals),
 }  # fmt: skip
 """The figures of the papers' notes, by name."""

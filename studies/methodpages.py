@@ -23,6 +23,10 @@ OWN_PAGES = ("enoto", "moore", "mopo", "mbpo", "wsrl", "rlpd")
 """Recipes whose presets stand on the recipe's page. Other presets stand on the page of their name."""
 
 
+FALLS = re.compile(r"(?P<data>\S+) (?P<before>\S+) → \S+ \[(?P<low>\S+), (?P<high>\S+)\]")
+"""What `measured` says of one dataset where there are seeds enough for an interval."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """A file of `conf/switch` or `conf/experiment`: its comment, the source of its numbers, its settings."""
@@ -129,7 +133,39 @@ def _header(m: Method) -> str:
         lines += [f"  - {text}, by {quoted(command)}" for text, command in figures]
     else:
         lines.append("- Measured: not yet")
+    lines.insert(3, _departures(m))
+    lines.append(_failures(m, results))
     return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _departures(m: Method) -> str:
+    """Where the numbers of its preset come from, and in what they differ from the paper."""
+    preset = next(x for x in presets() if x.name == m.command)
+    kind, _, source = preset.provenance.partition(": ")
+    known = "what differs is said here and below" if kind == "adapted" else "no departure is known"
+    return f"- Source of these numbers, and departures: {kind}, {known}: {source}"
+
+
+def _failures(m: Method, results: Path) -> str:
+    """Where it does worse than doing nothing: online than the policy it began with, offline than a clone."""
+    told = []
+    clones = dict(_offline(next(x for x in METHODS if x.measured[:2] == ("offline", "bc")), results))
+    for text in filter(None, measured(m, results).split("; ")):
+        if (fell := FALLS.match(text)) and float(fell["high"]) < float(fell["before"]):
+            told.append(f"on {fell['data']} it loses what the offline phase taught ({text.split(' ', 1)[1]})")
+    for data, value in _offline(m, results):
+        if value < clones.get(data, value):
+            told.append(f"on {data} a clone of the data (BC) is better ({clones[data]:g} against {value:g})")
+    found = "; ".join(told) if told else "none is in these measurements"
+    return f"- Known failures at these sizes: {found}"
+
+
+def _offline(m: Method, results: Path) -> list[tuple[str, float]]:
+    """Its returns without an online phase, by dataset."""
+    if m.measured[0] != "offline":
+        return []
+    pairs = (text.split()[:2] for text in filter(None, measured(m, results).split("; ")))
+    return [(data, float(value)) for data, value in pairs]
 
 
 def _entry(entry: Entry, kind: str) -> list[str]:
@@ -157,7 +193,8 @@ def _equations(cls: type) -> Iterator[str]:
     for name, member in vars(cls).items():
         doc = inspect.cleandoc(getattr(member, "__doc__", None) or "")
         if inspect.isfunction(member) and doc and re.search(r"[=←∝Σ²]|log π", doc):
-            yield f"- `{name}`: {' '.join(doc.split())}"
+            lines, first = inspect.getsourcelines(member)
+            yield f"- `{name}`, lines {first} to {first + len(lines) - 1}: {' '.join(doc.split())}"
 
 
 def _settings(config: type, name: str) -> list[str]:

@@ -37,6 +37,8 @@ SUBJECT = "dataset"
 EXPERIMENT, CONFIG = "wsrl-small", WSRLConfig
 LARGER = {"mid": "experiment=wsrl-mid", "paper": "switch=wsrl"}
 SMALLEST = [*QUICK_Q, "recipe.online_steps=150", "run.eval_every=50"]  # enough rows for a model
+MODELS = {"small": "experiment=hopper-small"} | dict.fromkeys(("mid", "paper"), "experiment=hopper-mid")
+"""By size, the preset whose model and rollouts the model-based arms have."""
 UCB_COEF = 1.0
 """The weight of the upper bound; the authors' code has 10 (the arm `ucb-10` of the study enoto)."""
 
@@ -45,11 +47,11 @@ LOOSENED = ("target", "explore", "sunrise")
 """What ENOTO changes online."""
 
 
-def arms(base: Config) -> dict[str, Config]:
+def arms(base: Config, model: str = MODELS["small"]) -> dict[str, Config]:
     """Methods by name. The base is WSRL on CQL.
 
     An arm is the preset of its method at the base's size, and the settings that are named here. All others
-    are the preset's.
+    are the preset's. model: one of MODELS.
     """
     cql, n = base.recipe.offline, base.recipe.offline.critics
     # one CQL, the base's, and one IQL: arms that share an offline learner start from one checkpoint
@@ -76,7 +78,7 @@ def arms(base: Config) -> dict[str, Config]:
         "rlpd": rlpd,
         "no-data": changed(rlpd, drawing("online")),
         **_from_nothing(base),
-        **_model_based(base),
+        **_model_based(base, model),
     }
 
 
@@ -148,16 +150,14 @@ def _from_nothing(base: Config) -> dict[str, Config]:
     return {"sac": sac, "scratch": changed(sac, {"recipe.agent": n})}
 
 
-def _model_based(base: Config) -> dict[str, Config]:
+def _model_based(base: Config, model: str) -> dict[str, Config]:
     """MOPO, which learns offline alone, MOORe, which goes on from it, and MBPO from nothing.
 
-    The model, its rollouts and the agent's first temperature are those of experiment=hopper-small, or
-    hopper-mid for a base that is not small; the agent's other settings are SAC's. Fits and rollouts are not
-    larger than the base's offline phase.
+    The model, its rollouts and the agent's first temperature are those of the preset `model`; the agent's
+    other settings are SAC's. Fits and rollouts are not larger than the base's offline phase.
     """
     most, epoch = base.recipe.offline_steps, max(50, base.recipe.online_steps // 10)
-    small = ": small" in f": {base.provenance or 'small'}"  # NAME: KIND, with …
-    moore: MOOReConfig = preset(f"experiment=hopper-{'small' if small else 'mid'}").recipe
+    moore: MOOReConfig = preset(model).recipe
     own: Any = moore.agent
     sac = at_size("experiment=sac-paper", base, base.recipe.offline).recipe.agent
     moore = replace(

@@ -23,7 +23,19 @@ from mbo2o.envs.scores import sets
 from mbo2o.registry import AGENTS, RECIPES, SOURCES
 from mbo2o.report.statistics import FEWEST, KIND
 from mbo2o.report.switch import DEFINITIONS
-from studies import ledger, methods, moore, needs, offline, parity, protocol, sb3_in_model
+from studies import (
+    again,
+    aggregate,
+    cloning,
+    ledger,
+    methods,
+    moore,
+    needs,
+    offline,
+    parity,
+    protocol,
+    sb3_in_model,
+)
 from studies.arms import read_rows, recompute
 from studies.claims import Claim, Finding, figures
 from studies.measured import RESULTS, ROOT, STUDIES, files_of, findings
@@ -373,6 +385,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sb3-in-model": partial(sb3_in_model.table, RESULTS),
     **{f"{kind}-claims": partial(_claims, kind, study.CLAIMS) for kind, study in STUDIES.items()},
     **{f"{kind}-bullets": partial(_bullets, kind, study.CLAIMS) for kind, study in STUDIES.items()},
+    "aggregates": aggregate.table,
+    "cloning": partial(cloning.table, RESULTS),
+    "claims-drops": again.drops_table,
     "claims-counts": ledger.counts_table,
     "claims-ledger": ledger.table,
     **{f"{kind}-statements": partial(_statements, study.CLAIMS) for kind, study in STUDIES.items()},

@@ -132,7 +132,12 @@ def _write_drops(call: Call, failed: Mapping[str, str]) -> None:
     for name in dict.fromkeys(job.name for job in jobs):
         if reason := _dropped(call, name, failed, measured):
             dropped.append({"run": name, "reason": reason})
-    with open(call.path.with_name(f"{call.path.stem}-drops.csv"), "w", newline="") as f:
+    write_drops(call.path.with_name(f"{call.path.stem}-drops.csv"), dropped)
+
+
+def write_drops(path: Path, dropped: Sequence[Mapping[str, str]]) -> None:
+    """Write a list of what a table leaves out: `run` and `reason`."""
+    with open(path, "w", newline="") as f:
         writer = csv.DictWriter(f, ("run", "reason"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(dropped)

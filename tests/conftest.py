@@ -58,6 +58,7 @@ SLOW = {
     "unit/test_checkpoints.py",
     "unit/test_disk.py",
     "unit/test_divergence.py",
+    "unit/test_door.py",
     "unit/test_dynamics.py",
     "unit/test_engine.py",
     "unit/test_extending.py",

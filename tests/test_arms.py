@@ -55,7 +55,9 @@ LATER = {
     "recipe.truncate": "null",
     "recipe.penalty_draws": "10",
     "run.eval_workers": "0",
+    "run.traces": "false",
     "dataset_columns": "null",
+    "updates_per_row": "null",
     "log": "[]",
     **{f"recipe.{slot}.actor_decay_steps": "null" for slot in ("agent", "offline", "online")},
 }

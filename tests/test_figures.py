@@ -3,11 +3,10 @@
 import csv
 import shutil
 
-import numpy as np
 import pytest
 
 from mbo2o.types import UserError
-from studies import figures, measured
+from studies import figures, measured, offline
 from studies.measured import RESULTS, STUDIES
 
 
@@ -32,7 +31,7 @@ def test_every_figure_s_arms_exist_in_its_study():
     from mbo2o.cli.main import compose_config
 
     known = {}
-    for kind, study in STUDIES.items():
+    for kind, study in (STUDIES | {"offline": offline}).items():
         base = compose_config([f"experiment={study.EXPERIMENT}", f"{study.SUBJECT}=Hopper-v5"])
         known[kind] = {*study.arms(base), *getattr(study, "DERIVED", ())}
     for name, shown in figures.FIGURES.items():
@@ -45,6 +44,13 @@ def test_curves_and_aggregates_are_drawn_and_what_lacks_is_told(tables):
     assert lack == ""
     (path,), _ = figures.draw("enoto-2", "small", tables)
     assert path.stat().st_size > 10_000
+    with pytest.raises(UserError, match="figure obac-scores: nothing of it is measured"):
+        figures.draw("obac-scores", "small", tables)  # one table
+    for end in ("", "-curves"):
+        shutil.copy(RESULTS / f"obac-HalfCheetah-v5{end}.csv", tables)
+    (path,), _ = figures.draw("obac-scores", "small", tables)
+    assert path.name == "obac-scores-mujoco-small.png"
+    assert path.stat().st_size > 5_000
     assert "not measured: " in figures.missing("obac-constraint", "small")
     with pytest.raises(UserError, match=r"run mbo2o study wsrl .* --arms iql-keep-0"):
         figures.draw("wsrl-3.1", "small", tables)
@@ -72,16 +78,3 @@ def test_values_and_distances_are_drawn_where_a_table_kept_them(tables):
         (path,), lack = figures.draw(name, "small", tables)
         assert path.stat().st_size > 5_000
         assert lack == ""
-
-
-def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side():
-    assert figures.interquartile_mean(np.array([[-100.0, 1, 3, 900]])) == pytest.approx([2.0])
-    # the middle two and a half of five values: the outer two of them count by three quarters
-    assert figures.interquartile_mean(np.array([0.0, 1, 2, 3, 100])) == pytest.approx((0.75 + 2 + 2.25) / 2.5)
-
-
-def test_the_bootstrap_draws_within_tables():
-    """Two tables that differ by much, each without spread: no draw changes the mean."""
-    low, high = figures.stratified([np.zeros((3, 5)), np.full((3, 5), 100.0)], figures.MEASURES["mean"])
-    assert low == pytest.approx([50] * 3)
-    assert high == pytest.approx([50] * 3)

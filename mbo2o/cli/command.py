@@ -12,9 +12,18 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 USER, DIVERGED, INTERRUPTED, STOPPED = 2, 3, 130, 143
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line; commands below a parser have parsers of its class."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the code of a mistake in what was asked."""
+        command = self.prog.removeprefix("mbo2o").strip()
+        self.exit(_say(f"{command}: {message}; see {self.prog} --help".removeprefix(": "), USER))
 
 
 def add(

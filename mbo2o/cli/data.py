@@ -5,13 +5,53 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from mbo2o.cli.command import add
 
 MODES = ("unit", "env", "clip", "env-clip")
-UNITS = "units of its actions: [-1, 1], the environment's box, or a policy's outputs in these, to be clipped"
+UNITS = (
+    "units of its actions: unit ([-1, 1]), env (the environment's box), clip or env-clip (a policy's outputs "
+    "in these, to be clipped), or the bounds themselves, such as [-2,2]; as dataset_actions= in training"
+)
+COLUMNS = (
+    "which column of a table holds what, such as '{observations: [x, v], actions: [u], rewards: r, "
+    "terminals: done}'; as dataset_columns= in training"
+)
+OPTION = "--actions "
+
+
+def _units(text: str) -> Any:
+    """The units of actions that an option names: one of `MODES`, or bounds."""
+    if text in MODES:
+        return text
+    return _yaml(text, list, f"expected {', '.join(MODES)}, or bounds such as [-2,2]")
+
+
+def _columns(text: str) -> Any:
+    return _yaml(text, dict, "expected {observations: [...], actions: [...], rewards: ..., terminals: ...}")
+
+
+def _yaml(text: str, kind: type, expected: str) -> Any:
+    """A value as training reads it from KEY=VALUE; argparse makes one line of the error."""
+    from mbo2o.cli.compose import settings_of
+    from mbo2o.errors import UserError
+
+    try:
+        value = settings_of([f"x={text}"], {})[0].value
+    except UserError:
+        value = None
+    if not isinstance(value, kind):
+        raise argparse.ArgumentTypeError(f"{text}: {expected}")
+    return value
+
+
+def _add_table(p: argparse.ArgumentParser) -> None:
+    """The options that say how a dataset is read."""
+    p.add_argument("--actions", type=_units, metavar="UNITS", help=UNITS)
+    p.add_argument("--columns", type=_columns, metavar="{FIELD: COLUMNS}", help=COLUMNS)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -53,8 +93,7 @@ def _where(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from mbo2o.store import datasets
 
-    dataset = datasets.read(options.dataset, actions=options.actions, env_id=options.env, option="--actions ")
-    summary = datasets.summary(dataset)
+    summary = datasets.summary(_dataset(options, look=True))
     if options.json:
         print(json.dumps(summary))
         return
@@ -63,11 +102,33 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"{key:<22} {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
+def _dataset(options: argparse.Namespace, look: bool = False) -> Any:
+    """The rows that the options name.
+
+    look: in a table without an environment, actions outside [-1, 1] are taken to lie between the lowest and
+    the highest one, and a warning says so.
+    """
+    from mbo2o.store import datasets
+
+    actions = options.actions
+    if look and actions is None and options.env is None:
+        found = datasets.find(options.dataset, options.columns)
+        if found.is_table:
+            units, _, said = datasets.units_of_log(found, None, OPTION)
+            if said:
+                warnings.warn(f"{options.dataset}: {said}", stacklevel=2)
+            return found.read("ram", units)
+    return datasets.read(
+        options.dataset, actions=actions, env_id=options.env, option=OPTION, columns=options.columns
+    )
+
+
 def _check(options: argparse.Namespace) -> int:
     from mbo2o.doctor.check import check
 
     kwargs = _env_kwargs(options.env_kwargs)
-    report = check(options.dataset, options.env, options.termination, options.actions, kwargs)
+    columns = options.columns
+    report = check(options.dataset, options.env, options.termination, options.actions, kwargs, columns)
     print(json.dumps(report.as_json()) if options.json else report.text())
     return 0 if report.safe else 1
 
@@ -92,11 +153,13 @@ def _copy(options: argparse.Namespace) -> None:
     from mbo2o.store.whole import writing
 
     at_least_one("data copy", every=options.every)
-    dataset = datasets.read(options.dataset, actions=options.actions, env_id=options.env, option="--actions ")
+    dataset = _dataset(options)
     with writing(options.out):
         rows = datasets.write(dataset, options.out, options.layout, options.every)
     size = options.out.stat().st_size
     print(f"{options.out}: {rows} rows in the {options.layout} layout, {size / 1e6:.1f} MB")
+    if options.actions not in (None, "unit", "clip"):
+        print("its actions are mapped to [-1, 1], as mbo2o reads them")
 
 
 def _reference(options: argparse.Namespace) -> None:
@@ -164,7 +227,7 @@ def _add_looks(data: Any) -> None:
     p = add(data, "inspect", _inspect, "Show what a dataset holds.", example)
     p.add_argument("dataset", help="file, name or minari:ID")
     p.add_argument("--env", help="gymnasium id whose box `--actions env` takes (the file's own if not given)")
-    p.add_argument("--actions", choices=MODES, help=UNITS)
+    _add_table(p)
     p.add_argument("--json", action="store_true")
     p = add(
         data,
@@ -180,7 +243,7 @@ def _add_looks(data: Any) -> None:
     p.add_argument(
         "--env", help="gymnasium id (the file's own if not given): its time limit, sizes and termination rule"
     )
-    p.add_argument("--actions", choices=MODES, help=UNITS)
+    _add_table(p)
     p.add_argument(
         "--env-kwargs",
         default="{}",
@@ -213,7 +276,7 @@ def _add_copy(data: Any) -> None:
     )
     p.add_argument("--layout", choices=("full", "compact"), default="full")
     p.add_argument("--env", help="gymnasium id whose box `--actions env` takes (the file's own if not given)")
-    p.add_argument("--actions", choices=MODES, help=UNITS)
+    _add_table(p)
 
 
 def _add_reference(data: Any) -> None:

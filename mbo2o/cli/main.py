@@ -15,8 +15,8 @@ from collections.abc import Sequence
 # before torch is imported: threads that spin while they wait starve each other on busy cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from mbo2o.cli import bench, data, doctor, model, plan, policy, report, slurm, study, train
-from mbo2o.cli.command import guarded
+from mbo2o.cli import bench, data, doctor, model, plan, policy, report, slurm, study, train, verify
+from mbo2o.cli.command import Parser, guarded
 from mbo2o.cli.train import compose_config
 
 __all__ = ["compose_config", "main"]
@@ -47,12 +47,12 @@ def _dispatch(args: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; that of `train` shows help alone."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         "mbo2o",
         description="Model-based offline-to-online RL. Without a command it runs experiment=first-run.",
         epilog="example: mbo2o train experiment=hopper-small seeds=3; each command's --help has its own",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for group in (train, report, policy, slurm, study, bench, data, model, plan, doctor):
+    for group in (train, report, policy, slurm, study, verify, bench, data, model, plan, doctor):
         group.add_to(commands)
     return top

@@ -48,7 +48,7 @@ def add_to(commands: Any) -> None:
         "termination rule agrees with them.",
     )
     p.add_argument("data", help="file, name or minari:ID")
-    p.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    p.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE")
     p.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     p = add(
         model,

@@ -157,7 +157,7 @@ def add_to(commands: Any) -> None:
         "With a run, plans of its policy join the candidates and its critics value the state at the end.",
     )
     p.add_argument("path", type=Path, metavar="RUN_OR_MODEL", help="a run, or a folder of `model fit`")
-    p.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    p.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE")
     p.add_argument("--env", metavar="ID", help="gymnasium id (the model's own if not given)")
     p.add_argument("--planner", default="mppi", help="cem, icem or mppi (default), or one of a plugin")
     p.add_argument("--episodes", type=int, default=5)

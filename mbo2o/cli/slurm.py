@@ -156,7 +156,7 @@ def add_to(commands: Any) -> None:
         "mbo2o slurm experiment=hopper-small seed=0,10,20 --time 4:00:00 --mem 4G --cpus 1\n"
         "  mbo2o slurm recipe=moore dataset=my.hdf5 device=cuda --gpus 1 --sbatch=--account=mine",
     )
-    p.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    p.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE")
     p.add_argument(
         "-m", "--multirun", action="store_true", help="may stand here; the script is always of a sweep"
     )

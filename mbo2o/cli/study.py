@@ -125,7 +125,8 @@ def _arms(study: Any, choice: str, size: str, options: argparse.Namespace) -> di
         )
     base = compose_config([*chosen, *(study.SMALLEST if options.quick else []), *options.overrides])
     presets = size == "paper" and hasattr(study, "papers") and not options.quick
-    arms: dict[str, Any] = study.papers(base) if presets else study.arms(base)
+    model = {"model": study.MODELS[size]} if hasattr(study, "MODELS") else {}
+    arms: dict[str, Any] = study.papers(base) if presets else study.arms(base, **model)
     return arms
 
 
@@ -323,7 +324,7 @@ def add_to(commands: Any) -> None:
         "plugins.",
         "mbo2o methods\n  mbo2o methods plugins=[my.module] --config-dir my/conf",
     )
-    p.add_argument("settings", nargs="*", metavar="plugins=[MODULE]")
+    p.add_argument("settings", nargs="*", default=[], metavar="plugins=[MODULE]")
     p.add_argument(
         "--config-dir", type=folder, metavar="DIR", help="a folder of YAML whose presets are listed"
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SWEEP = {"-m", "--multirun"}
 """Flags with which a comma separates the values of several runs."""
+UPDATES_PER_ROW = 10
+"""What `updates_per_row` is where a method learns from a log alone and the user says nothing of steps."""
 TRUST = "import the code that the config names: plugins, functions, environments"
 
 
@@ -186,8 +188,14 @@ def to_config(node: Any) -> Any:
 def declare(cfg: Config, overrides: Sequence[str]) -> Config:
     """The config whose provenance names the preset, and the settings that were given on top of it.
 
-    Where a run happens and on what (dataset, seed, device, dir) is no setting of the method.
+    Where a run happens and on what (dataset, seed, device, dir) is no setting of the method. A preset's steps
+    are for large data, so that without an environment the size of the log decides, unless steps were given.
     """
+    from mbo2o.registry import NO_ENV
+
+    given = {o.split("=")[0].lstrip("+~") for o in overrides}
+    if cfg.env == NO_ENV and not given & {"recipe.offline_steps", "updates_per_row"}:
+        cfg.updates_per_row = UPDATES_PER_ROW
     presets = {o.split("=")[0]: o for o in overrides if o.startswith(("switch=", "experiment="))}
     preset = presets.get("experiment") or presets.get("switch")
     if preset is None or ": " not in (cfg.provenance or ""):
@@ -337,7 +345,14 @@ def _eval(options: argparse.Namespace) -> None:
         raise UserError(f"eval: --seed {seed} must not be negative")
     run, recipe = restore(run_dir, options.trust or repeated(options.settings, run_dir))
     alone = run.world.absent is not None
-    result = run.evaluate(evaluator=None if alone else run.world.evaluator(episodes, seed, recipe.gamma))
+    if alone and options.traces:
+        raise UserError(f"eval --traces: {run_dir} has no environment, so there are no episodes to keep")
+    evaluator = None if alone else run.world.evaluator(episodes, seed, recipe.gamma)
+    if evaluator is not None and options.traces:
+        evaluator.check_playable()
+    result = run.evaluate(evaluator=evaluator)
+    if evaluator is not None and options.traces:
+        _keep(run, evaluator, Path(options.traces))
     rows = {name: x.tolist() for name, x in result.items()}
     if options.json:
         print(json.dumps(rows))
@@ -359,6 +374,20 @@ def _eval(options: argparse.Namespace) -> None:
         print(f"  seed {k}: return {ret:8.1f} ± {std:.1f}{shown}  length {length:.0f}")
 
 
+def _keep(run: Any, evaluator: Any, path: Path) -> None:
+    """Keep what an evaluator has just played in a file of traces."""
+    from mbo2o.verify import traces
+
+    done = {k: n for k, n in run.memory.done.items() if ":" not in k}
+    phase = next(reversed(done)).partition(".")[0]
+    step = sum(n for k, n in done.items() if k.startswith(f"{phase}."))
+    place = {"phase": phase, "step": step, "total": sum(done.values()), "agent": "agent"}
+    env, disturb, seeds = run.env, run.cfg.disturb, run.spec.seeds[0]
+    weights = traces.weights_of(run.memory.agents()["agent"])
+    told = traces.about(env, disturb, weights, seeds, traces.run_name(run.directory), place)
+    traces.write(path, [traces.Trace(told, evaluator.played())])
+
+
 def add_to(commands: Any) -> None:
     """Declare `train` and `eval`."""
     p = add(
@@ -372,7 +401,7 @@ def add_to(commands: Any) -> None:
         "  mbo2o train -m experiment=hopper-small seed=0,10,20\n"
         "  mbo2o train plugins=[my.module] --config-dir my/conf recipe=mine dataset=my.hdf5",
     )
-    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    p.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     p.add_argument(
         "--config-dir", metavar="DIR", help="a folder of YAML beside mbo2o's own: DIR/recipe/mine.yaml"
     )
@@ -385,11 +414,15 @@ def add_to(commands: Any) -> None:
         _eval,
         "Evaluate a run's policy on new episodes. A run whose config names code (plugins, functions, "
         "environments) needs the same KEY=VALUE here, or --trust.",
-        "mbo2o eval runs/moore-... --episodes 20\n  mbo2o eval runs/mine-... plugins=[my.module]",
+        "mbo2o eval runs/moore-... --episodes 20\n  mbo2o eval runs/mine-... plugins=[my.module]\n"
+        "  mbo2o eval runs/moore-... --traces traces.npz",
     )
     p.add_argument("run_dir", metavar="RUN")
-    p.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="what its config names and you trust")
+    p.add_argument(
+        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="what its config names and you trust"
+    )
     p.add_argument("--episodes", type=int, default=10)
     p.add_argument("--seed", type=int, default=12345, help="of the episodes' starts")
     p.add_argument("--json", action="store_true")
+    p.add_argument("--traces", metavar="FILE", help="keep the episodes there, for `mbo2o verify FILE`")
     p.add_argument("--trust", action="store_true", help=TRUST)

@@ -20,7 +20,7 @@ from mbo2o.envs.lanes import Lane, Lanes
 from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.streams import seed_all
 from mbo2o.nn.policy import TanhGaussian
-from mbo2o.run.log import tell
+from mbo2o.progress import tell
 from mbo2o.store import datasets
 from mbo2o.store.hdf5 import write_hdf5
 from mbo2o.types import UserError, uniform_actions

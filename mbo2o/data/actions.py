@@ -40,8 +40,7 @@ class Actions:
     box: Bounds | None = None
     """The modes `env` and `env-clip` need it; with the other modes errors name it if it is known."""
     option: str = ""
-    """How the user sets the mode (`dataset_actions=`), for errors; empty in Python, where `bounds` and `clip`
-    set it."""
+    """How the user sets the mode (`dataset_actions=`), for errors; empty in Python (`bounds`, `clip`)."""
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):
@@ -152,9 +151,10 @@ class Actions:
             text = f"'actions' lie in {found}, expected the box {_span(*self.box)}"
             return f"{text}; if they are a policy's unclipped outputs, give {self.give('env-clip')}"
         known = f" (its box is {_span(*self.box)})" if self.box is not None else ""
+        how = f"{self.give('env')} or {self.option}[LOW,HIGH]" if self.option else self.give("env")
         return (
             f"'actions' lie in {_span(low, high)}, expected [-1, 1]; if they are in the environment's own "
-            f"units{known}, rescale them with {self.give('env')}; if they are a policy's unclipped outputs, "
+            f"units{known}, rescale them with {how}; if they are a policy's unclipped outputs, "
             f"clip them with {self.give('clip')}"
         )
 

@@ -77,8 +77,8 @@ class ReplayBuffer:
         if self._host is not None and self._even is not None:  # NumPy writes a row in a tenth of the time
             rows, written = self._host
             rows[:, self._even % self.capacity] = steps
-            written += 1
             self._even += 1
+            written.fill(self._even)
         else:
             self._write(torch.from_numpy(steps[:, None]))
         if self._gamma is not None:

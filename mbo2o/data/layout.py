@@ -6,7 +6,8 @@ Checkpoints of buffers hold such rows, so the order is part of the format.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,11 +39,9 @@ class RowLayout:
         self.widths = widths | dict.fromkeys(more, 1)
         self.width = sum(self.widths.values())
         self._sizes = list(self.widths.values())
-        ends = np.cumsum(self._sizes)
-        starts = ends - self._sizes
-        self.columns = {
-            key: slice(int(a), int(b)) for key, a, b in zip(self.widths, starts, ends, strict=True)
-        }
+        self._ends = list(itertools.accumulate(self._sizes))
+        ends = zip(self.widths, self._sizes, self._ends, strict=True)
+        self.columns = {key: slice(end - size, end) for key, size, end in ends}
 
     def column(self, name: str) -> int:
         """The column of a field that is one number: `rew`, `done`, `truncated`, `mc_return`."""
@@ -64,10 +63,11 @@ class RowLayout:
         for key, columns in self.columns.items():
             out[:, columns] = fields[key].reshape(len(out), -1)
 
-    def write(self, out: np.ndarray, *step: np.ndarray | float) -> None:
-        """Write one step into a row `(width,)`: obs, act, rew, next_obs, done, truncated, in this order."""
-        for columns, x in zip(self.columns.values(), step, strict=False):
-            out[columns] = x
+    def write(self, out: np.ndarray, obs: Any, act: Any, rew: float, after: Any, *ends: bool) -> None:
+        """Write one step, with arrays of one axis, into a row `(width,)`; ends: `done` and `truncated`."""
+        a, r, n, d, *_ = self._ends
+        out[:a], out[a:r], out[r], out[n:d] = obs, act, rew, after
+        out[d], out[d + 1] = ends
 
     def unpack(self, rows: Tensor) -> Batch:
         """Rows `(*S, B, width)` → the fields, as views; `truncated` is no part of a batch."""

@@ -21,13 +21,17 @@ from mbo2o.store import datasets
 from mbo2o.store.hdf5 import imports_module
 from mbo2o.types import TerminationFn, UserError
 
+OPTION = "--actions "
+"""How the user of the command gives the units of actions, for messages."""
+
 
 def check(
     name: str,
     env_id: str | None = None,
     termination: str = "auto",
-    actions: str | None = None,
+    actions: Any = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    columns: Any = None,
 ) -> Report:
     """Examine a stored dataset.
 
@@ -37,14 +41,15 @@ def check(
         env_id: The environment that the data are meant for; None for the one that the file names.
         termination: The rule to certify: a name, `package.module:function`, or `auto` for the environment's
             own rule.
-        actions: The units of the actions, see `Actions.mode`.
+        actions: The units of the actions, see `Actions.mode`; or their bounds, [LOW, HIGH].
         env_kwargs: The arguments that the environment is made with, as in the run setting of that name.
+        columns: Which column of a table holds what, as the run setting `dataset_columns`.
 
     Raises:
         UserError: A dataset that does not exist or cannot be read, a rule that does not exist, or an
             environment that cannot be made although `env_id` or `env_kwargs` were given.
     """
-    found = datasets.find(name)
+    found = datasets.find(name, columns)
     own = env_id or found.attrs().get("env_id")
     if env_kwargs and not own:
         raise UserError(
@@ -53,11 +58,12 @@ def check(
     choice = None if own is None else EnvChoice(str(own), env_kwargs or {})
     task = find_task(choice, bool(env_id))
     box = None if task is None or task.low is None else (task.low, task.high)
-    how = Actions(actions, box, "--actions ")
+    bounds = isinstance(actions, list | tuple)
+    how = datasets.units_for(found, actions, None, OPTION) if bounds else Actions(actions, box, OPTION)
     if task is None and actions is None and found.is_table:
-        how, _, said = datasets.units_of_log(found, None, "--actions ")
+        how, _, said = datasets.units_of_log(found, None, OPTION)
         if said:
-            warnings.warn(f"{name}: {said.partition(';')[0]}", stacklevel=2)
+            warnings.warn(f"{name}: {said}", stacklevel=2)
     with precision.heard() as lost:
         fields, attrs = found.read_stored(how)
     obs = fields["observations"]
@@ -67,7 +73,7 @@ def check(
             choice = replace(choice, layout=layout)
             task = find_task(choice, bool(env_id))
     rule, function = _find_rule(termination, task, choice, obs.shape[1])
-    return audit(
+    report = audit(
         fields,
         attrs,
         dataset=name,
@@ -77,6 +83,19 @@ def check(
         units_known=how.mode is not None or found.dataset_id is not None,  # Minari stores the action space
         lost=lost,
     )
+    return _by_line(report, found, how)
+
+
+def _by_line(report: Report, found: datasets.Named, units: Actions) -> Report:
+    """The report with the lines of a CSV file in place of its rows, because an editor shows lines."""
+    if not (found.has_lines and any(f.rows for f in report.findings)):
+        return report
+    lines = found.lines(units)
+    findings = [
+        replace(f, rows=[int(lines[row]) for row in f.rows], place="line") if f.rows else f
+        for f in report.findings
+    ]
+    return replace(report, findings=findings)
 
 
 def find_task(choice: EnvChoice | None, given: bool) -> Task | None:

@@ -102,9 +102,10 @@ class Finding:
     of: int
     """Out of how many rows, episodes or dimensions `count` is."""
     rows: list[int]
-    """The first few row numbers, from 0."""
+    """The first few row numbers, from 0; with place="line" lines of a CSV file, whose header is line 1."""
     harms: Harms
     """By family; a family that is not named is not harmed."""
+    place: str = "row"
 
     def lowered(self) -> Finding:
         """The same finding; a guess asks for care where it said no."""
@@ -196,7 +197,7 @@ class Report:
         lines += ["", "findings" if self.findings else "no findings"]
         for f in self.findings:
             more = ", ..." if f.count > len(f.rows) else ""
-            at = f" (row {listed(f.rows)}{more})" if f.rows else ""
+            at = f" ({f.place} {listed(f.rows)}{more})" if f.rows else ""
             lines += [f"  {f.severity:<8} {f.name}: {f.message}{at}", f"  {'':<8} {ADVICE[f.name]}"]
         lines += ["", "coverage"]
         lines += [f"  {key:<24} {_shown(value)}" for key, value in self.coverage.items()]

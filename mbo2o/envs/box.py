@@ -14,6 +14,9 @@ class Box(Protocol):
     high: np.ndarray
 
 
+LOWEST, HIGHEST = np.float32(-1), np.float32(1)
+
+
 class ActionBox:
     """The box of an environment's actions. Agents act in `[-1, 1]`, one number for each entry, in C order.
 
@@ -31,7 +34,9 @@ class ActionBox:
 
     def __call__(self, act: np.ndarray) -> np.ndarray:
         """`(A,)` → the box's shape and dtype, `(n, A)` → n of them; numbers beyond ±1 count as ±1."""
-        act = np.minimum(np.maximum(act, -1), 1).reshape(*act.shape[:-1], *self.shape)
+        act = np.minimum(np.maximum(act, LOWEST), HIGHEST)
+        if len(self.shape) != 1:
+            act = act.reshape(*act.shape[:-1], *self.shape)
         found = self._between(act)
         if self._exact:  # rounding keeps the order, so that numbers between the ends stay there
             return found
@@ -40,4 +45,4 @@ class ActionBox:
 
     def _between(self, act: np.ndarray) -> np.ndarray:
         found: Any = self.mid + self.half * act
-        return np.asarray(found).astype(self.low.dtype, copy=False)
+        return found if found.dtype == self.low.dtype else found.astype(self.low.dtype)

@@ -163,6 +163,11 @@ class Lane:
         """Whether the environment failed since the last reset."""
         return self._broken
 
+    @property
+    def actions(self) -> np.ndarray:
+        """The actions since the last reset, `(T, A)` float32 in [-1, 1]."""
+        return np.array(self._actions, np.float32).reshape(len(self._actions), self.act_dim)
+
     def take_back(self, obs: np.ndarray) -> None:
         """Undo the last step, done at `obs`, for `state` alone: the environment itself stays ahead."""
         self._actions.pop()
@@ -173,7 +178,7 @@ class Lane:
 
         The global generators are included if something was drawn from them since.
         """
-        acts = np.array(self._actions, np.float32).reshape(len(self._actions), self.act_dim)
+        acts = self.actions
         rng = self._rng_at_reset | ({} if self._seed_at_reset is None else {"seed": self._seed_at_reset})
         if self._globals_at_reset is not None and not streams.globals_stand_at(self._globals_at_reset):
             rng |= {"globals": self._globals_at_reset}

@@ -41,6 +41,8 @@ class ModelConfig:
 
     env: str | None = None  # gymnasium id; None: the one that the dataset names
     actions: Any = None  # units of the data's actions: unit, env, clip, env-clip, [LOW,HIGH] (docs/data.md)
+    # which column of a table holds what, as the setting dataset_columns of a run; None: their names say so
+    columns: Any = None
     termination: Any = "auto"  # by the environment's name; or a rule's, `learned`, `none`, `module:function`
     reward: Any = None  # `module:function` instead of a learned reward
     seed: int = 0
@@ -142,9 +144,9 @@ def _read(dataset: TransitionDataset | str | os.PathLike[str], cfg: ModelConfig)
     if isinstance(dataset, TransitionDataset):
         return dataset
     if cfg.actions is None or isinstance(cfg.actions, list | tuple):
-        found = datasets.find(dataset)
+        found = datasets.find(dataset, cfg.columns)
         return found.read("ram", datasets.units_for(found, cfg.actions, None, "actions="))
-    return datasets.read(dataset, actions=cfg.actions, env_id=cfg.env)
+    return datasets.read(dataset, actions=cfg.actions, env_id=cfg.env, columns=cfg.columns)
 
 
 def _environment(cfg: ModelConfig, dataset: TransitionDataset) -> EnvChoice | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from mbo2o.report.switch import pace, switch_numbers
 OPEN = {
     *("dir", "resume", "report", "log", "provenance", "plugins", "start_from", "behaviour_return"),
     *("seed", "seeds", "threads", "engine", "storage", "env", "run.env_faults", "run.env_seconds"),
-    "run.eval_workers",
+    *("run.eval_workers", "run.traces"),
     *("run.tensorboard", "run.reference", "run.allow_mismatch"),
 }
 """Settings in which runs of one arm may differ: where and how they ran, their seeds, how they are scored."""
@@ -74,11 +76,19 @@ def _arms(runs: Sequence[Listed]) -> list[Arm]:
                 break
         else:
             groups.append((settings, [run]))
-    names = _names([(settings, members[0]) for settings, members in groups])
+    names = _names([(settings, members[0], folder_of(members)) for settings, members in groups])
     return [
         Arm(name, tuple(members), pooled([x.log for x in members]), settings)
         for name, (settings, members) in zip(names, groups, strict=True)
     ]
+
+
+def folder_of(runs: Sequence[Listed]) -> str:
+    """What the folders of an arm's runs have in common in their names, without the seed."""
+    names = [run.path.name for run in runs]
+    common = os.path.commonprefix(names) if len(names) > 1 else names[0]
+    common = re.sub(r"[-_. ]*(seed|s)?[-_. ]*$", "", common) if len(names) > 1 else common
+    return common if len(common) > 2 else names[0]
 
 
 def _settings(log: RunLog) -> dict[str, Any]:
@@ -97,22 +107,22 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _names(groups: Sequence[tuple[dict[str, Any], Listed]]) -> list[str]:
+def _names(groups: Sequence[tuple[dict[str, Any], Listed, str]]) -> list[str]:
     """A name for each arm: its method; with the settings that differ if others have it; else its folder."""
-    methods = [method_of(run.log) for _, run in groups]
+    methods = [method_of(run.log) for _, run, _ in groups]
     names = []
-    for (settings, run), method in zip(groups, methods, strict=True):
-        same = [s for (s, _), other in zip(groups, methods, strict=True) if other == method]
+    for (settings, run, folder), method in zip(groups, methods, strict=True):
+        same = [s for (s, _, _), other in zip(groups, methods, strict=True) if other == method]
         keys = differing(same)
         if keys and len(keys) <= 2:
             told = (f"{_short(key)}={_value(key, settings, run.log)}" for key in keys)
             names.append(" ".join([method, *told]))
         else:
-            names.append(method if len(same) == 1 else run.path.name)
+            names.append(method if len(same) == 1 else folder)
     if len(set(names)) < len(names):
-        names = [run.path.name for _, run in groups]
+        names = [run.path.name for _, run, _ in groups]
     if len(set(names)) < len(names):
-        names = [str(run.path) for _, run in groups]
+        names = [str(run.path) for _, run, _ in groups]
     return names
 
 

@@ -115,10 +115,13 @@ def _numbers(task: str, arms: list[Arm], out: Path, prefix: str) -> list[str]:
     found = measured(arms)
     if not any(found.values()):
         return ['<p class="note">Nothing was evaluated yet.</p>']
-    body = ["<h2>Numbers</h2>", *_budget(arms), html.table(*comparison(arms))]
+    head, rows = comparison(arms)
+    body = ["<h2>Numbers</h2>", *_budget(arms), html.table(head, rows)]
     shown = [x for x in COLUMNS if any(x in values for values in found.values())]
     told = [f"<b>{COLUMNS[x]}</b>: {escape(DEFINITIONS[x].replace(chr(96), chr(34)))}" for x in shown]
-    body.append(f'<p class="note">In brackets: {KIND} over seeds. {"; ".join(told)}.</p>')
+    given = any("[" in x for row in rows for x in row[3:])
+    brackets = f"In brackets: {KIND} over seeds. " if given else ""
+    body.append(f'<p class="note">{brackets}{"; ".join(told)}.</p>')
     finals = {name: values["final"] for name, values in found.items() if "final" in values}
     if len(finals) > 1:
         body.append("<h2>Final return</h2>")

@@ -27,7 +27,9 @@ def coverage(log: RunLog, narrow: bool = False) -> Figure:
     puts all four below each other.
     """
     figure, grid = _stacked() if narrow else _square()
-    title = "Where the policy goes: how far from the data, and how well the model knows it there"
+    title = "Where the policy goes"
+    title += "" if narrow else ": how far from the data, and how well the model knows it there"
+    large, small = (10, 9) if narrow else (13, 12)
     seeds = log.config.get("seeds", 1)
     told = "one seed" if seeds == 1 else f"mean over {seeds} seeds"
     add_title(figure, title, f"{log.title} · {told} · dashed: so many held-out rows lie nearer")
@@ -40,22 +42,22 @@ def coverage(log: RunLog, narrow: bool = False) -> Figure:
             column[1].plot(x, _mean(line, f"{name}/spread"), **spread)
             if f"{name}/error" in line:
                 column[1].plot(x, _mean(line, f"{name}/error"), color=colour, lw=2.4, marker=".")
-        _axes(column, first=narrow or name == "visited")
-        column[0].set_title(COLUMNS[name], loc="left", fontsize=12, weight="bold", color=GREY)
-        column[1].set_xlabel(
-            "step of the episode" if name == "visited" else "step of the branch", fontsize=13
-        )
-    _mark_quantiles(grid[0], looks[-1][0])
+        _axes(column, first=narrow or name == "visited", labels=small)
+        column[0].set_title(COLUMNS[name], loc="left", fontsize=large - 1, weight="bold", color=GREY)
+        step = "step of the episode" if name == "visited" else "step of the branch"
+        column[1].set_xlabel(step, fontsize=large)
+    _mark_quantiles(grid[0], looks[-1][0], small - 1)
     grid[0, 1].set_xscale("symlog", linthresh=1, linscale=0.4)
     grid[0, 1].set_xlim(-0.2, 120)
     grid[0, 1].set_xticks([0, 1, 2, 5, 10, 20, 50, 100], minor=False)
     grid[0, 1].xaxis.set_minor_locator(NullLocator())
     for axes in grid[1]:
         axes.xaxis.set_major_formatter(FuncFormatter(thousands))
-    _mark_horizon(grid[:, 1], log)
-    grid[0, 0].set_ylabel("distance to the data\n[standard deviations]", fontsize=12)
-    grid[1, 0].set_ylabel("error of the model\n[state units, RMS]", fontsize=12)
-    _legend(figure, grid, columns=1 if narrow else 3)
+    _mark_horizon(grid[:, 1], log, small - 1)
+    for axes in grid[:, : 2 if narrow else 1].T:
+        axes[0].set_ylabel("distance to the data\n[standard deviations]", fontsize=small)
+        axes[1].set_ylabel("error of the model\n[state units, RMS]", fontsize=small)
+    _legend(figure, grid, columns=1 if narrow else 3, size=small - 1)
     return figure
 
 
@@ -68,11 +70,13 @@ def _square() -> tuple[Figure, Any]:
 
 def _stacked() -> tuple[Figure, Any]:
     """The same axes `(2, 2)` one below the other: the first column, then the second."""
-    figure = Figure(figsize=(NARROW, 13))
-    figure.subplots_adjust(left=0.22, right=0.9, top=0.9, bottom=0.16, hspace=0.32)
-    grid = figure.subplots(4, 1).reshape(2, 2).T
+    figure = Figure(figsize=(NARROW, 12))
+    edges = {"left": 0.2, "right": 0.89, "top": 0.89, "bottom": 0.15}
+    rows = figure.add_gridspec(5, 1, height_ratios=[1, 1, 0.25, 1, 1], hspace=0.1, **edges)
+    grid = np.array([figure.add_subplot(rows[i]) for i in (0, 1, 3, 4)]).reshape(2, 2).T
     for upper, lower in grid.T:
         lower.sharex(upper)
+        upper.tick_params(labelbottom=False)
     for left, right in grid:
         right.sharey(left)
     return figure, grid
@@ -104,16 +108,16 @@ def _mean(line: dict[str, Any], name: str) -> Array:
         return np.asarray(np.nanmean(np.array(line[name], float), axis=0))
 
 
-def _axes(column: Any, first: bool) -> None:
+def _axes(column: Any, first: bool, labels: int) -> None:
     for axes in column:
-        dress(axes, left=first)
+        dress(axes, left=first, labels=labels)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
 
 
-def _mark_quantiles(row: Any, line: dict[str, Any]) -> None:
+def _mark_quantiles(row: Any, line: dict[str, Any], size: int) -> None:
     """Grey lines at the distances that 50, 90 and 99 % of held-out rows stay below."""
     marks = _mean(line, "marks")
     for axes in row:
@@ -122,12 +126,12 @@ def _mark_quantiles(row: Any, line: dict[str, Any]) -> None:
         axes.axhspan(marks[-1], 1e9, color="#F6E9E6", lw=0, zorder=0)
     low, high = _limits(row, marks)
     row[0].set_ylim(low, high)
-    style: dict[str, Any] = {"fontsize": 11, "color": GREY, "va": "center"}
+    style: dict[str, Any] = {"fontsize": size, "color": GREY, "va": "center"}
     for mark, label in zip(marks, MARKS, strict=True):
         row[1].text(1.01, mark, label, transform=row[1].get_yaxis_transform(), **style)
     row[0].text(
-        0.985, 0.97, "farther than 99 % of held-out rows", transform=row[0].transAxes, fontsize=11, color=RED,
-        ha="right", va="top",
+        0.985, 0.97, "farther than 99 % of held-out rows", transform=row[0].transAxes, fontsize=size,
+        color=RED, ha="right", va="top",
     )  # fmt: skip
 
 
@@ -139,23 +143,23 @@ def _limits(row: Any, marks: Array) -> tuple[float, float]:
     return float(drawn.min()) / 1.3, float(max(drawn.max(), marks[-1] * 1.5)) * 1.3
 
 
-def _mark_horizon(column: Any, log: RunLog) -> None:
+def _mark_horizon(column: Any, log: RunLog, size: int) -> None:
     """A line where the branches that the agent learns from end, if they have one length."""
     recipe = log.config.get("recipe")
     horizon = recipe.get("horizon") if isinstance(recipe, dict) else None
     if isinstance(horizon, int):
         for axes in column:
             axes.axvline(horizon, color=INK, lw=1.2)
-        style: dict[str, Any] = {"fontsize": 11, "color": INK, "va": "bottom"}
+        style: dict[str, Any] = {"fontsize": size, "color": INK, "va": "bottom"}
         where = column[1].get_xaxis_transform()
         column[1].text(horizon, 0.02, f" recipe.horizon={horizon}", transform=where, **style)
 
 
-def _legend(figure: Figure, grid: Any, columns: int) -> None:
+def _legend(figure: Figure, grid: Any, columns: int, size: int) -> None:
     """The looks by colour, and the two kinds of lines of the lower row."""
     axes: Axes = grid[0, 0]
     handles, labels = axes.get_legend_handles_labels()
     handles += grid[1, 0].plot([], [], color=INK, lw=2.4, marker=".")
     handles += grid[1, 0].plot([], [], color=INK, lw=1.8, ls=":")
     labels += ["true error of one step (visited)", "disagreement of the members"]
-    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=11)
+    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=size)

@@ -29,10 +29,15 @@ p,figure,details{max-width:1000px} figure{margin:0} figure+figure{margin-top:1re
 .picture{overflow-x:auto} .picture svg{display:block;width:100%;height:auto;min-width:20rem}
 .narrow{display:none}
 .picture svg text{fill:var(--ink);font-family:system-ui,sans-serif}
-.table{overflow-x:auto;max-width:100%}
+.table{overflow-x:auto;max-width:100%;background:
+linear-gradient(to right,var(--back) 40%,transparent) left/2.5rem 100% no-repeat local,
+linear-gradient(to left,var(--back) 40%,transparent) right/2.5rem 100% no-repeat local,
+linear-gradient(to right,var(--line),transparent) left/1rem 100% no-repeat scroll,
+linear-gradient(to left,var(--line),transparent) right/1rem 100% no-repeat scroll}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.3rem .6rem;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:7rem}
+td.word,th.word{text-align:left}
 .words td,.words th{text-align:left;white-space:normal} td small{color:var(--dim)}
 tr{border-bottom:1px solid var(--line)} th{vertical-align:bottom;white-space:normal}
 pre{background:var(--code);padding:1rem;overflow:auto}
@@ -122,9 +127,19 @@ def _inside(text: str, heading: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
-    """A table that scrolls by itself where the page is narrow; `words`: its cells are text, not numbers."""
-    first = "".join(f"<th>{escape(x)}</th>" for x in head)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(x, words)}</td>" for x in row) + "</tr>" for row in rows)
+    """A table that scrolls by itself where the page is narrow; `words`: its cells are text, not numbers.
+
+    A shadow at an edge says that there is more in that direction. A column of words begins at the left.
+    """
+    lines = [list(row) for row in rows]
+    texts = [i > 0 and all(re.match(r"[^\W\d]", row[i]) for row in lines) for i in range(len(head))]
+    marks = [' class="word"' if text else "" for text in texts]
+    first = "".join(f"<th{mark}>{escape(x)}</th>" for x, mark in zip(head, marks, strict=True))
+    cells = (
+        "".join(f"<td{mark}>{_cell(x, words)}</td>" for x, mark in zip(row, marks, strict=True))
+        for row in lines
+    )
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     kind = ' class="words"' if words else ""
     return f'<div class="table"><table{kind}><tr>{first}</tr>{body}</table></div>'
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from mbo2o.report import html, plots
+from mbo2o.report import beliefs, html, plots
 from mbo2o.report.coverage import coverage as draw_coverage
 from mbo2o.report.estimates import estimates as draw_estimates
 from mbo2o.report.estimates import table as estimates_table
@@ -151,12 +151,23 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
             continue
         body.append(f'<h2 id="{section.name}">{section.heading}</h2>')
         body.append(html.picture(partial(section.draw, log), png, section.heading, section.caption))
+        if section.name == "uncertainty":
+            body.append(_beliefs(log, out))
     config = escape(OmegaConf.to_yaml(OmegaConf.create(log.config)))
     body.append(
         f'<h2 id="config">Configuration</h2><details><summary>resolved</summary><pre>{config}</pre></details>'
     )
     (out / "index.html").write_text(html.document(log.title, body), encoding="utf-8")
     return out / "index.html"
+
+
+def _beliefs(log: RunLog, out: Path) -> str:
+    """What the numbers of the uncertainty say, which then lie beside the page."""
+    found = beliefs.table(log)
+    beliefs.write(found, out / "uncertainty.csv")
+    said = beliefs.decay(found)
+    told = f"{said} " if said else ""
+    return f'<p class="note">{escape(told)}The numbers are in <code>uncertainty.csv</code>.</p>'
 
 
 def _progress(log: RunLog) -> str:
@@ -178,21 +189,22 @@ def _table(log: RunLog) -> str:
         rows.append(("offline final", summarise(offline.step, offline.values).final))
     if len(online.step):
         s = summarise(online.step, online.values, start=log.frozen_steps)
+        last = late_evaluations(online.step)
         rows += [
             ("J0: at the switch, before any online update", s.j0),
             ("drop: J0 − lowest return in the first 20 % of online learning", s.drop),
             *_switch_rows(log),
-            (f"final: mean of the last {late_evaluations(online.step)} online evaluations", s.final),
+            (f"final: mean of the last {last} online evaluation{'s' * (last > 1)}", s.final),
             ("AUC: mean return over the online steps", s.auc),
             ("best online evaluation (chosen with hindsight)", s.best),
         ]
     latest = log.series("eval", "return").total[-1:]
     for metric in log.names("eval", ("score", "success")):
-        last = log.series("eval", metric)
-        if last.total[-1] != latest:  # an older score: the run was resumed with another reference
+        given = log.series("eval", metric)
+        if given.total[-1] != latest:  # an older score: the run was resumed with another reference
             continue
         what = "share of episodes with success" if metric == "success" else f"normalised {metric}"
-        rows.append((f"last evaluation, {what} ({last.phase[-1]})", last.values[-1]))
+        rows.append((f"last evaluation, {what} ({given.phase[-1]})", given.values[-1]))
     if not rows and (estimated := estimates_table(log)):
         return estimated
     if not rows:

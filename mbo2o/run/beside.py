@@ -13,9 +13,10 @@ from torch import Tensor
 from mbo2o.agents.base import Agent
 from mbo2o.envs.faults import Faults
 from mbo2o.envs.worker import Unsendable, Worker
+from mbo2o.progress import tell
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView
+from mbo2o.verify.traces import Played
 
 
 def alone(agent: Agent) -> Agent:
@@ -33,9 +34,9 @@ class Pending:
     """A copy of the agent, which does not change."""
     worker: Worker
 
-    def result(self) -> Metrics | None:
-        """The evaluation's metrics; None if the process could not tell."""
-        found: Metrics | None = self.worker.answer()
+    def result(self) -> tuple[Metrics, Played] | None:
+        """The evaluation's metrics and its episodes; None if the process could not tell."""
+        found: tuple[Metrics, Played] | None = self.worker.answer()
         return found
 
 
@@ -75,18 +76,18 @@ class Beside:
 
 
 class Player:
-    """What a process does with an agent: it plays whole episodes, and gives their metrics."""
+    """What a process does with an agent: it plays whole episodes, and gives metrics and episodes."""
 
     def __init__(self, evaluator: tuple[Any, ...]):
         """`evaluator`: the arguments of an `Evaluator`."""
         self._arguments = evaluator
 
-    def __call__(self, faults: Faults) -> Callable[[Agent, RewardView], Metrics]:
+    def __call__(self, faults: Faults) -> Callable[[Agent, RewardView], tuple[Metrics, Played]]:
         """The function that plays, with environments of its own."""
         make: Callable[..., Evaluator] = Evaluator
         evaluator = make(*self._arguments, faults=faults)
 
-        def play(agent: Agent, rewards: RewardView) -> Metrics:
+        def play(agent: Agent, rewards: RewardView) -> tuple[Metrics, Played]:
             def policy(obs: Tensor) -> Tensor:
                 act = agent.act(obs)
                 if not np.isfinite(act.numpy()).all():
@@ -94,6 +95,6 @@ class Player:
                 return act
 
             agent.eval()  # no dropout
-            return evaluator(policy, agent.value, rewards)
+            return evaluator(policy, agent.value, rewards), evaluator.played()
 
         return play

@@ -21,6 +21,9 @@ class RunConfig:
     # processes that play evaluations while the run goes on learning; 0: the run waits for its evaluations.
     # They compute actions on a CPU, which rounds differently than a GPU.
     eval_workers: int = 0
+    # keep the starts and actions of every evaluation in the folder traces of the run, where `mbo2o verify`
+    # plays them again; 4 bytes for each action component
+    traces: bool = False
     checkpoint_every: int = 5000  # turns between checkpoints; a run also saves when it enters a loop
     reference: Any = "mbo2o-v5"  # the returns that score 0 and 100: this set, d4rl-v2, or [LOW,HIGH]
     allow_mismatch: bool = False  # use a set made for other versions of the task, as d4rl-v2 for a -v5

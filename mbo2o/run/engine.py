@@ -231,13 +231,8 @@ class Engine:
                 found += self._turn(source, n, updates, agents, update)
             return totals(found)
 
-        key = (
-            form(source, n * updates),
-            n,
-            updates,
-            turns,
-            *((name, id(a), *due[name]) for name, a in agents.items()),
-        )
+        which = tuple((name, id(a), *due[name]) for name, a in agents.items())
+        key = (form(source, n * updates), n, updates, turns, which)
         blocks = self._blocks.setdefault(first, {})
         if key not in blocks:
             blocks[key] = Captured(self._rounding(block))

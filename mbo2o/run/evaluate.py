@@ -15,6 +15,7 @@ from mbo2o.envs.faults import EnvironmentFault, Faults
 from mbo2o.envs.lanes import Lane
 from mbo2o.envs.make import EnvChoice
 from mbo2o.types import Metrics, RewardView
+from mbo2o.verify import traces
 
 RAW = RewardView()
 Policy = Callable[[Tensor], Tensor]
@@ -74,6 +75,11 @@ class Evaluator:
         """A sentence on random draws of the environment that cannot be repeated; None if all can be."""
         with streams.private():
             return self._lanes[0].unrepeatable(self._starts[0])
+
+    def check_playable(self) -> None:
+        """Raise `UserError` if its episodes do not follow from a seed and the actions alone."""
+        with streams.private():
+            traces.check(self._lanes[0], self._starts[0])
 
     def __call__(self, policy: Policy, value: Value, rewards: RewardView = RAW) -> Metrics:
         """Play all episodes; each metric is `(*S,)`, a mean over the seed's episodes, but for `returns`.
@@ -140,6 +146,10 @@ class Evaluator:
             self._path.append((before, acts, after, was_alive[-1][first]))
         q = torch.stack(qs).cpu().numpy()  # values wait on their device: one copy for an evaluation
         return np.where(np.array(was_alive), q, np.nan), np.array(rews)
+
+    def played(self) -> traces.Played:
+        """All episodes of the last evaluation, as they can be played again."""
+        return traces.Played.of(self._lanes, self._starts)
 
     def visited(self) -> Visited:
         """The first episodes of the last evaluation."""

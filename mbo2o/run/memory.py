@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from mbo2o.envs import streams
 from mbo2o.run.log import Means, MetricsFile
 from mbo2o.run.world import World
 from mbo2o.store import checkpoint
-from mbo2o.types import Metrics, UserError
+from mbo2o.types import UserError
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 """The tensors and the state of a checkpoint."""
@@ -105,7 +105,7 @@ class Memory:
             if isinstance(x, nn.Module):
                 yield from ((f"{name}.{key}", p) for key, p in x.named_parameters())
 
-    def write(self, place: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
+    def write(self, place: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Append a line to the log; returns its values."""
         assert self._file is not None, "a run that is only looked at writes nothing"
         return self._file.write(place, metrics)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,25 +14,25 @@ from torch import Tensor
 from mbo2o.agents.base import Agent
 from mbo2o.data.dataset import TransitionDataset
 from mbo2o.envs.faults import EnvironmentFault
+from mbo2o.progress import Progress, describe, tell
 from mbo2o.run.beside import Pending
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import Engine
 from mbo2o.run.evaluate import Evaluator, Visited
-from mbo2o.run.log import Progress, describe, tell
 from mbo2o.run.memory import Memory, Stateful
 from mbo2o.run.watch import Divergence, Interrupted, Signals, Stopped
 from mbo2o.run.world import Task, World
 from mbo2o.types import Metrics, Source, UserError, form
 
 GOES_ON = "the same command goes on from here"
+Found = Mapping[str, Any] | Pending  # tensors or arrays by name, or the evaluation that will give them
 
 
 class Line(NamedTuple):
     """A line of the log that is to be written."""
 
     place: dict[str, Any]
-    what: Metrics | Pending
-    """Its values, or the evaluation that will give them."""
+    what: Found
     said: str
     """What is shown before the values that are shown."""
     shown: tuple[str, ...]
@@ -92,10 +93,15 @@ class Run:
         self._beside = self.world.beside(cfg.eval_workers, cfg.eval_episodes, task.seed)
         self._lines: list[Line] = []  # what waits for an evaluation before it
         self._lot = 1  # turns whose updates are made together
+        # a turn is logged, evaluated or saved only if this divides it
+        self._events = math.gcd(cfg.log_every, cfg.eval_every, cfg.checkpoint_every)
         # the updates of a turn that is over, and how many such turns wait
         self._waiting: tuple[Any, ...] = ()
         self.memory = Memory(directory, self.world, loggers, start_from=start_from, look_only=look_only)
         self._done = self.memory.done  # turns done of each loop, in the order they began
+        self._traces = self.world.traces(directory) if cfg.traces and not look_only else None
+        if self._traces is not None:
+            self._traces.begin(self._total() if self._done else -1)
         self.divergence = Divergence(cfg.q_limit, self.world, self.memory, self._where)
         self.signals = Signals(self._where, self.world.faults)
 
@@ -187,7 +193,7 @@ class Run:
         for m in metrics:
             self.memory.means.add(m)
 
-    def write(self, kind: str, metrics: Metrics) -> None:
+    def write(self, kind: str, metrics: Mapping[str, Any]) -> None:
         """Write a line of its own, now."""
         self._put(self._place(kind), metrics, "model refitted: ", ("holdout_mse",) if kind == "model" else ())
 
@@ -272,19 +278,18 @@ class Run:
         self._bar = None
 
     def _after_turn(self, last: bool) -> None:
-        t, cfg = self.turn, self.cfg
-        due = any(
-            t % every == 0 for every in (self._lot, cfg.log_every, cfg.eval_every, cfg.checkpoint_every)
-        )
-        if due or last or self.signals.stop:
+        t, ends = self.turn, last or self.signals.stop
+        if t % self._lot == 0 or ends:  # every event falls on such a turn
             self._settle()
+        if t % self._events and not ends:
+            return
         if t % self.cfg.log_every == 0 or last:
             self._log_means()
         if t % self.cfg.eval_every == 0 or last:
             self._evaluate_and_log(last)
-        if self.signals.stop and last:
+        if last:
             return  # the next loop saves when it is entered, or the run at its end
-        if self.signals.stop or (t % self.cfg.checkpoint_every == 0 and not last):
+        if self.signals.stop or t % self.cfg.checkpoint_every == 0:
             self._save()
         if self.signals.stop:
             raise Stopped(f"stopped at {self._where()}; {GOES_ON}")
@@ -311,6 +316,8 @@ class Run:
             for name, agent in agents.items():  # a look is at episodes that are played here
                 beside = None if look else ask(agent, self.world.rewards)
                 found.append(beside or self.evaluate(name))
+                if beside is None and self._traces is not None:
+                    self._traces.keep(self._place(_kind(name)), agent, self.world.played())
             self._may_leave = False
         except Interrupted as e:
             self._save()
@@ -325,13 +332,11 @@ class Run:
         shown = ("return", self.reference.metric, "success", "length", "fqe", "model_value")
         for name, x in zip(agents, found, strict=True):
             own = name == "agent"
-            self._put(self._place("eval" if own else f"eval-{name}"), x, "", shown if own else ())
+            self._put(self._place(_kind(name)), x, "", shown if own else ())
         if take is not None and look:  # the first turn of a phase is 0
             self._put(self._place("coverage"), take(self.world.visited()))
 
-    def _put(
-        self, place: dict[str, Any], what: Metrics | Pending, said: str = "", shown: tuple[str, ...] = ()
-    ) -> None:
+    def _put(self, place: dict[str, Any], what: Found, said: str = "", shown: tuple[str, ...] = ()) -> None:
         """Write a line of the log, in its turn, and then show some of its values."""
         self._lines.append(Line(place, what, said, shown))
         self._flush()
@@ -353,12 +358,17 @@ class Run:
         assert isinstance(line.what, Pending)
         result = line.what.result()
         if result is not None:
-            return self.world.scored(result)
+            if self._traces is not None:
+                self._traces.keep(line.place, line.what.agent, result[1])
+            return self.world.scored(result[0])
         self.say("a process of run.eval_workers failed in an evaluation: the run plays it itself")
         agent = line.what.agent.to(self.spec.device)
         agent.spec = self.spec
         try:
-            return self._play(agent)
+            metrics = self._play(agent)
+            if self._traces is not None:
+                self._traces.keep(line.place, agent, self.world.played())
+            return metrics
         except EnvironmentFault as e:
             place = f"{line.place['phase']} turn {line.place['step']}"
             text = f"{e} in the evaluation at {place}; the same command goes on from the last checkpoint"
@@ -385,14 +395,22 @@ class Run:
 
     def _place(self, kind: str) -> dict[str, Any]:
         """What every line of the log begins with: what it is, and where in the run."""
-        total = sum(n for key, n in self._done.items() if ":" not in key)
         seconds = round(self._seconds(), 3)
-        return {"kind": kind, "phase": self.phase, "step": self.turn, "total": total, "time": seconds}
+        return {"kind": kind, "phase": self.phase, "step": self.turn, "total": self._total(), "time": seconds}
+
+    def _total(self) -> int:
+        """The turns of all loops so far."""
+        return sum(n for key, n in self._done.items() if ":" not in key)
 
     def _warn(self, text: str) -> None:
         self.say(f"warning: {text}")
         if not self._look_only:
             self._put({**self._place("fault"), "what": text}, {})
+
+
+def _kind(agent: str) -> str:
+    """What lines of the log on evaluations of a tracked agent are called."""
+    return "eval" if agent == "agent" else f"eval-{agent}"
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

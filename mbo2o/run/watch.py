@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mbo2o.envs.faults import Faults
-from mbo2o.run.log import tell
+from mbo2o.progress import tell
 from mbo2o.run.memory import Memory, first_line
 from mbo2o.run.world import World
 from mbo2o.types import Diverged, Metrics

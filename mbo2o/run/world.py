@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from mbo2o.envs.lanes import Lanes
 from mbo2o.envs.layouts import about
 from mbo2o.envs.make import EnvChoice
 from mbo2o.envs.scores import reference_for
+from mbo2o.progress import tell
 from mbo2o.run.beside import Beside
 from mbo2o.run.config import RunConfig
 from mbo2o.run.engine import EngineConfig
 from mbo2o.run.evaluate import Evaluator, Visited
-from mbo2o.run.log import tell
 from mbo2o.types import Metrics, RewardView, Spec, UserError
+from mbo2o.verify.traces import Played, Traces
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,11 @@ class World:
         self.reference = reference_for(cfg.reference, self.env, cfg.allow_mismatch)
         self._dataset = None if dataset is None else self._shaped(dataset, cfg.failure_reward, task.returns)
         self.online: ReplayBuffer = _online_buffer(self.spec, cfg, task.gamma if task.returns else None)
-        # a step of each seed with returns that are not known yet
-        self._blank = np.full((task.seeds, self.online.layout.width), -np.inf, np.float32)
+        # a step of each seed; returns, if there are any, stay unknown
+        self._rows = np.full((task.seeds, self.online.layout.width), -np.inf, np.float32)
+        # where uniform actions are drawn, cheaper than a new tensor, and the same memory as an array
+        self._unit = torch.empty(task.seeds, self.spec.act_dim, device=task.device)
+        self._on_host = self._unit.numpy() if self._unit.device.type == "cpu" else None
         nan = torch.full(self.spec.seeds, torch.nan, device=task.device)
         self._none_ended = (torch.zeros_like(nan, dtype=torch.bool), nan, nan)
         if self.absent is not None:
@@ -111,23 +116,22 @@ class World:
     def act(self, explore: Callable[[Tensor], Tensor] | None) -> np.ndarray:
         """Actions `(S, A)` of a policy for where the lanes stand; uniform in [-1, 1] without one."""
         self.lanes.check()
-        seeds, width = len(self._blank), self.spec.act_dim
         if explore is None:  # the numbers of `uniform_actions`
-            unit: np.ndarray = torch.rand(seeds, width, device=self.spec.device).cpu().numpy()
-            return unit * 2 - 1
+            unit = self._unit.uniform_()
+            return (unit.cpu().numpy() if self._on_host is None else self._on_host) * 2 - 1
         act = explore(self._on_device(self.lanes.obs()))
-        return act.cpu().numpy().reshape(seeds, width)
+        return act.cpu().numpy().reshape(len(self._rows), self.spec.act_dim)
 
-    def step(self, acts: np.ndarray, agent: Agent | None, where: str) -> tuple[Tensor, Tensor] | None:
+    def step(self, acts: np.ndarray, agent: Agent | None, where: str) -> np.ndarray | None:
         """Take the actions `(S, A)`, store the step in `online`, and tell `agent` of episodes that ended.
 
         A step is put together on the host, and goes to the device in one transfer.
 
-        Returns the returns and lengths `(*S,)` of those episodes, NaN for seeds whose episode goes on; None
+        Returns the returns and lengths `(2, *S)` of those episodes, NaN for seeds whose episode goes on; None
         if no episode ended. `where` names the turn, in case its reward is the largest so far.
         """
         taken, ended = self.lanes.take(acts)
-        rows = self._blank.copy()
+        rows = self._rows
         for row, a, (obs, rew, next_obs, terminated, truncated) in zip(rows, acts, taken, strict=True):
             single: Any = np.float32(rew)  # rounded as in a tensor
             seen = self.rewards(single)
@@ -138,13 +142,14 @@ class World:
             if agent is not None:
                 agent.on_episode(*self._none_ended)
             return None
-        returns, lengths = torch.full((2, *self.spec.seeds), torch.nan)
+        found = np.full((2, *self.spec.seeds), np.nan, np.float32)
         for lane, episode_return, length in ended:
-            returns[lane], lengths[lane] = episode_return, length
+            found[:, lane] = episode_return, length
         if agent is not None:
+            returns, lengths = torch.from_numpy(found)
             score = self.reference.score(returns) / 100
             agent.on_episode(*(self._on_device(x) for x in (~lengths.isnan(), score, lengths)))
-        return returns, lengths
+        return found
 
     def _on_device(self, x: Tensor) -> Tensor:
         return x.to(self.spec.device, non_blocking=True)
@@ -157,6 +162,17 @@ class World:
     def evaluator(self, episodes: int, seed: int, gamma: float) -> Evaluator:
         """An evaluator that plays this task, `episodes` per seed, from starts that follow from `seed`."""
         return Evaluator(self.env, self.spec.seeds, episodes, seed, gamma, self._disturb, self.faults)
+
+    def traces(self, directory: Path) -> Traces:
+        """Where a run keeps its evaluations. `UserError` if they could not be played again."""
+        if self.absent is not None:
+            raise UserError("run.traces=true keeps the episodes of evaluations, and env=null has none")
+        self._evaluator.check_playable()
+        return Traces(directory, self.env, self._disturb, len(self._rows))
+
+    def played(self) -> Played:
+        """All episodes of the last evaluation on the run's own evaluator."""
+        return self._evaluator.played()
 
     def visited(self) -> Visited:
         """The first episodes of the last evaluation on the run's own evaluator."""

@@ -60,6 +60,15 @@ class Named:
         return self.dataset_id is None and Path(self.name).suffix in table.SUFFIXES
 
     @property
+    def has_lines(self) -> bool:
+        """Whether its rows are lines of text."""
+        return self.is_table and Path(self.name).suffix != ".parquet"
+
+    def lines(self, units: Actions) -> np.ndarray:
+        """The line of each row of a CSV file, `(N,)`; the header is line 1."""
+        return table.table_lines(Path(self.name), self._columns(), units)
+
+    @property
     def where(self) -> str:
         """What messages call it."""
         return shown(self.name) if self.dataset_id is None else f"minari:{self.dataset_id}"
@@ -223,9 +232,10 @@ def read(
     storage: str = "ram",
     bounds: Bounds | None = None,
     clip: bool = False,
-    actions: str | None = None,
+    actions: Any = None,
     env_id: str | None = None,
-    option: str = "actions=",
+    option: str = "",
+    columns: Any = None,
 ) -> TransitionDataset:
     """Read a dataset: a D4RL file, a dataset in a data folder, a fetched one, or a Minari set; see `find`.
 
@@ -240,18 +250,23 @@ def read(
         bounds: The lowest and the highest action, see `TransitionDataset.from_arrays`. The actions of a
             Minari set whose action space is not [-1, 1] are mapped from that space.
         clip: Whether actions may lie outside and are clipped, see `from_arrays`.
-        actions: The units by their name instead, see `Actions.mode`; `env` and `env-clip` take the box of
-            `env_id`, or of the environment that the dataset names.
+        actions: The units by their name instead, see `Actions.mode`, or [LOW, HIGH]; `env` and `env-clip`
+            take the box of `env_id`, or of the environment that the dataset names.
         env_id: The environment that the data are for.
         option: How the user sets `actions`, for errors.
+        columns: Which column holds each field, see `find`.
 
     Raises:
         UserError: There is no such dataset, it cannot be read, or its environment is needed and cannot be
             made.
     """
-    found = find(name)
+    found = find(name, columns)
     if actions is None:
-        return found.read(storage, Actions.given(bounds, clip))
+        given = bounds is not None or clip
+        return found.read(storage, Actions.given(bounds, clip) if given else Actions(option=option))
+    option = option or "actions="
+    if isinstance(actions, list | tuple):
+        return found.read(storage, units_for(found, actions, None, option))
     if actions not in ("env", "env-clip"):
         return found.read(storage, Actions(actions, option=option))
     own = found.attrs().get("env_id")

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from mbo2o.types import UserError
 ORDER = ("episode", "step")
 FLAGS = {"true": 1.0, "false": 0.0}
 SUFFIXES = (".csv", ".tsv", ".parquet")
+
+LINE = ""
+"""The key of the lines beside the columns of a CSV file; no column has an empty name there."""
 
 Columns = Mapping[str, str | Sequence[str]]
 Table = dict[str, np.ndarray]
@@ -52,7 +56,8 @@ def read_table(
     `action_names`, JSON lists, which a policy's io.json repeats.
 
     Raises `UserError` for a column that is missing (naming the nearest), a cell that is not a number, and as
-    `from_arrays` does.
+    `from_arrays` does. Errors name the line of a CSV file, of which the header is line 1, and the row of a
+    Parquet file, counted from 0.
     """
     fields = table_fields(Path(path), columns, Actions.given(bounds, clip))
     names = _names(columns, Path(path))
@@ -90,18 +95,60 @@ def table_columns(path: Path, columns: Columns, key: str) -> np.ndarray:
 
 def table_fields(path: Path, columns: Columns, units: Actions) -> Fields:
     """The fields that `columns` maps to columns, checked and in time order."""
+    return _read(path, columns, units)[0]
+
+
+def table_lines(path: Path, columns: Columns, units: Actions) -> np.ndarray:
+    """The lines of a CSV file that hold the rows of `table_fields`, `(N,)`; the header is line 1."""
+    return _read(path, columns, units)[1]
+
+
+def _read(path: Path, columns: Columns, units: Actions) -> tuple[Fields, np.ndarray]:
+    """The fields in time order, and where each row stands: in CSV its line, in Parquet its row from 0."""
     names = _names(columns, path)
     if not path.is_file():
         raise UserError(f"{shown(path)}: no such file; check the path")
     wanted = list(dict.fromkeys(name for group in names.values() for name in group))
-    table = _parquet(path, wanted) if path.suffix == ".parquet" else _csv(path, wanted, names)
+    text = path.suffix != ".parquet"
+    table = _csv(path, wanted, names) if text else _parquet(path, wanted)
+    places = Places("line", table.pop(LINE)) if text else Places("row", np.arange(len(table[wanted[0]])))
     fields = {}
     for key, group in names.items():
         if key in FIELDS:
             vector = key in VECTORS
             fields[key] = table[group[0]] if vector else np.column_stack([table[name] for name in group])
     order = {key: table[names[key][0]] for key in ORDER if key in names}
-    return _in_order(check_fields(fields, shown(path), units=units), order, path)
+    try:
+        checked = check_fields(fields, shown(path), units=units)
+    except UserError as error:
+        raise UserError(places.told(str(error), fields, names)) from error
+    return _in_order(checked, order, places, path)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a table stand in its file, for messages."""
+
+    word: str
+    """`line`, or `row` in a file that has no lines."""
+    at: np.ndarray
+    """`(N,)`, for each row that was read."""
+
+    def of(self, row: Any) -> str:
+        """The place of a row, such as "line 17"."""
+        return f"{self.word} {self.at[int(row)]}"
+
+    def told(self, text: str, fields: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> str:
+        """The message about a field with its row's place; of several columns it names the one at fault."""
+        found = re.search(r"in row (\d+)", text)
+        key = re.search(r": '(\w+)' ", text)
+        if not found:
+            return text
+        place = f"in {self.of(found[1])}"
+        if key and len(group := names.get(key[1], ())) > 1:
+            bad = np.flatnonzero(~np.isfinite(fields[key[1]][int(found[1])]))
+            place += f", column {group[bad[0]]!r}" if len(bad) else ""
+        return text.replace(found[0], place, 1)
 
 
 def _names(columns: Columns, path: Path) -> dict[str, list[str]]:
@@ -136,16 +183,17 @@ def _find(wanted: Sequence[str], found: Sequence[str], path: Path) -> list[int]:
 def _csv(path: Path, wanted: list[str], names: dict[str, list[str]]) -> Table:
     """Read CSV; the separator is comma, semicolon or tab, whichever is most frequent in the header.
 
-    `true` and `false` are flags, and an empty cell is NaN.
+    `true` and `false` are flags, and an empty cell is NaN. `LINE` holds the line of each row.
     """
     header: list[str] = []
+    kept: list[int] = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file, warnings.catch_warnings():
             line = file.readline()
             delimiter = _delimiter(line)
             header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
             at = _find(wanted, header, path)
-            lines = _lines(file, delimiter, len(header), path)
+            lines = _lines(file, delimiter, len(header), path, kept)
             converters = _converters(dict(zip(wanted, at, strict=True)), names)
             warnings.filterwarnings("ignore", message="loadtxt: input contained no data")
             rows = np.loadtxt(
@@ -160,14 +208,21 @@ def _csv(path: Path, wanted: list[str], names: dict[str, list[str]]) -> Table:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text in UTF-8 ({error.reason}); is it a CSV file?") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {_numpy_error(error, header)}; write it again") from error
-    return {name: rows[:, i] for i, name in enumerate(wanted)}
+        raise UserError(f"{path}: {_numpy_error(error, header, kept)}; mend it") from error
+    return {name: rows[:, i] for i, name in enumerate(wanted)} | {LINE: np.asarray(kept[: len(rows)])}
 
 
-def _lines(file: Iterable[str], delimiter: str, columns: int, path: Path) -> Iterator[str]:
-    """The lines. Raises `UserError` for a wrong number of cells, which NumPy does not check."""
+def _lines(file: Iterable[str], delimiter: str, columns: int, path: Path, kept: list[int]) -> Iterator[str]:
+    """The lines; the numbers of those that begin a row go to `kept`.
+
+    Raises `UserError` for a wrong number of cells, which NumPy does not check.
+    """
+    inside = False  # a text between quotes goes on in the next line
     for number, line in enumerate(file, 2):
         cells = line.count(delimiter) + 1
+        if line.strip() and not inside:
+            kept.append(number)
+        inside ^= bool(line.count('"') % 2)
         if cells != columns and '"' not in line and line.strip():
             raise UserError(
                 f"{path}: line {number} has {cells} cells, expected {columns}, as the header; mend it"
@@ -194,12 +249,12 @@ def _cell(text: str) -> float:
     return float("nan") if not text else FLAGS[text.lower()] if text.lower() in FLAGS else float(text)
 
 
-def _numpy_error(error: Exception, header: list[str]) -> str:
-    """NumPy's message with the name of the column, and with rows counted from 1 after the header."""
+def _numpy_error(error: Exception, header: list[str], lines: list[int]) -> str:
+    """NumPy's message with the name of the column and the line of the file; `lines`: of each row."""
     text = one_line(error).rstrip(".")
-    if cell := re.fullmatch(r"(could not convert .*) to float64 at row (\d+), column (\d+)", text):
-        row, column = int(cell[2]) + 1, header[int(cell[3]) - 1]
-        return f"{cell[1]} to a number in row {row} after the header, column {column!r}"
+    if cell := re.fullmatch(r"could not convert string (.*) to float64 at row (\d+), column (\d+)", text):
+        found = "an empty cell" if cell[1] == "''" else cell[1]
+        return f"line {lines[int(cell[2])]}, column {header[int(cell[3]) - 1]!r}: {found} is not a number"
     return text
 
 
@@ -225,14 +280,18 @@ def _array(column: Any) -> np.ndarray:
     return np.stack(list(x)) if lists else x
 
 
-def _in_order(fields: Fields, order: Table, path: Path) -> Fields:
-    """Sort by episode and step, and add to `timeouts` the episode ends that these columns show."""
+def _in_order(fields: Fields, order: Table, places: Places, path: Path) -> tuple[Fields, np.ndarray]:
+    """Sort by episode and step, and add to `timeouts` the episode ends that these columns show.
+
+    Returns the fields, and the place of each row.
+    """
     if not order:
-        return fields
+        return fields, places.at
     for key, x in order.items():
         if key == "step" and (x.dtype.kind not in "biuf" or not np.isfinite(x).all()):
+            bad = f" ({places.of(np.argmin(np.isfinite(x)))})" if x.dtype.kind in "biuf" else ""
             raise UserError(
-                f"{path}: the step column holds values that are not numbers; give one to every row"
+                f"{path}: the step column holds values that are not numbers{bad}; give one to every row"
             )
     step = order.get("step")
     episode = _ranks(order["episode"]) if "episode" in order else None
@@ -241,17 +300,17 @@ def _in_order(fields: Fields, order: Table, path: Path) -> Fields:
         if (np.diff(at) != 1).any():
             warnings.warn(f"{path}: rows are out of order; sorted by episode and step", stacklevel=4)
             fields = {key: x[at] for key, x in fields.items()}
-            step, episode = step[at], episode[at]
-    cuts = _cuts(step, episode, path)
+            step, episode, places = step[at], episode[at], replace(places, at=places.at[at])
+    cuts = _cuts(step, episode, places, path)
     ends = np.append(cuts, episode is not None) & ~fields["terminals"]
     # An episode column shows the ends; from steps alone they are inferred.
     if episode is None and "timeouts" not in fields:
         text = f"{np.count_nonzero(ends)} episode ends follow from 'step', beside the terminations"
         warnings.warn(f"{path}: no timeouts: {text}", stacklevel=4)
-    return fields | {"timeouts": fields.get("timeouts", ends) | ends}
+    return fields | {"timeouts": fields.get("timeouts", ends) | ends}, places.at
 
 
-def _cuts(step: np.ndarray | None, episode: np.ndarray | None, path: Path) -> np.ndarray:
+def _cuts(step: np.ndarray | None, episode: np.ndarray | None, places: Places, path: Path) -> np.ndarray:
     """`(N - 1,)` bool: whether an episode ends in this row."""
     if episode is None:
         assert step is not None
@@ -259,9 +318,8 @@ def _cuts(step: np.ndarray | None, episode: np.ndarray | None, path: Path) -> np
     else:
         cuts = np.diff(episode) != 0
         if (back := np.diff(episode) < 0).any():
-            row = int(np.argmax(back)) + 1
             raise UserError(
-                f"{path}: in row {row} an episode goes on after another one; "
+                f"{path}: in {places.of(np.argmax(back) + 1)} an episode goes on after another one; "
                 "sort the table, or map 'step', too"
             )
     if step is None:
@@ -270,8 +328,8 @@ def _cuts(step: np.ndarray | None, episode: np.ndarray | None, path: Path) -> np
     if (twice := ~cuts & (ahead == 0)).any():
         row = int(np.argmax(twice)) + 1
         raise UserError(
-            f"{path}: step {step[row]:g} is there twice in one episode (row {row}, in order); "
-            "drop one of them"
+            f"{path}: step {step[row]:g} is there twice in one episode "
+            f"({places.of(row - 1)} and {places.of(row)}); drop one of them"
         )
     counts = (step == np.floor(step)).all() and ahead[~cuts].min(initial=2) == 1
     if counts and (gaps := ~cuts & (ahead > 1)).any():  # the times of a clock may be any distance apart

@@ -9,6 +9,7 @@ import nets
 import pytest
 import torch
 from nets import nth, same, update
+from nosync import refusing
 
 from mbo2o.agents import AgentConfig, make_agent
 from mbo2o.agents.qensemble import QConfig
@@ -243,13 +244,15 @@ def test_has_a_yaml_that_restates_nothing(name):
 def test_update_is_one_graph_per_form(name):
     """It traces without a break, and again only for the steps at which a delayed part is due.
 
+    Nothing in what was traced reads a tensor back to the host.
+
     Adam in plain arithmetic, which tracing takes, rounds otherwise than the fused kernel.
     """
     torch._dynamo.reset()
     eager = make(name, **nets.DEMANDING.get(name, {}))
     compiled = copy.deepcopy(eager)
     with torch._dynamo.config.patch(trace_autograd_ops=True):
-        compiled.update = torch.compile(compiled.update, fullgraph=True, backend="eager", dynamic=False)
+        compiled.update = torch.compile(compiled.update, fullgraph=True, backend=refusing, dynamic=False)
         engine = Engine()
         for t in range(eager.cycle + 4):
             # the second update may differ from the first, whose tensors have no history yet

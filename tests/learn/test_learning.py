@@ -13,6 +13,7 @@ from mbo2o.report.read import read_run
 from mbo2o.run.config import RunConfig
 from mbo2o.training import Config, train
 from studies import offline
+from studies.arms import run_job
 
 NET = MLPConfig(hidden=[64, 64])
 AGENT = SACConfig(actor=NET, critic=NET, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3, tau=0.01)
@@ -66,7 +67,8 @@ def test_offline_learners_keep_up_with_their_data(agent, tmp_path):
     """On Hopper's medium file, which ships: its behaviour returns 951."""
     changes = ["run.eval_every=1000", "recipe.offline.normalize=true"]
     base = compose_config(["experiment=qensemble-small", "dataset=hopper-medium-v5", *changes])
-    offline.run(base, tmp_path, [agent])
+    for job in offline.jobs(offline.arms(base), agent):
+        run_job(job, tmp_path)
     log = read_run(tmp_path / agent)
     assert log.series("eval", "return").values[-3:].mean() > log.behaviour_return
 

@@ -37,7 +37,6 @@ for method, recipe in (("mopo", mopo), ("iql", iql)):
 """
 
 
-@pytest.mark.skipif(not hasattr(mbo2o, "Policy"), reason="needs policies that can be called")
 def test_a_csv_becomes_a_policy_without_a_simulator(tmp_path):
     path = write_log(tmp_path / "my.csv")
     done = subprocess.run(

@@ -81,7 +81,7 @@ def test_a_process_that_is_at_work_is_not_asked_again_and_ends_with_its_run():
     assert pool.ask(agent, RewardView()) is None
     eventually(first.worker.answered, 60)
     expected = Evaluator("InvertedPendulum-v5", (2,), 1, 0, 0.9)(agent.act, agent.value)
-    found = first.result()
+    found, _ = first.result()
     assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in expected.items()}
     assert pool.ask(agent, RewardView()) is not None
     process = pool._workers[0]._process
@@ -125,7 +125,7 @@ print('once')
 from test_beside import *
 pool = pool_of(1)
 agent = make_agent('sac', (2,), obs_dim=4, act_dim=1)
-print(sorted(pool.ask(agent, RewardView()).result())[0])
+print(sorted(pool.ask(agent, RewardView()).result()[0])[0])
 pool.close()
 """)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -496,7 +496,7 @@ def test_an_episode_that_comes_back_is_refused(tmp_path):
     path = csv_file(tmp_path / "x.csv", table(FULL), order=[*range(2, 30), 0, 1])
     message = refusal(read_table, path, mapped(counter(False, False), "episode"))
     assert re.search(
-        "in row 28 an episode goes on after another one; sort the table, or map 'step', too", message
+        "in line 30 an episode goes on after another one; sort the table, or map 'step', too", message
     )
 
 
@@ -508,7 +508,7 @@ def test_missing_steps_cut_and_double_ones_are_refused(tmp_path):
     assert len(ds) == (~ENDS).sum() - 1 - 2 * 2
     path = csv_file(path, table(FULL), order=[0, 1, 1, *range(2, 30)])
     message = refusal(read_table, path, mapped(FULL, "episode", "step"))
-    assert "step 1 is there twice in one episode (row 2, in order)" in message
+    assert "step 1 is there twice in one episode (line 3 and line 4)" in message
 
 
 def test_steps_of_a_clock_may_be_uneven(tmp_path):
@@ -576,20 +576,20 @@ BAD_TABLES = {
     "text": (
         ("r", "nan?"),
         {},
-        r"could not convert string 'nan\?' to a number in row 5 after the header, column 'r'",
+        r"line 6, column 'r': 'nan\?' is not a number",
     ),
     "empty cell": (
         ("u", ""),
         {},
-        "could not convert string '' to a number in row 5 after the header, column 'u'",
+        "line 6, column 'u': an empty cell is not a number",
     ),
     "not a flag": (("done", "2"), {}, "'terminals' holds values other than 0 and 1"),
     "text for a flag": (
         ("done", "maybe"),
         {},
-        "'maybe' to a number in row 5 after the header, column 'done'",
+        "line 6, column 'done': 'maybe' is not a number",
     ),
-    "nan": (("other", "nan"), {}, "'observations' is not a finite float32 in row 4"),
+    "nan": (("other", "nan"), {}, "'observations' is not a finite float32 in line 6, column 'other'"),
     "half a next one": (("next other", ""), {}, "'next_observations' is neither finite nor all NaN"),
     "actions": (
         ("v", "7.5"),

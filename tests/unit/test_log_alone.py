@@ -234,7 +234,6 @@ for argv in (args, ["train", "-m", "recipe=mopo"], ["train", "recipe=scratch", "
     assert names.count("eval") == 2
 
 
-@pytest.mark.skipif(not hasattr(mbo2o, "Policy"), reason="needs policies that can be called")
 def test_the_notebook_on_data_of_one_s_own_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MBO2O_STEPS", "20")
     monkeypatch.setenv("PYTHONPATH", ROOT)

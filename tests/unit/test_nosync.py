@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nosync import no_host_reads
+from nosync import no_host_reads, refusing
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mbo2o.data.buffer import ReplayBuffer
@@ -142,6 +142,13 @@ def test_the_stand_in_refuses_what_waits():
     for read in (x[0].item, x.nonzero, lambda: x[x > 0], lambda: bool(x.sum()), lambda: int(x[0])):
         with pytest.raises(AssertionError, match="reads from the device"), no_host_reads():
             read()
+
+
+def test_the_stand_in_for_a_compiler_refuses_what_waits():
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):  # else the trace breaks, which is no test
+        reading = torch.compile(lambda x: x * x[0].item(), fullgraph=True, backend=refusing)
+        with pytest.raises(AssertionError, match="reads from the device"):
+            reading(torch.ones(3))
 
 
 @pytest.mark.parametrize("gamma", [None, 0.9])

@@ -1,11 +1,15 @@
 """Imagined rollouts as an engine runs them: compiled and at low precision, beside the eager ones."""
 
+import functools
+
 import nets
 import pytest
 import torch
+from nosync import refusing
 from torch import Tensor
 
 from mbo2o.dynamics import rollout
+from mbo2o.dynamics.fit import FitConfig, Learner
 from mbo2o.dynamics.model import DynamicsConfig, GaussianDynamics
 from mbo2o.dynamics.rollout import Rollouts
 from mbo2o.ensemble.mlp import MLPConfig
@@ -152,3 +156,23 @@ def test_parts_hold_every_branch_once_and_are_equal_where_that_is_possible(n, mo
     going_on = keep[:, :n] & (rows.done[:, :n] == 0)
     assert torch.equal(keep[:, n:], going_on)
     assert torch.equal(rows.obs[:, n:][going_on], rows.next_obs[:, :n][going_on])
+
+
+@needs_tracing
+def test_compiled_steps_of_a_model_and_of_its_rollouts_read_nothing_back(monkeypatch):
+    """Steps of agents: see `test_update_is_one_graph_per_form`."""
+    programs = []
+
+    def compiler(module, example):
+        programs.append(module)
+        return refusing(module, example)
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
+    rows, *_ = roll(make()(EngineConfig("compiled")), 0.5, horizon=2)
+    made = len(programs)
+    model = GaussianDynamics(Spec(nets.OBS, nets.ACT, SEEDS), DynamicsConfig(members=3, elites=2))
+    learner = Learner(model, FitConfig(), Engine(EngineConfig("compiled")).prepare)
+    x, y = torch.randn(*SEEDS, 3, 8, nets.OBS + nets.ACT), torch.randn(*SEEDS, 3, 8, nets.OBS + 1)
+    learner.step(x, y)
+    assert 0 < made < len(programs)
+    assert rows.rew.isfinite().all()

@@ -18,10 +18,11 @@ from mbo2o.ensemble.mlp import MLPConfig
 from mbo2o.envs.disturb import DisturbConfig
 from mbo2o.envs.faults import Faults
 from mbo2o.envs.lanes import Lane, Lanes
+from mbo2o.progress import Progress, describe
 from mbo2o.recipes.scratch import ScratchConfig
 from mbo2o.run.config import RunConfig
 from mbo2o.run.evaluate import Evaluator
-from mbo2o.run.log import Means, Progress, describe
+from mbo2o.run.log import Means
 from mbo2o.run.memory import Memory
 from mbo2o.run.turns import Run
 from mbo2o.run.watch import Divergence, Signals

@@ -1,0 +1,1 @@
+"""Evaluations that can be played again: what a run keeps of them, and the comparison."""
