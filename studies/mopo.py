@@ -36,6 +36,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "constant": ("the actor's rate is constant", {"recipe.agent.actor_decay_steps": None}),
 }
 DEFAULT = ("mopo",)
+PUBLISHED = {"hopper-medium-replay": (6.4, 0.94), "halfcheetah-medium-replay": (2.8, 1.74)}
+"""MOPO's published return on D4RL's file of that name, over the file's mean return and over its best episode
+(OfflineRL-Kit's table, and the statistics of D4RL's files)."""
 PANELS = {"": list(VARIANTS)}
 
 
@@ -83,6 +86,11 @@ def table(results: Path) -> str:
             continue
         for arm, rows in read_rows(path).items():
             lines.append(_line(path.stem.removeprefix("mopo-"), arm, rows))
+        lines += [
+            f"| *D4RL's {name}, published* | | | `mopo` | | | | {times} | {share} | |"
+            for name, (times, share) in PUBLISHED.items()
+            if path.stem.removeprefix("mopo-").startswith(name)
+        ]
     return "\n".join(lines)
 
 
