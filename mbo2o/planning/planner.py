@@ -30,7 +30,7 @@ class PlanConfig:
     penalty: str = ""  # the uncertainty, a name of `PENALTIES`; "": the model's own
     proposals: int = 24  # plans that the policy makes, in each population, if there is a policy (TD-MPC)
     spread: float = 0.2  # the noise on their actions
-    precision: str = "fp32"  # of hidden layers: bf16 is faster where the processor has it
+    precision: str = "fp32"  # in hidden layers; bf16 is faster where the processor has it
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
