@@ -19,8 +19,8 @@ PRECISIONS = ("fp32", "bf16")
 
 
 Layers = list[tuple[Tensor, ...]]
-"""For each layer of K networks: weights `(K, in, out)`, bias `(K, 1, out)`, and with LayerNorm its scale and
-shift, `(K, 1, out)` each."""
+"""For each layer of K networks: weights `(K, in, out)`, bias `(K, 1, out)`, and with a LayerNorm its scale
+and shift, `(K, 1, out)` each."""
 
 
 class Drawn(NamedTuple):
