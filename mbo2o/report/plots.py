@@ -274,7 +274,7 @@ def _legend(row: Row, narrow: bool) -> None:
     axes.legend(
         *(entries.values(), entries.keys()),
         edgecolor="none",
-        framealpha=0.9,
+        framealpha=0.5,  # a curve that fills the panel stays visible behind it
         loc="best",
         fontsize=9 if narrow else 12,
     )
