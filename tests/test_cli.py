@@ -111,6 +111,8 @@ COMMANDS = [
     "table",
     "runs",
     "claims",
+    "verify",
+    "traces",
 ]
 
 

@@ -274,7 +274,9 @@ def test_actions_outside_are_refused_with_both_ways_out():
         "bounds=(low, high); if they are a policy's unclipped outputs, clip them with clip=True"
     )
     said = refusal(check_fields, fields(raw), "x", units=Actions(None, (-2, 2), "dataset_actions="))
-    assert "(its box is [-2, 2]), rescale them with dataset_actions=env;" in said
+    assert (
+        "(its box is [-2, 2]), rescale them with dataset_actions=env or dataset_actions=[LOW,HIGH];" in said
+    )
     assert said.endswith("clip them with dataset_actions=clip")
     said = refusal(TransitionDataset.from_arrays, **fields(raw), bounds=(-1.5, 1.5))
     assert "lie in [-1.5, 2], expected the box [-1.5, 1.5]" in said

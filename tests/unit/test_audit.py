@@ -585,7 +585,7 @@ def test_a_poisoned_file_and_its_json(tmp_path, capsys):
     assert report["verdicts"]["dynamics"]["verdict"] == "no"
     assert report["safe"] is False
     for f in report["findings"]:
-        assert set(f) == {"name", "message", "count", "of", "rows", "harms", "severity", "advice"}
+        assert set(f) == {"name", "message", "count", "of", "rows", "place", "harms", "severity", "advice"}
     counts = {"alive_rows", "false_dead", "terminal_rows", "false_alive", "terminals_untested"}
     assert set(report["certificate"]) == counts | {"rule", "certified"}
     assert report["certificate"]["false_alive"] == 1  # the others' next observations are not what followed

@@ -12,8 +12,8 @@ import pytest
 import survival
 from survival import FULL, assert_intact, assert_same, ended, fork, outcome, small, stop_at
 
+from mbo2o import progress
 from mbo2o.cli.command import guarded
-from mbo2o.run import log
 from mbo2o.run.log import MetricsFile
 from mbo2o.store import checkpoint
 from mbo2o.training import train
@@ -153,7 +153,7 @@ def test_a_closed_terminal_does_not_stop_a_run(finished, tmp_path, monkeypatch):
         def flush(self):
             raise FULL
 
-    monkeypatch.setattr(log.sys, "stderr", Gone())
+    monkeypatch.setattr(progress.sys, "stderr", Gone())
     train(small(tmp_path / "run"))
     monkeypatch.undo()
     assert_same(outcome(tmp_path / "run"), outcome(finished))

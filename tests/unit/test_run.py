@@ -137,7 +137,7 @@ def test_progress_shows_three_digits_of_small_numbers(value, text):
 def test_durations_have_a_unit_that_suits_them(seconds, text, capsys, monkeypatch):
     assert duration(seconds) == text
     now = [0.0]
-    monkeypatch.setattr("mbo2o.run.log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mbo2o.progress.time.monotonic", lambda: now[0])
     progress = Progress("online", 0, 2)
     progress.step()
     now[0] = seconds
