@@ -159,9 +159,12 @@ class Members:
         return mean, soft_clamp(log_var, *self._bounds)
 
     def _taken(self, elite: Tensor) -> Layers:
-        """The layers of the elites `(P,)`; of one alone they are no copy."""
+        """The layers of the elites `(P,)`; of one alone they are no copy.
+
+        They are tensors of their own, since a compiler makes another program where two steps share them.
+        """
         if len(elite) == 1:
-            return self._single[int(elite)]
+            return [tuple(x.view_as(x) for x in layer) for layer in self._single[int(elite)]]
         return [tuple(w[elite] for w in layer) for layer in self._layers]
 
 

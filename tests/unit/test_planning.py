@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from models import linear, linear_net
+from torch._dynamo.testing import CompileCounter
 
 import mbo2o
 from mbo2o.cli.main import main
@@ -727,6 +728,21 @@ def test_a_compiled_rating_gives_the_same_plans():
         prepare=Engine(EngineConfig("compiled")).prepare,
     )  # fmt: skip
     np.testing.assert_allclose(compiled.act(obs), eager.act(obs), atol=1e-4)
+
+
+def test_a_rating_is_translated_once_whichever_members_its_steps_draw():
+    """One particle meets one member at each step; two steps may draw the same, which is no other program."""
+    counter = CompileCounter()
+
+    def counted(step):
+        return torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
+
+    planned = Planner(
+        linear(), "mppi", particles=1, horizon=4, population=8, elites=4, iterations=2, prepare=counted
+    )
+    for _ in range(8):
+        planned.act(np.array([0.5, -0.5]))
+    assert counter.frame_count == 1
 
 
 # ---- the page
