@@ -12,7 +12,7 @@ from mbo2o.recipes.moore import MOOReConfig
 from mbo2o.store import datasets
 from mbo2o.training import Config
 from studies import moore, offline
-from studies.arms import Job, draw, publish, read_arms, read_rows
+from studies.arms import BESIDE, Job, draw, publish, read_arms, read_rows
 from studies.methods import with_interval
 from studies.moore import as_mopo
 from studies.presets import changed
@@ -82,7 +82,7 @@ def table(results: Path) -> str:
         "|---" * 10 + "|",
     ]
     for path in sorted(results.glob("mopo-*.csv")):
-        if path.stem.endswith(("-curves", "-drops")):
+        if path.stem.endswith(BESIDE):
             continue
         for arm, rows in read_rows(path).items():
             lines.append(_line(path.stem.removeprefix("mopo-"), arm, rows))
